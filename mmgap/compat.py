@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workarounds for upstream behaviour, each with its cause and when it can go."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+
+def differentiable_call(pipeline: Any) -> Callable[..., Any]:
+    """The ``__call__`` of a diffusers pipeline without its ``torch.no_grad``.
+
+    Cause: diffusers decorates every ``__call__`` with ``torch.no_grad()``, whose wrapper keeps the
+    plain function in ``__wrapped__``. Can go when diffusers offers a differentiable call.
+
+    Raises:
+        RuntimeError: If the installed diffusers no longer wraps its call like this.
+    """
+    call = type(pipeline).__call__
+    inner = getattr(call, '__wrapped__', None)
+    if inner is None or 'prompt_embeds' not in inspect.signature(inner).parameters:
+        import diffusers
+
+        raise RuntimeError(
+            f'{type(pipeline).__name__}.__call__ of diffusers {diffusers.__version__} is not '
+            'wrapped in torch.no_grad as mmgap expects; use diffusers 0.42'
+        )
+    return inner.__get__(pipeline)
+
+
+def replace_dataset(loader: DataLoader, dataset: Any) -> None:
+    """Give a built DataLoader another dataset of the same length.
+
+    Cause: MMEngine builds loop, sampler and schedule before any hook runs, and a DataLoader
+    refuses to have its ``dataset`` set. The sampler only reads the length, which stays. Can go if
+    MMEngine lets a hook see the loader's config first.
+
+    Raises:
+        ValueError: If the lengths differ.
+    """
+    if len(loader.dataset) != len(dataset):
+        raise ValueError(
+            f'the loader was built for {len(loader.dataset)} samples, got {len(dataset)}'
+        )
+    object.__setattr__(loader, 'dataset', dataset)
+
+
+def restart_workers(loader: DataLoader) -> None:
+    """Make the next ``iter(loader)`` start new worker processes.
+
+    Cause: workers hold a copy of the dataset from when they started, and persistent workers never
+    see that it grew. Can go if DataLoader offers a reset.
+    """
+    loader._iterator = None
+
+
+def restart_infinite_iterator(loop: Any, consumed: int) -> None:
+    """Give an iteration-based loop new worker processes that go on after ``consumed`` batches.
+
+    Cause: MMEngine's InfiniteSampler hands out one endless stream, of which the old workers have
+    prefetched some batches already; a new iterator would skip those. Can go if MMEngine's
+    iteration-based loop offers to restart its loader.
+
+    Args:
+        loop: MMEngine's IterBasedTrainLoop.
+        consumed: Batches that training has used so far, the current one included.
+    """
+    loader = loop.dataloader
+    restart_workers(loader)
+    sampler = loader.sampler
+    if hasattr(sampler, '_indices_of_rank'):
+        samples = consumed * loader.batch_size
+        sampler.indices = itertools.islice(sampler._indices_of_rank(), samples, None)
+    loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
+
+
+def allow_checkpoint_history() -> None:
+    """Let weights-only loading read the log history in MMEngine's checkpoints.
+
+    Cause: torch 2.6 made ``torch.load`` weights-only, and MMEngine 0.10.7 pickles its
+    ``HistoryBuffer`` into every checkpoint, so neither resume nor test can read them (fixed
+    upstream by ``weights_only=False``, which runs whatever code a file contains). The classes that
+    a log history consists of hold nothing but numbers, so those are allowed by name. ``getattr``
+    is what pickle uses to find HistoryBuffer's own methods; it is replaced by one that does
+    nothing else. Can go when MMEngine stores plain lists.
+    """
+    import numpy
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    methods = ('min', 'max', 'mean', 'current')
+
+    def history_method(owner: Any, name: str) -> Any:
+        if owner is not HistoryBuffer or name not in methods:
+            raise ValueError(f'a checkpoint may not look up {name!r} of {owner!r}')
+        return getattr(owner, name)
+
+    core = numpy._core if hasattr(numpy, '_core') else numpy.core
+    reconstruct, scalar = core.multiarray._reconstruct, core.multiarray.scalar
+    dtypes = [type(numpy.dtype(t)) for t in ('f8', 'f4', 'i8', 'i4', 'bool')]
+    torch.serialization.add_safe_globals(
+        [HistoryBuffer, numpy.ndarray, numpy.dtype, *dtypes]
+        + [(history_method, name) for name in ('builtins.getattr', '__builtin__.getattr')]
+        + [
+            (function, f'numpy.{module}.multiarray.{name}')
+            for module in ('core', '_core')
+            for name, function in (('_reconstruct', reconstruct), ('scalar', scalar))
+        ]
+    )

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sample pool as a dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+
+from mmgap.registry import DATASETS
+from mmgap.synthesis.sample_pool import SamplePool
+
+
+@DATASETS.register_module()
+class SyntheticDataset(BaseDataset):
+    """The generated images of a sample pool, with their labels.
+
+    Data infos carry ``img_path`` and ``gt_label`` as the toolbox's own datasets do, and
+    ``sample_idx``, ``prompt_id`` and ``round``, so the toolbox's pipelines run unchanged.
+
+    Args:
+        pool: Folder of the pool.
+        budget: Take only the first so many samples; all by default.
+        **kwargs: MMEngine's: ``pipeline``, ``metainfo`` (with the ``classes``), ``lazy_init`` …
+
+    Raises:
+        FileNotFoundError: If the folder has no manifest or no sample in it.
+        ValueError: If the pool is damaged, or has fewer samples than ``budget``.
+    """
+
+    def __init__(self, pool: str, budget: int | None = None, **kwargs: Any) -> None:
+        self.pool = pool
+        self.budget = budget
+        # The pool's samples say all that MMEngine would look for in an annotation file.
+        super().__init__(ann_file='', **kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Read the manifest."""
+        pool = SamplePool(self.pool)
+        if not len(pool):
+            raise FileNotFoundError(f'pool={self.pool!r} has no samples in {pool.manifest.name}')
+        if self.budget is not None and self.budget > len(pool):
+            raise ValueError(f'budget={self.budget}, but {self.pool!r} has {len(pool)} samples')
+        return [
+            dict(
+                img_path=str(pool.path(sample)),
+                gt_label=sample.label,
+                prompt_id=sample.prompt_id,
+                round=sample.round,
+            )
+            for sample in pool.samples[: self.budget]
+        ]
+
+    def _join_prefix(self) -> None:
+        """Paths are complete already."""

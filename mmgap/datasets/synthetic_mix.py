@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real and generated samples in one dataset of fixed length."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import BaseDataset, force_full_init
+from mmengine.registry import DATASETS as ROOT_DATASETS
+
+from mmgap.datasets.synthetic import SyntheticDataset
+from mmgap.registry import DATASETS
+from mmgap.seeds import derive_seed
+from mmgap.synthesis.sample_pool import SamplePool
+
+MODES = ('replace', 'extend')
+
+
+@DATASETS.register_module()
+class SyntheticMixDataset:
+    """Mix a pool's samples into a dataset at a set ratio.
+
+    The length never changes, however the pool grows: epoch length, learning-rate schedule and
+    progress are fixed when training starts.
+
+    - ``replace``: as long as the wrapped dataset; each draw is synthetic with probability
+      ``ratio``.
+    - ``extend``: ``round(real / (1 - ratio))`` long; the places after the real ones are synthetic.
+
+    While the pool is empty, every place is a real sample.
+
+    Args:
+        dataset: The wrapped dataset or its config.
+        pool: Folder of the sample pool; may be empty still. :class:`mmgap.GAPHook` sets it.
+        ratio: Synthetic share, in [0, 1).
+        mode: ``'replace'`` or ``'extend'``.
+        budget: Take only the first so many samples of the pool.
+        lazy_init: Do not load annotations yet.
+
+    Raises:
+        ValueError: If ``ratio`` is outside [0, 1) or ``mode`` is unknown.
+        TypeError: If ``dataset`` is neither a dataset with a pipeline nor a config of one.
+    """
+
+    def __init__(
+        self,
+        dataset: BaseDataset | dict,
+        pool: str | None = None,
+        ratio: float = 0.5,
+        mode: str = 'replace',
+        budget: int | None = None,
+        lazy_init: bool = False,
+    ) -> None:
+        if not 0 <= ratio < 1:
+            raise ValueError(f'ratio must be in [0, 1), got {ratio}')
+        if mode not in MODES:
+            raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
+        self.dataset = ROOT_DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        if not hasattr(self.dataset, 'get_data_info') or not hasattr(self.dataset, 'pipeline'):
+            raise TypeError(
+                f'dataset must be a dataset with a pipeline, or a config of one, got '
+                f'{type(self.dataset).__name__}; put SyntheticMixDataset inside other wrappers'
+            )
+        self.ratio = ratio
+        self.mode = mode
+        self.pool = pool
+        self.budget = budget
+        self.seed: int | None = None
+        self.epoch = 0
+        self._metainfo = self.dataset.metainfo
+        self._synthetic: SyntheticDataset | None = None
+        self._fully_initialized = False
+        if not lazy_init:
+            self.full_init()
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """A copy of the wrapped dataset's meta information."""
+        return copy.deepcopy(self._metainfo)
+
+    @property
+    def num_synthetic(self) -> int:
+        """Number of the pool's samples in use."""
+        return 0 if self._synthetic is None else len(self._synthetic)
+
+    def full_init(self) -> None:
+        """Load the wrapped dataset's annotations and, if there is one, the pool's manifest."""
+        if self._fully_initialized:
+            return
+        self.dataset.full_init()
+        self._num_real = len(self.dataset)
+        self._metainfo = self.dataset.metainfo
+        self._fully_initialized = True
+        if self.pool is not None:
+            self.refresh()
+
+    def refresh(self, pool: str | None = None) -> None:
+        """Read the pool again, or another one. Workers see it when they start anew."""
+        self.pool = pool or self.pool
+        self._synthetic = None
+        if len(SamplePool(self.pool)):
+            self._synthetic = SyntheticDataset(self.pool, self.budget, metainfo=self._metainfo)
+            self._synthetic.pipeline = self.dataset.pipeline
+
+    @force_full_init
+    def __len__(self) -> int:
+        if self.mode == 'replace':
+            return self._num_real
+        return round(self._num_real / (1 - self.ratio))
+
+    @force_full_init
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """Annotation of place ``idx``: in mode ``replace`` always that of the real sample."""
+        if idx >= self._num_real and self._synthetic is not None:
+            return self._synthetic.get_data_info(self._slot(idx))
+        return self.dataset.get_data_info(idx % self._num_real)
+
+    @force_full_init
+    def __getitem__(self, idx: int) -> Any:
+        if self._synthetic is not None:
+            if idx >= self._num_real:
+                return self._synthetic[self._slot(idx)]
+            if self.mode == 'replace' and np.random.random() < self.ratio:
+                return self._synthetic[np.random.randint(len(self._synthetic))]
+        return self.dataset[idx % self._num_real]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """A batch, whose random draws depend on (seed, epoch, indices) alone when a seed is set.
+
+        PyTorch's loaders ask for whole batches where they can. The same batch then comes out of
+        any worker, also in a run that was interrupted and resumed.
+        """
+        if self.seed is None:
+            return [self[idx] for idx in indices]
+        with _seeded(derive_seed(self.seed, self.epoch, *indices)):
+            return [self[idx] for idx in indices]
+
+    def get_subset_(self, indices: Sequence[int] | int) -> None:
+        """Not supported, as in MMEngine's wrappers: a subset of a mix is ambiguous."""
+        raise NotImplementedError(
+            'SyntheticMixDataset does not support get_subset_; take the subset of the wrapped '
+            'dataset first'
+        )
+
+    def get_subset(self, indices: Sequence[int] | int) -> BaseDataset:
+        """Not supported, see :meth:`get_subset_`."""
+        raise NotImplementedError(
+            'SyntheticMixDataset does not support get_subset; take the subset of the wrapped '
+            'dataset first'
+        )
+
+    def _slot(self, idx: int) -> int:
+        return (idx - self._num_real) % len(self._synthetic)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's CPU generator; put their states back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where does the model fail? Losses that are low where it does."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgap.registry import TASK_UTILS
+
+MODES = ('flip', 'untargeted', 'targeted', 'uniform')
+
+
+def adversarial_loss(
+    logits: Tensor, labels: Tensor, mode: str, target: int | None = None, logit_scale: float = 1.0
+) -> Tensor:
+    """Adversarial loss of each sample (arXiv 2403.15309, section 3).
+
+    - ``flip``: cross-entropy to the other one of two classes.
+    - ``untargeted``: minus the cross-entropy to the true class; not bounded from below.
+    - ``targeted``: cross-entropy to the class ``target``.
+    - ``uniform``: cross-entropy to the uniform distribution; seeks high entropy.
+
+    Args:
+        logits: ``(B, classes)``.
+        labels: ``(B,)`` true classes.
+        mode: One of the above.
+        target: The class for ``targeted``.
+        logit_scale: Factor on the logits. Below 1 it keeps a confident model's gradient alive.
+
+    Returns:
+        ``(B,)``, to be minimised.
+
+    Raises:
+        ValueError: If ``mode`` is unknown, ``flip`` meets more than two classes, or ``target`` is
+            not a class.
+    """
+    classes = logits.shape[1]
+    logits = logits * logit_scale
+    if mode == 'flip':
+        if classes != 2:
+            raise ValueError(
+                f"mode='flip' needs two classes, the model has {classes}; use 'untargeted', "
+                "'targeted' or 'uniform'"
+            )
+        return F.cross_entropy(logits, 1 - labels, reduction='none')
+    if mode == 'untargeted':
+        return -F.cross_entropy(logits, labels, reduction='none')
+    if mode == 'targeted':
+        if target is None or not 0 <= target < classes:
+            raise ValueError(f"mode='targeted' needs a target in [0, {classes}), got {target}")
+        return F.cross_entropy(logits, labels.new_full(labels.shape, target), reduction='none')
+    if mode == 'uniform':
+        return -F.log_softmax(logits, dim=1).mean(dim=1)
+    raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
+
+
+@TASK_UTILS.register_module()
+class AdversarialLoss:
+    """Feedback of the model in training; see :func:`adversarial_loss`.
+
+    Args:
+        mode: ``'flip'``, ``'untargeted'``, ``'targeted'`` or ``'uniform'``.
+        target: The class for ``'targeted'``.
+        logit_scale: Factor on the logits, positive.
+        weight: Weight of this loss among the feedback's.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        mode: str = 'untargeted',
+        target: int | None = None,
+        logit_scale: float = 1.0,
+        weight: float = 1.0,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
+        if mode == 'targeted' and target is None:
+            raise ValueError("mode='targeted' needs target, the class to aim at")
+        if logit_scale <= 0:
+            raise ValueError(f'logit_scale must be positive, got {logit_scale}')
+        self.mode = mode
+        self.target = target
+        self.logit_scale = logit_scale
+        self.weight = weight
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """``(B,)``: the loss of each sample, without the weight."""
+        return adversarial_loss(
+            logits, labels.to(logits.device), self.mode, self.target, self.logit_scale
+        )

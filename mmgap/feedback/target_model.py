@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model in training as a differentiable judge of images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+
+@dataclass
+class TargetOutput:
+    """What a target says of a batch.
+
+    Attributes:
+        logits: ``(B, classes)``.
+        loss: ``(B,)``, the loss of each sample, higher where the model is more wrong.
+    """
+
+    logits: Tensor
+    loss: Tensor
+
+    @property
+    def predictions(self) -> Tensor:
+        """``(B,)``: the class named for each sample."""
+        return self.logits.argmax(dim=1)
+
+
+class TargetModel:
+    """Any toolbox classifier, seen from the image: images in [0, 1] in, loss per sample out.
+
+    The images take the way of the test pipeline: resized to its crop, scaled to 255, in its channel
+    order, through the model's own ``data_preprocessor`` without train-time batch augmentation.
+
+    Use it inside :meth:`frozen`, which puts the model into eval mode and puts mode and flags back
+    afterwards. No gradient ever stays on the model: take it with ``torch.autograd.grad``.
+
+    Args:
+        model: A model of MMPretrain, also wrapped for distributed training.
+        input_size: ``(height, width)`` that the model is tested at; None leaves images as they are.
+        channel_order: ``'bgr'`` or ``'rgb'``, what the pipeline hands to the data preprocessor.
+
+    Raises:
+        ValueError: If ``channel_order`` is something else.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_size: tuple[int, int] | None = None,
+        channel_order: str = 'bgr',
+    ) -> None:
+        if channel_order not in ('bgr', 'rgb'):
+            raise ValueError(f"channel_order must be 'bgr' or 'rgb', got {channel_order!r}")
+        self.model = model.module if is_model_wrapper(model) else model
+        self.input_size = input_size
+        self.channel_order = channel_order
+
+    @classmethod
+    def from_pipeline(cls, model: nn.Module, pipeline: Sequence[Mapping[str, Any]]) -> TargetModel:
+        """Read size and channel order from the configs of a test pipeline.
+
+        The last resize or centre crop says the size; where there is none, images stay as they are.
+
+        Raises:
+            ValueError: If the pipeline does not start from an image file.
+        """
+        size, order, loads = None, 'bgr', False
+        for transform in pipeline:
+            kind = transform.get('type', '')
+            kind = kind.__name__ if isinstance(kind, type) else str(kind)
+            name = re.split(r'[./]', kind)[-1]
+            loads = loads or name == 'LoadImageFromFile'
+            order = transform.get('channel_order', order)
+            if not (name.startswith('Resize') or name.endswith('CenterCrop')):
+                continue
+            if kind.startswith('torchvision/'):  # (height, width), where mmcv has (width, height)
+                value = transform.get('size')
+                value = value if isinstance(value, int) else value and tuple(value)[::-1]
+            else:
+                value = transform.get('crop_size') or transform.get('scale')
+            if value:
+                size = (value, value) if isinstance(value, int) else tuple(value)[::-1]
+        if not loads:
+            raise ValueError('the test pipeline loads no image; give target=dict(input_size=…)')
+        return cls(model, size, order)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Eval mode and no ``requires_grad`` while open; everything as before afterwards."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        try:
+            self.model.eval()
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            for module, mode in modes:
+                module.training = mode
+
+    def __call__(self, images: Tensor, labels: Tensor) -> TargetOutput:
+        """Judge images.
+
+        Args:
+            images: ``(B, 3, H, W)`` RGB in [0, 1].
+            labels: ``(B,)`` classes.
+
+        Returns:
+            Logits and loss of each sample, with gradient to ``images``.
+
+        Raises:
+            ValueError: If the model returns no logits for these images.
+        """
+        reference = next(self.model.parameters())
+        inputs = images.to(reference.device, torch.promote_types(images.dtype, torch.float32))
+        if self.input_size is not None and tuple(inputs.shape[-2:]) != tuple(self.input_size):
+            inputs = F.interpolate(
+                inputs, self.input_size, mode='bilinear', align_corners=False, antialias=True
+            )
+        inputs = inputs * 255
+        if self.channel_order == 'bgr':
+            inputs = inputs.flip(1)
+        with torch.autocast(reference.device.type, enabled=False):
+            data = self.model.data_preprocessor(dict(inputs=inputs), False)
+            logits = self.model(data['inputs'].to(reference.dtype), mode='tensor')
+        if isinstance(logits, (tuple, list)) and len(logits) == 1:
+            logits = logits[0]
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            raise ValueError(
+                f'{type(self.model).__name__} in tensor mode returned no (B, classes) logits; '
+                'the feedback needs a classifier with a head'
+            )
+        labels = labels.to(logits.device)
+        return TargetOutput(logits, self._loss(logits, labels))
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The head's own cross-entropy with its weights; plain for heads with another loss."""
+        module = getattr(getattr(self.model, 'head', None), 'loss_module', None)
+        plain = type(module).__name__ == 'CrossEntropyLoss' and not (
+            getattr(module, 'use_sigmoid', True) or getattr(module, 'use_soft', True)
+        )
+        if plain:
+            return module(logits, labels, reduction_override='none')
+        return F.cross_entropy(logits, labels, reduction='none')

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small helpers for what mmgap writes: whole files or none, and fingerprints of settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds either its old content or all of the new one.
+
+    Args:
+        path: The file to write. Its folder is made when missing.
+        data: The content.
+
+    Raises:
+        OSError: When the disk is full or the folder cannot be written; no partial file stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all. See :func:`write_bytes`."""
+    write_bytes(path, (json.dumps(value, indent=2) + '\n').encode())
+
+
+def fingerprint(value: Any) -> str:
+    """Sixteen hex digits that name a JSON-serialisable ``value`` (key order does not matter)."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def weights_fingerprint(module: Any) -> str:
+    """Sixteen hex digits that name the weights and buffers of a ``torch.nn.Module``.
+
+    Every tensor enters with its name, shape, and up to 4096 evenly spaced values plus its sum, so
+    that a billion parameters take a second and any training step still changes the result.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        digest.update(f'{name}{tuple(tensor.shape)}'.encode())
+        stride = max(1, flat.numel() // 4096)
+        sample = torch.cat([flat[::stride].double(), flat.sum(dtype=torch.float64)[None]])
+        digest.update(sample.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

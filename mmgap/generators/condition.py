@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What carries the label into the picture: source images with their foreground masks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.fileio import get as read_bytes
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+@dataclass
+class Condition:
+    """A batch of sources at the generator's size.
+
+    Attributes:
+        images: ``(B, 3, H, W)`` uint8 RGB.
+        masks: ``(B, 1, H, W)`` bool, True on the foreground, whose pixels stay.
+        labels: ``(B,)`` int64 classes.
+        indices: Index of each source in its dataset.
+    """
+
+    images: Tensor
+    masks: Tensor
+    labels: Tensor
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: str | torch.device) -> Condition:
+        """The same batch on another device."""
+        return Condition(
+            self.images.to(device), self.masks.to(device), self.labels.to(device), self.indices
+        )
+
+
+class SourceSet:
+    """The labelled, masked images of a dataset, as conditions of a generator.
+
+    Image, mask and label go through the same resize and centre crop.
+
+    Args:
+        dataset: Any dataset with MMEngine's ``get_data_info``, whose infos carry ``img_path``,
+            ``gt_label`` and ``mask_path`` (8-bit image, foreground bright), and optionally
+            ``group``.
+        size: ``(height, width)`` of the conditions in pixels.
+
+    Raises:
+        ValueError: If infos carry no ``mask_path`` or a class of the dataset has no sources.
+    """
+
+    def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
+        self.dataset = dataset
+        self.size = size
+        infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+        without = [i for i, info in enumerate(infos) if not info.get('mask_path')]
+        if without:
+            raise ValueError(
+                f'{len(without)} of {len(infos)} data infos of {type(dataset).__name__} have no '
+                f"'mask_path' (the first is number {without[0]}, "
+                f'{infos[without[0]].get("img_path")!r}); an inpainting generator keeps the '
+                'foreground and needs masks of it'
+            )
+        self.labels = np.array([int(info['gt_label']) for info in infos])
+        self.groups = [info.get('group') for info in infos]
+        self._paths = [(info['img_path'], info['mask_path']) for info in infos]
+        self.classes = tuple(dataset.metainfo.get('classes') or map(str, sorted(set(self.labels))))
+        empty = [name for i, name in enumerate(self.classes) if not (self.labels == i).any()]
+        if empty:
+            raise ValueError(f'no source images of class {", ".join(empty)} in {len(infos)} infos')
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def of_class(self, label: int | None) -> np.ndarray:
+        """Indices of the sources of one class, or of all when ``label`` is None."""
+        return np.arange(len(self)) if label is None else np.flatnonzero(self.labels == label)
+
+    def load(self, indices: Sequence[int]) -> Condition:
+        """Read sources.
+
+        Raises:
+            ValueError: If a mask has another size than its image, or covers nothing or everything
+                of what is left after the crop; names the file.
+        """
+        images, masks = zip(*(self._load_one(int(i)) for i in indices), strict=True)
+        return Condition(
+            torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+            torch.from_numpy(np.stack(masks))[:, None],
+            torch.as_tensor(self.labels[list(indices)], dtype=torch.int64),
+            [int(i) for i in indices],
+        )
+
+    def _load_one(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image_path, mask_path = self._paths[index]
+        image = _open(image_path).convert('RGB')
+        mask = _open(mask_path).convert('L')
+        if mask.size != image.size:
+            raise ValueError(
+                f'mask {mask_path} is {mask.size[0]}x{mask.size[1]}, its image {image_path} is '
+                f'{image.size[0]}x{image.size[1]}; they must be of one size'
+            )
+        height, width = self.size
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        mask = ImageOps.fit(mask, (width, height), Image.Resampling.NEAREST)
+        foreground = np.array(mask) > 127
+        if not foreground.any() or foreground.all():
+            what = 'covers the whole image' if foreground.all() else 'has no foreground'
+            raise ValueError(
+                f'mask {mask_path} {what} after the resize to {height}x{width}: there would be '
+                f'{"nothing to generate" if foreground.all() else "no object to keep"}'
+            )
+        return np.array(image), foreground
+
+
+def _open(path: str) -> Image.Image:
+    return Image.open(io.BytesIO(read_bytes(path)))

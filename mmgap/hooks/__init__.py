@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks: the only part that knows MMEngine's Runner."""
+
+from mmgap.hooks.gap_hook import GAPHook
+
+__all__ = ['GAPHook']

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GAPHook: when to search, draw and refresh. Nothing else in mmgap knows the Runner."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import dist
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmgap.compat import (
+    allow_checkpoint_history,
+    replace_dataset,
+    restart_infinite_iterator,
+    restart_workers,
+)
+from mmgap.datasets import SyntheticMixDataset
+from mmgap.feedback import TargetModel
+from mmgap.files import write_json
+from mmgap.generators import SourceSet
+from mmgap.hooks.summary import environment, group_report, summary_table
+from mmgap.prompts import PromptBank
+from mmgap.registry import HOOKS, TASK_UTILS
+from mmgap.search import PromptSearch, initial_prompts
+from mmgap.seeds import derive_seed
+from mmgap.synthesis import SamplePool, Synthesizer
+from mmgap.synthesis.contact_sheet import write_contact_sheet
+
+INITIAL = ('prompts_per_class', 'tokens', 'init', 'scope', 'template')
+
+
+@HOOKS.register_module()
+class GAPHook(Hook):
+    """Close the loop: search prompts against the model in training, draw, mix in, train on.
+
+    Add it to ``custom_hooks`` of any MMPretrain config whose training data have masks. If the
+    config names no :class:`mmgap.SyntheticMixDataset`, the hook wraps the training data in one
+    that replaces: the epoch stays as long as it was.
+
+    Everything random in training (model, augmentation, mixing) is seeded anew from (seed, epoch)
+    or (seed, iteration), so that a run that was killed and resumed ends as one that was not.
+
+    What it leaves under the work directory is described in README.
+
+    Args:
+        generator: Config of the generator, e.g. ``dict(type='mmgap.InpaintingGenerator', …)``.
+        feedback: Configs of the feedback's losses.
+        search: Arguments of :class:`~mmgap.search.PromptSearch` and
+            :func:`~mmgap.search.initial_prompts`.
+        synthesis: Arguments of :class:`~mmgap.synthesis.Synthesizer`.
+        target: Arguments of :class:`~mmgap.feedback.TargetModel`; read from the test pipeline by
+            default.
+        ratio: Synthetic share of the training samples when the hook wraps the data itself.
+        start: Epochs (or iterations, for iteration-based loops) of training before the first
+            round.
+        rounds: Number of rounds.
+        interval: Epochs (or iterations) between two rounds.
+        budget: Images of all rounds together.
+        seed: Seed of every draw; the Runner's by default.
+
+    Raises:
+        ValueError: If a number is out of range or the last round would start after training ends.
+    """
+
+    # After the parameter schedulers have stepped, before CheckpointHook saves.
+    priority = 75
+
+    def __init__(
+        self,
+        generator: dict[str, Any],
+        feedback: Sequence[dict[str, Any]] = (dict(type='mmgap.AdversarialLoss'),),
+        search: dict[str, Any] | None = None,
+        synthesis: dict[str, Any] | None = None,
+        target: dict[str, Any] | None = None,
+        ratio: float = 0.5,
+        start: int = 1,
+        rounds: int = 1,
+        interval: int = 1,
+        budget: int = 400,
+        seed: int | None = None,
+    ) -> None:
+        if not 0 <= ratio < 1:
+            raise ValueError(f'ratio must be in [0, 1), got {ratio}')
+        if start < 0 or rounds < 1 or interval < 1:
+            raise ValueError(
+                'start must not be negative, rounds and interval at least 1, got '
+                f'start={start}, rounds={rounds}, interval={interval}'
+            )
+        if budget < rounds:
+            raise ValueError(f'budget={budget} gives not one image to each of {rounds} rounds')
+        self.generator_cfg = generator
+        self.feedback = [TASK_UTILS.build(dict(config)) for config in feedback]
+        settings = dict(search or {})
+        self.initial_cfg = {name: settings.pop(name) for name in INITIAL if name in settings}
+        self.search_cfg = settings
+        self.synthesis_cfg = dict(synthesis or {})
+        self.target_cfg = target
+        self.ratio = ratio
+        self.start = start
+        self.rounds = rounds
+        self.interval = interval
+        self.budget = budget
+        self.seed = seed
+        self.state: dict[str, Any] = dict(rounds_done=0, pool_length=0, before=None, rounds=[])
+        self.seconds = dict(total=0.0, evaluation=0.0, search=0.0, synthesis=0.0)
+        self._generator: Any = None
+
+    # When: MMEngine's points
+
+    def before_run(self, runner: Runner) -> None:
+        """Let the Runner resume its own checkpoints."""
+        allow_checkpoint_history()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take up the state of the run that is resumed."""
+        if runner._resume and 'mmgap' in checkpoint:
+            self.state = checkpoint['mmgap']['state']
+            self.seconds = checkpoint['mmgap']['seconds']
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the hook's whole state."""
+        checkpoint['mmgap'] = dict(state=self.state, seconds=self._elapsed())
+
+    def before_train(self, runner: Runner) -> None:
+        """Wrap the training data and check the plan."""
+        self._began = time.time()
+        self.seed = runner.seed if self.seed is None else self.seed
+        self.folder = Path(runner.work_dir) / 'gap'
+        self._by_epoch = not hasattr(runner.train_loop, 'dataloader_iterator')
+        length = runner.max_epochs if self._by_epoch else runner.max_iters
+        last = self._due(self.rounds - 1)
+        if last >= length:
+            raise ValueError(
+                f'round {self.rounds - 1} would start after {last} '
+                f'{"epochs" if self._by_epoch else "iterations"}, but training ends after {length};'
+                ' lower start, rounds or interval'
+            )
+        self._mix = self._mix_in(runner.train_loop.dataloader)
+        self._mix.seed = self.seed
+        self._read_pool()
+        if not self._by_epoch:
+            restart_infinite_iterator(runner.train_loop, 0)
+            if self._is_due(runner.iter):
+                self._round(runner, dict(epoch=runner.epoch, iter=runner.iter))
+                restart_infinite_iterator(runner.train_loop, 0)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Run the round that is due, then seed the epoch."""
+        if not self._by_epoch:
+            return
+        if self._is_due(runner.epoch):
+            self._round(runner, dict(epoch=runner.epoch, iter=runner.iter))
+        self._mix.epoch = runner.epoch
+        restart_workers(runner.train_loop.dataloader)
+        self._seed_training(runner.epoch)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed the iteration of an iteration-based loop."""
+        if not self._by_epoch:
+            self._seed_training(runner.iter)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Run the round that is due before the next iteration of an iteration-based loop."""
+        done = runner.iter + 1
+        if not self._by_epoch and done < runner.max_iters and self._is_due(done):
+            self._round(runner, dict(epoch=runner.epoch, iter=done))
+            restart_infinite_iterator(runner.train_loop, done)
+
+    def after_train(self, runner: Runner) -> None:
+        """Evaluate and report."""
+        summary = self._summary(runner, after=self._evaluate(runner))
+        if dist.is_main_process():
+            write_json(self.folder / 'summary.json', summary)
+        runner.logger.info(summary_table(summary))
+
+    # What: one round
+
+    def _round(self, runner: Runner, position: dict[str, int]) -> None:
+        number = self.state['rounds_done']
+        if number == 0 and self.state['before'] is None:
+            self.state['before'] = self._evaluate(runner)
+        self._save(runner, position)
+        runner.logger.info(f'[gap] round {number + 1} of {self.rounds} begins')
+        if dist.is_main_process():
+            self.state['rounds'].append(self._search_and_draw(runner, number))
+        dist.barrier()
+        self.state['rounds_done'] = number + 1
+        self.state['pool_length'] = len(SamplePool(self.folder / 'pool'))
+        self._read_pool()
+        self._save(runner, position)
+        if dist.is_main_process():
+            write_json(self.folder / 'summary.json', self._summary(runner, after=None))
+
+    def _search_and_draw(self, runner: Runner, number: int) -> dict[str, Any]:
+        generator = self._build_generator()
+        sources = SourceSet(_innermost(self._mix.dataset), generator.size)
+        target = self._build_target(runner)
+        pool = SamplePool(self.folder / 'pool')
+        seed = derive_seed(self.seed, 'round', number)
+        began = time.time()
+        search = PromptSearch(
+            generator, target, self.feedback, sources, **{'seed': seed, **self.search_cfg}
+        )
+        prompts = initial_prompts(
+            generator.prompts, sources.classes, seed=seed, prefix=f'r{number}-', **self.initial_cfg
+        )
+        found = search.run(
+            prompts,
+            checkpoint=self.folder / 'search' / f'round_{number}.safetensors',
+            bank=PromptBank(self.folder / 'prompts'),
+        )
+        searched = time.time()
+        synthesizer = Synthesizer(generator, sources, **{'seed': seed, **self.synthesis_cfg})
+        images = self.budget * (number + 1) // self.rounds - self.budget * number // self.rounds
+        synthesizer.run(prompts, images, pool, target, self.feedback, number)
+        drawn = time.time()
+        write_contact_sheet(
+            self.folder / f'round_{number}.png',
+            pool,
+            sources,
+            generator,
+            found,
+            search.num_inference_steps,
+            number,
+        )
+        seconds = dict(search=searched - began, synthesis=drawn - searched)
+        for name, value in seconds.items():
+            self.seconds[name] += value
+        return dict(
+            prompts=[result.summary(sources.classes) for result in found],
+            images=images,
+            seconds=seconds,
+        )
+
+    def _evaluate(self, runner: Runner) -> dict[str, Any] | None:
+        """What the test evaluator says of the model as it is; None without a test loop."""
+        if runner._test_loop is None:
+            runner.logger.warning(
+                '[gap] the config has no test_dataloader, so there is no before and after'
+            )
+            return None
+        began = time.time()
+        metrics = runner.test_loop.run()
+        self.seconds['evaluation'] += time.time() - began
+        return group_report(metrics)
+
+    def _build_generator(self) -> Any:
+        if self._generator is None:
+            self._generator = TASK_UTILS.build(dict(self.generator_cfg))
+        return self._generator
+
+    def _build_target(self, runner: Runner) -> TargetModel:
+        if self.target_cfg is not None:
+            return TargetModel(runner.model, **self.target_cfg)
+        for name in ('test_dataloader', 'val_dataloader'):
+            dataset = (runner.cfg.get(name) or {}).get('dataset')
+            while isinstance(dataset, Mapping) and 'pipeline' not in dataset:
+                dataset = dataset.get('dataset')
+            if dataset is not None:
+                return TargetModel.from_pipeline(runner.model, dataset['pipeline'])
+        raise ValueError(
+            'the config has no test or val pipeline to read the input size from; give GAPHook '
+            'target=dict(input_size=(height, width))'
+        )
+
+    # Data, seeds, state
+
+    def _mix_in(self, loader: Any) -> SyntheticMixDataset:
+        """The mix in the loader's dataset; made if the config names none."""
+        dataset = loader.dataset
+        while dataset is not None:
+            if isinstance(dataset, SyntheticMixDataset):
+                return dataset
+            dataset = getattr(dataset, 'dataset', None)
+        mix = SyntheticMixDataset(loader.dataset, ratio=self.ratio)
+        replace_dataset(loader, mix)
+        return mix
+
+    def _read_pool(self) -> None:
+        if self.state['rounds_done']:
+            self._mix.budget = self.state['pool_length']
+            self._mix.refresh(str(self.folder / 'pool'))
+
+    def _due(self, number: int) -> int:
+        return self.start + number * self.interval
+
+    def _is_due(self, position: int) -> bool:
+        number = self.state['rounds_done']
+        return number < self.rounds and position == self._due(number)
+
+    def _seed_training(self, position: int) -> None:
+        seed = derive_seed(self.seed, 'training', position, dist.get_rank())
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    def _save(self, runner: Runner, position: dict[str, int]) -> None:
+        """Save the run so that ``--resume`` finds it; whole or not at all."""
+        name = 'gap_round.pth'
+        runner.save_checkpoint(runner.work_dir, f'.{name}', meta=dict(position))
+        if dist.is_main_process():
+            final = os.path.join(runner.work_dir, name)
+            os.replace(os.path.join(runner.work_dir, f'.{name}'), final)
+            Path(runner.work_dir, 'last_checkpoint').write_text(final)
+        dist.barrier()
+
+    def _elapsed(self) -> dict[str, float]:
+        now = time.time()
+        self.seconds['total'] += now - self._began
+        self._began = now
+        return dict(self.seconds)
+
+    def _summary(self, runner: Runner, after: dict[str, Any] | None) -> dict[str, Any]:
+        seconds = self._elapsed()
+        stages = ('evaluation', 'search', 'synthesis')
+        seconds['training'] = seconds['total'] - sum(seconds[name] for name in stages)
+        return dict(
+            before=self.state['before'],
+            after=after,
+            rounds=self.state['rounds'],
+            images=self.state['pool_length'],
+            seconds=seconds,
+            seed=self.seed,
+            versions=environment(),
+        )
+
+
+def _innermost(dataset: Any) -> Any:
+    """The dataset inside MMEngine's wrappers, where each source stands once."""
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    return dataset

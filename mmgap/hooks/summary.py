@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run reports: the numbers of ``summary.json`` and the table in the log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort an evaluator's metrics by what the summary calls them.
+
+    Args:
+        metrics: What MMEngine's evaluator returned, names with or without a prefix.
+
+    Returns:
+        ``worst_group``, ``mean``, ``adjusted`` and ``groups`` as fractions in [0, 1], None where
+        the evaluator has no :class:`mmgap.GroupAccuracy`; and all ``metrics`` as they were.
+    """
+    report: dict[str, Any] = dict(worst_group=None, mean=None, adjusted=None, groups={})
+    plain = {}
+    for name, value in metrics.items():
+        value = float(value)
+        plain[name] = None if math.isnan(value) else value
+        parts = name.split('/')
+        if parts[-1] in ('worst_group', 'mean', 'adjusted'):
+            report[parts[-1]] = plain[name]
+        elif len(parts) > 1 and parts[-2] == 'group':
+            report['groups'][parts[-1]] = plain[name]
+    return dict(report, metrics=plain)
+
+
+def environment() -> dict[str, str]:
+    """Versions of what decides a result."""
+    from importlib.metadata import PackageNotFoundError, version
+    from importlib.util import find_spec
+
+    from mmgap import __version__
+
+    versions = dict(mmgap=__version__)
+    for name in ('torch', 'diffusers', 'transformers', 'numpy'):
+        versions[name] = version(name)
+    for name in ('mmengine', 'mmpretrain', 'mmsegmentation', 'mmcv', 'mmcv-lite'):
+        for package in (name, f'onedl-{name}'):
+            try:
+                versions[package] = version(package)
+            except PackageNotFoundError:
+                continue
+    if find_spec('mmgap.toyworld.version'):
+        from mmgap.toyworld.version import WORLD_VERSION
+
+        versions['toyworld'] = str(WORLD_VERSION)
+    return versions
+
+
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """The summary as text: accuracy before and after, prompts, images, seconds."""
+    before, after = summary['before'] or {}, summary['after'] or {}
+    lines = ['', f'{"accuracy on test":<28}{"before":>9}{"after":>9}']
+    names = {**before.get('groups', {}), **after.get('groups', {})}
+    for name in names:
+        pair = (before.get('groups', {}).get(name), after.get('groups', {}).get(name))
+        lines.append(_row(name, *pair))
+    for name in ('worst_group', 'mean', 'adjusted'):
+        lines.append(_row(name.replace('_', ' '), before.get(name), after.get(name)))
+    if not names:
+        metrics = {**before.get('metrics', {}), **after.get('metrics', {})}
+        for name in metrics:
+            pair = (before.get('metrics', {}).get(name), after.get('metrics', {}).get(name))
+            lines.append(_row(name, *pair))
+    for number, about in enumerate(summary['rounds']):
+        seconds = about['seconds']
+        lines.append(
+            f'round {number}: {len(about["prompts"])} prompts, {about["images"]} images; search '
+            f'{seconds["search"]:.1f} s, synthesis {seconds["synthesis"]:.1f} s'
+        )
+        for prompt in about['prompts']:
+            lines.append(
+                f'  {prompt["id"]:<26}target loss {prompt["target_loss_before"]:6.2f} ->'
+                f'{prompt["target_loss_after"]:6.2f}   accuracy '
+                f'{prompt["accuracy_before"]:.2f} -> {prompt["accuracy_after"]:.2f}'
+            )
+    stages = ', '.join(f'{name} {value:.1f}' for name, value in summary['seconds'].items())
+    lines.append(f'seconds: {stages}')
+    return '\n'.join(lines)
+
+
+def _row(name: str, before: float | None, after: float | None) -> str:
+    before_text = '-' if before is None else f'{before:.3f}'
+    after_text = '-' if after is None else f'{after:.3f}'
+    return f'  {name:<26}{before_text:>9}{after_text:>9}'

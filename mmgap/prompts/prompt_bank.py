@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts on disk: safetensors in the textual-inversion layout, JSON provenance beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from mmgap.files import write_bytes, write_json
+from mmgap.prompts.soft_prompt import SoftPrompt
+
+
+def load_prompt(path: str | Path, width: int | None = None, joiner: str = ' ') -> SoftPrompt:
+    """Read one prompt from a file.
+
+    ``.safetensors`` files hold ``{placeholder: (n, width)}``, as diffusers writes and reads them.
+    ``.bin`` and ``.pt`` files of other textual-inversion programs are read weights-only; several
+    one-vector tokens in a file become one prompt, in the file's order.
+
+    Args:
+        path: The prompt file.
+        width: Embedding width that the text encoder needs, checked when given.
+        joiner: Text between the tokens of an imported file, see :class:`SoftPrompt`. What mmgap
+            saved itself brings its own.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file or the provenance beside it cannot be read, holds code, no
+            embeddings, or embeddings of another width.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'prompt file {path} does not exist')
+    try:
+        if path.suffix == '.safetensors':
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location='cpu', weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way; it never runs code
+        raise ValueError(f'prompt file {path} cannot be read: {error}') from error
+    embeddings = _embeddings(state, path)
+    if width is not None and embeddings.shape[1] != width:
+        raise ValueError(
+            f'prompt file {path} holds embeddings of width {embeddings.shape[1]}, the text encoder '
+            f'needs {width}: the prompt was made for another model'
+        )
+    provenance = path.with_suffix('.json')
+    try:
+        about = dict(json.loads(provenance.read_text())) if provenance.is_file() else {}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'provenance {provenance} of a prompt is not JSON: {error}') from error
+    return SoftPrompt(
+        embeddings,
+        id=about.get('id', re.sub(r'[^\w.-]', '_', path.stem)),
+        label=about.get('label'),
+        template=about.get('template', '{}'),
+        joiner=about.get('joiner', joiner),
+    )
+
+
+def _embeddings(state: Any, path: Path) -> Tensor:
+    if isinstance(state, dict) and 'string_to_param' in state:
+        state = state['string_to_param']
+    rows = []
+    for value in state.values() if isinstance(state, dict) else [state]:
+        if not isinstance(value, Tensor) or value.ndim not in (1, 2):
+            raise ValueError(f'prompt file {path} holds something else than token embeddings')
+        rows.append(value.detach().float().reshape(-1, value.shape[-1]))
+    if not rows or len({row.shape[1] for row in rows}) != 1:
+        raise ValueError(f'prompt file {path} must hold embeddings of one width, got {len(rows)}')
+    return torch.cat(rows)
+
+
+class PromptBank:
+    """A folder of prompts.
+
+    Args:
+        folder: Where the files are; made at the first :meth:`add`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def add(self, prompt: SoftPrompt, provenance: dict[str, Any]) -> Path:
+        """Save ``prompt`` and where it came from; replaces a prompt of the same id.
+
+        Args:
+            prompt: The prompt.
+            provenance: JSON-serialisable facts: seed, steps, losses, the generator's fingerprint.
+
+        Returns:
+            The safetensors file.
+        """
+        path = self.folder / f'{prompt.id}.safetensors'
+        about = dict(
+            provenance,
+            id=prompt.id,
+            label=prompt.label,
+            template=prompt.template,
+            joiner=prompt.joiner,
+            tokens=len(prompt.embeddings),
+        )
+        write_json(path.with_suffix('.json'), about)
+        embeddings = prompt.embeddings.detach().cpu().float().contiguous()
+        write_bytes(path, save({prompt.placeholder: embeddings}))
+        return path
+
+    def __iter__(self) -> Iterator[SoftPrompt]:
+        return (load_prompt(path) for path in self.paths())
+
+    def __len__(self) -> int:
+        return len(self.paths())
+
+    def paths(self) -> list[Path]:
+        """The prompt files, sorted by name."""
+        return sorted(self.folder.glob('*.safetensors'))
+
+
+def load_prompts(path: str | Path, width: int | None = None, joiner: str = ' ') -> list[SoftPrompt]:
+    """Prompts of a file or of a folder of files. Arguments as in :func:`load_prompt`.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or no prompt in the folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [load_prompt(path, width, joiner)]
+    files = sorted(p for p in path.iterdir() if p.suffix in ('.safetensors', '.bin', '.pt'))
+    if not files:
+        raise FileNotFoundError(f'{path} holds no prompt files (*.safetensors, *.bin, *.pt)')
+    return [load_prompt(file, width, joiner) for file in files]

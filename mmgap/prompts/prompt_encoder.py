@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From soft prompts and sentences to hidden states of a frozen CLIP text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmgap.prompts.soft_prompt import SoftPrompt, draw_from_vocabulary
+
+
+class PromptEncoder:
+    """Encode soft prompts with a pipeline's tokenizer and text encoder.
+
+    The embeddings are put in place of placeholder tokens while the encoder looks its tokens up.
+    The vocabulary table is neither copied nor changed.
+
+    Args:
+        tokenizer: A ``CLIPTokenizer``.
+        text_encoder: A ``CLIPTextModel``; it is used as it is, frozen.
+    """
+
+    def __init__(self, tokenizer: Any, text_encoder: nn.Module) -> None:
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        special = set(tokenizer.all_special_ids)
+        # Some encoders pool at the highest token id: the lowest ordinary one can never win there.
+        self._stand_in = next(i for i in range(len(tokenizer)) if i not in special)
+
+    @property
+    def width(self) -> int:
+        """Width of a token embedding."""
+        return self.text_encoder.get_input_embeddings().embedding_dim
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens fit between the start and the end token."""
+        return self.tokenizer.model_max_length - 2
+
+    def vocabulary(self) -> Tensor:
+        """``(words, width)``: the embeddings of all tokens but the special ones."""
+        table = self.text_encoder.get_input_embeddings().weight.detach()
+        special = [i for i in set(self.tokenizer.all_special_ids) if i is not None]
+        keep = torch.ones(len(self.tokenizer), dtype=torch.bool, device=table.device)
+        keep[special] = False
+        return table[: len(self.tokenizer)][keep]
+
+    def random_prompt(self, n: int, seed: int, id: str, **kwargs: Any) -> SoftPrompt:
+        """A prompt of ``n`` draws from the vocabulary's Gaussian. ``kwargs`` go to SoftPrompt."""
+        generator = torch.Generator().manual_seed(seed)
+        return SoftPrompt(draw_from_vocabulary(self.vocabulary(), n, generator), id, **kwargs)
+
+    def text_prompt(
+        self, text: str, id: str, tokens: int | None = None, **kwargs: Any
+    ) -> SoftPrompt:
+        """A prompt that starts as the words of ``text``.
+
+        Args:
+            text: One or several words.
+            id: Name of the prompt.
+            tokens: Number of embeddings; the words are repeated in turn to fill it. By default as
+                many as ``text`` has tokens, and then the prompt encodes exactly as the text does.
+            **kwargs: Passed to :class:`SoftPrompt`.
+
+        Raises:
+            ValueError: If ``text`` has no tokens, more than ``tokens`` or than the encoder takes,
+                or words that the tokenizer lacks.
+        """
+        ids = self._token_ids(text)
+        if not ids:
+            raise ValueError(f'prompt {id!r}: the text {text!r} has no tokens')
+        if self.tokenizer.unk_token_id in ids:
+            raise ValueError(f'prompt {id!r}: {text!r} has words that the tokenizer does not know')
+        if len(ids) > self.max_tokens:
+            kept = self.tokenizer.decode(ids[: self.max_tokens])
+            raise ValueError(
+                f'prompt {id!r}: {text!r} has {len(ids)} tokens, the text encoder takes '
+                f'{self.max_tokens}; it would be cut after {kept!r}'
+            )
+        if tokens is not None and len(ids) > tokens:
+            raise ValueError(
+                f'prompt {id!r}: {text!r} has {len(ids)} tokens, tokens={tokens} would cut it'
+            )
+        ids = [ids[i % len(ids)] for i in range(tokens or len(ids))]
+        table = self.text_encoder.get_input_embeddings().weight.detach()
+        return SoftPrompt(table[ids], id, **kwargs)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Hidden states of sentences.
+
+        Args:
+            texts: Sentences; the empty one is allowed.
+
+        Returns:
+            ``(len(texts), length, width)``, the encoder's ``last_hidden_state``.
+
+        Raises:
+            ValueError: If a sentence has more tokens than the encoder takes; says what is cut.
+        """
+        rows = [self._framed(text, self._token_ids(text)) for text in texts]
+        return self._hidden_states(torch.tensor(rows))
+
+    def encode(self, prompts: Sequence[SoftPrompt]) -> Tensor:
+        """Hidden states of soft prompts, with gradient to their embeddings.
+
+        Args:
+            prompts: Soft prompts, also of different lengths.
+
+        Returns:
+            ``(len(prompts), length, width)``, the encoder's ``last_hidden_state``.
+
+        Raises:
+            ValueError: If a prompt has another embedding width than the encoder or is too long.
+        """
+        rows, places = [], []
+        for prompt in prompts:
+            n, width = prompt.embeddings.shape
+            if width != self.width:
+                raise ValueError(
+                    f'prompt {prompt.id!r} has embeddings of width {width}, the text encoder has '
+                    f'{self.width}: it was made for another model'
+                )
+            before, after = (self._token_ids(part) for part in prompt.template.split('{}'))
+            joiner = self._token_ids(prompt.joiner)
+            ids, marks = list(before), [False] * len(before)
+            for i in range(n):
+                between = joiner if i else []
+                ids += [*between, self._stand_in]
+                marks += [False] * len(between) + [True]
+            rows.append(self._framed(prompt.id, ids + after))
+            marks = [False, *marks]
+            places.append(marks + [False] * (len(rows[-1]) - len(marks)))
+        device = self.text_encoder.device
+        mask = torch.tensor(places, device=device)
+        with self._spliced(mask, torch.cat([p.embeddings for p in prompts]).to(device)):
+            return self._hidden_states(torch.tensor(rows))
+
+    def _token_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids if text.strip() else []
+
+    def _framed(self, name: str, ids: list[int]) -> list[int]:
+        """Start token, ``ids``, end token, padding up to the encoder's length."""
+        if len(ids) > self.max_tokens:
+            raise ValueError(
+                f'{name!r} has {len(ids)} tokens, the text encoder takes {self.max_tokens}; '
+                f'it would be cut after {self.tokenizer.decode(ids[: self.max_tokens])!r}'
+            )
+        framed = [self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id]
+        padding = self.tokenizer.model_max_length - len(framed)
+        return framed + [self.tokenizer.pad_token_id] * padding
+
+    def _hidden_states(self, ids: Tensor) -> Tensor:
+        ids = ids.to(self.text_encoder.device)
+        attention_mask = None
+        if getattr(self.text_encoder.config, 'use_attention_mask', False):
+            lengths = (ids == self.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True)
+            attention_mask = (torch.arange(ids.shape[1], device=ids.device) <= lengths).long()
+        return self.text_encoder(ids, attention_mask=attention_mask)[0]
+
+    @contextmanager
+    def _spliced(self, mask: Tensor, embeddings: Tensor) -> Iterator[None]:
+        """While open, token look-ups return ``embeddings`` where ``mask`` is set."""
+
+        def splice(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            return output.index_put(mask.nonzero(as_tuple=True), embeddings.to(output.dtype))
+
+        handle = self.text_encoder.get_input_embeddings().register_forward_hook(splice)
+        try:
+            yield
+        finally:
+            handle.remove()

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Soft prompts: learned token embeddings, and how they start."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+
+class SoftPrompt(nn.Module):
+    """``n`` token embeddings, the only thing that a prompt search changes.
+
+    A sentence is a soft prompt too, whose embeddings are those of its words: then every image in a
+    pool has a prompt of one kind.
+
+    Args:
+        embeddings: ``(n, width)``, the token embeddings to start from, in the text encoder's space.
+            Kept in float32 or float64 whatever the encoder's dtype: half precision has no room
+            for an optimiser's small steps.
+        id: Name of the prompt; its file is ``<id>.safetensors`` and its placeholder ``<id>``,
+            in lower case.
+        label: Class that it was searched for, or None when it belongs to all of them.
+        template: Text around the tokens; ``{}`` is where they go, e.g. ``'a photo of {}'``.
+        joiner: Text between tokens. diffusers expands a multi-vector token with spaces, so a space
+            makes the saved prompt give the same image there. ``', '`` reads the files of the
+            method's authors as their code did.
+
+    Raises:
+        ValueError: If ``embeddings`` is not two-dimensional and finite, ``id`` is no file name, or
+            ``template`` does not contain ``{}`` once.
+    """
+
+    def __init__(
+        self,
+        embeddings: Tensor,
+        id: str,
+        label: int | None = None,
+        template: str = '{}',
+        joiner: str = ' ',
+    ) -> None:
+        super().__init__()
+        if embeddings.ndim != 2 or len(embeddings) == 0:
+            raise ValueError(
+                f'embeddings of prompt {id!r} must be (n, width) with n >= 1, '
+                f'got {tuple(embeddings.shape)}'
+            )
+        if not torch.isfinite(embeddings).all():
+            raise ValueError(f'embeddings of prompt {id!r} contain NaN or Inf')
+        if not re.fullmatch(r'[\w.-]+', id):
+            raise ValueError(f'id must consist of letters, digits, ".", "-" and "_", got {id!r}')
+        if template.count('{}') != 1:
+            raise ValueError(f"template must contain '{{}}' exactly once, got {template!r}")
+        dtype = torch.promote_types(embeddings.dtype, torch.float32)
+        self.embeddings = nn.Parameter(embeddings.detach().to(dtype, copy=True))
+        self.id = id
+        self.label = label
+        self.template = template
+        self.joiner = joiner
+
+    @property
+    def placeholder(self) -> str:
+        """The token that stands for this prompt in a textual-inversion file.
+
+        In lower case, since CLIP's tokenizer lowers its text and diffusers then would not find a
+        capital placeholder to expand into the tokens after the first.
+        """
+        return f'<{self.id.lower()}>'
+
+    @property
+    def text(self) -> str:
+        """The prompt as one writes it in diffusers after ``load_textual_inversion``."""
+        return self.template.replace('{}', self.placeholder)
+
+    def extra_repr(self) -> str:
+        n, width = self.embeddings.shape
+        return f'id={self.id!r}, tokens={n}, width={width}, label={self.label}'
+
+
+def draw_from_vocabulary(table: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw ``n`` embeddings from N(mean, covariance) of the vocabulary's embeddings.
+
+    A Gaussian combination of the centred rows has exactly the rows' covariance, so nothing has to
+    be decomposed, also where the vocabulary is smaller than the width.
+
+    Args:
+        table: ``(words, width)``, the embeddings of the words in use.
+        n: Number of embeddings to draw.
+        generator: CPU generator; equal generators give equal draws on every device.
+
+    Returns:
+        ``(n, width)``, in float32 or the table's wider dtype and on its device.
+    """
+    table = table.to(torch.promote_types(table.dtype, torch.float32))
+    mean = table.mean(dim=0)
+    weights = torch.randn(n, len(table), generator=generator, dtype=torch.float64)
+    weights = weights.to(table.device, table.dtype) / max(1, len(table) - 1) ** 0.5
+    return mean + weights @ (table - mean)

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompt search: generator and feedback, whose only parameters are the prompts."""
+
+from mmgap.search.initial_prompts import initial_prompts
+from mmgap.search.prompt_search import PromptSearch
+from mmgap.search.state import FoundPrompt, NonFiniteLossError
+
+__all__ = ['FoundPrompt', 'NonFiniteLossError', 'PromptSearch', 'initial_prompts']

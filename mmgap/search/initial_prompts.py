@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a search starts: so many prompts for each class, or for all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+
+from mmgap.prompts import PromptEncoder, SoftPrompt, load_prompt
+from mmgap.seeds import derive_seed
+
+SCOPES = ('class', 'all')
+
+
+def initial_prompts(
+    encoder: PromptEncoder,
+    classes: Sequence[str],
+    prompts_per_class: int = 4,
+    tokens: int | Sequence[int] = 5,
+    init: str = 'vocabulary',
+    scope: str = 'class',
+    template: str = '{}',
+    seed: int = 0,
+    prefix: str = '',
+) -> list[SoftPrompt]:
+    """Make the prompts that a search starts from.
+
+    Args:
+        encoder: The generator's prompt encoder.
+        classes: Class names.
+        prompts_per_class: Prompts for each class; with scope ``'all'`` as many in total as there
+            would be for all classes, so that budgets compare.
+        tokens: Tokens per prompt; a list is taken in turn.
+        init: ``'vocabulary'`` draws from the Gaussian of the vocabulary's embeddings; otherwise a
+            prompt file, or words that every prompt starts with; both are repeated in turn to fill
+            a prompt.
+        scope: ``'class'`` searches each prompt on the sources of one class, ``'all'`` on all.
+        template: Text around the tokens, see :class:`~mmgap.prompts.SoftPrompt`; ``{class}`` in it
+            becomes the class name.
+        seed: Seed of the draws.
+        prefix: Start of the prompts' ids.
+
+    Raises:
+        FileNotFoundError: If ``init`` names a prompt file that does not exist.
+        ValueError: If ``scope`` is unknown, a count is not positive, ``init`` has more tokens than
+            a prompt, or the template names a class in scope ``'all'``.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f'scope must be one of {SCOPES}, got {scope!r}')
+    counts = [tokens] if isinstance(tokens, int) else list(tokens)
+    if prompts_per_class < 1 or not counts or min(counts) < 1:
+        raise ValueError(
+            f'prompts_per_class and tokens must be positive, got {prompts_per_class} and {tokens}'
+        )
+    if scope == 'all' and '{class}' in template:
+        raise ValueError(f"template {template!r} names a class, which needs scope='class'")
+    prompts: list[SoftPrompt] = []
+    for label, name in enumerate(classes):
+        for i in range(prompts_per_class):
+            own = scope == 'class'
+            n = counts[len(prompts) % len(counts)]
+            id = f'{prefix}{name if own else "all"}-{i if own else len(prompts)}'
+            id = re.sub(r'[^\w.-]', '_', id)
+            about = dict(label=label if own else None, template=template.replace('{class}', name))
+            if init == 'vocabulary':
+                prompt = encoder.random_prompt(n, derive_seed(seed, 'init', id), id, **about)
+            elif init.endswith(('.safetensors', '.bin', '.pt')):
+                kept = load_prompt(init, encoder.width).embeddings.detach()
+                if len(kept) > n:
+                    raise ValueError(f'init={init!r} has {len(kept)} tokens, tokens={n} cuts it')
+                prompt = SoftPrompt(kept[torch.arange(n) % len(kept)], id, **about)
+            else:
+                prompt = encoder.text_prompt(init, id, tokens=n, **about)
+            prompts.append(prompt)
+    return prompts

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a search has brought, told by sources that it never saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from mmgap.feedback import TargetModel
+from mmgap.generators import SourceSet
+from mmgap.prompts import SoftPrompt
+from mmgap.search.state import FoundPrompt, NonFiniteLossError, SearchState
+from mmgap.seeds import derive_seed
+
+
+class Judge:
+    """Draws images of a prompt around held-out sources and asks the target.
+
+    A source has the same seed for every prompt, so prompts compare image by image.
+
+    Args:
+        generator: Draws images.
+        target: The model in training.
+        sources: Labelled, masked images.
+        num_inference_steps: Denoising steps of an image.
+        batch_size: Images drawn at a time.
+        seed: Seed of every draw.
+    """
+
+    def __init__(
+        self,
+        generator: Any,
+        target: TargetModel,
+        sources: SourceSet,
+        num_inference_steps: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.generator = generator
+        self.target = target
+        self.sources = sources
+        self.num_inference_steps = num_inference_steps
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @torch.no_grad()
+    def evaluate(self, prompt: SoftPrompt, held_out: Sequence[int]) -> tuple[float, float]:
+        """Target's mean loss and accuracy on one image per held-out source.
+
+        Raises:
+            NonFiniteLossError: If a loss is NaN or Inf.
+        """
+        embeds = self.generator.prompts.encode([prompt])
+        losses, hits = [], []
+        for start in range(0, len(held_out), self.batch_size):
+            chosen = held_out[start : start + self.batch_size]
+            condition = self.sources.load(chosen)
+            seeds = [derive_seed(self.seed, 'judge', int(index)) for index in chosen]
+            images = self.generator(
+                condition, embeds.expand(len(chosen), -1, -1), seeds, self.num_inference_steps
+            )
+            with self.target.frozen():
+                output = self.target(images, condition.labels)
+            for source, seed, value in zip(chosen, seeds, output.loss.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise NonFiniteLossError(
+                        f'the loss of prompt {prompt.id} is {value} on held-out source {source} '
+                        f'with seed {seed}'
+                    )
+            losses += output.loss.tolist()
+            hits += (output.predictions.cpu() == condition.labels).float().tolist()
+        return sum(losses) / len(losses), sum(hits) / len(hits)
+
+    @torch.no_grad()
+    def compare(self, state: SearchState, held_out: Sequence[int]) -> FoundPrompt:
+        """The prompt as it is now against how its search started."""
+        prompt = state.prompt
+        found = prompt.embeddings.detach().clone()
+        loss_after, accuracy_after = self.evaluate(prompt, held_out)
+        try:
+            prompt.embeddings.copy_(state.initial)
+            loss_before, accuracy_before = self.evaluate(prompt, held_out)
+        finally:
+            prompt.embeddings.copy_(found)
+        return FoundPrompt(
+            prompt,
+            target_loss_before=loss_before,
+            target_loss_after=loss_after,
+            accuracy_before=accuracy_before,
+            accuracy_after=accuracy_after,
+            steps=len(state.losses),
+            restarts=state.restarts,
+            snapshots={**state.snapshots, len(state.losses): found},
+        )

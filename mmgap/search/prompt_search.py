@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompt search: a plain loop that changes soft prompts and nothing else."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS
+from torch import Tensor, nn
+
+from mmgap.feedback import AdversarialLoss, TargetModel
+from mmgap.files import fingerprint, weights_fingerprint
+from mmgap.generators import SourceSet
+from mmgap.prompts import PromptBank, SoftPrompt
+from mmgap.search.checkpoint import load_search, save_search
+from mmgap.search.judgement import Judge
+from mmgap.search.state import FoundPrompt, NonFiniteLossError, SearchState
+from mmgap.seeds import derive_rng, derive_seed
+
+
+class PromptSearch:
+    """Search soft prompts whose images the target fails on.
+
+    Each step draws fresh sources and fresh noise for every prompt, so that a prompt cannot fit
+    itself to a few images. Prompts do not influence each other; how they are split into batches
+    only changes speed and memory.
+
+    Args:
+        generator: Draws images, e.g. :class:`~mmgap.generators.InpaintingGenerator`.
+        target: The model in training.
+        feedback: Losses to minimise, summed by their weights.
+        sources: Labelled, masked images.
+        steps: Steps per prompt.
+        num_inference_steps: Denoising steps of an image.
+        images_per_prompt: Images per prompt and step.
+        batch_size: Images drawn at a time.
+        optim_wrapper: Config of MMEngine's optimiser wrapper.
+        param_scheduler: Configs of MMEngine's parameter schedulers, counted in steps.
+        stop_loss: A prompt stops when its loss falls below this; it keeps the embeddings that
+            reached it, those before that step's update.
+        max_restarts: How often a prompt that does not move may start again from a new draw.
+        patience: Steps after which a prompt is looked at for a restart.
+        min_drop: Share of its loss that a prompt must have lost by then, unless the target already
+            fails on most of its images.
+        holdout: Sources that are kept for the judgement of a class's prompts, and never used in
+            their search; as many of all sources together for prompts that belong to no class.
+        checkpoint_interval: Steps between two saves of the search.
+        log_interval: Steps between two log lines.
+        seed: Seed of every draw.
+
+    Raises:
+        ValueError: If a count is not positive or there is no feedback.
+    """
+
+    def __init__(
+        self,
+        generator: Any,
+        target: TargetModel,
+        feedback: Sequence[AdversarialLoss],
+        sources: SourceSet,
+        steps: int = 1000,
+        num_inference_steps: int = 5,
+        images_per_prompt: int = 4,
+        batch_size: int = 8,
+        optim_wrapper: dict[str, Any] | None = None,
+        param_scheduler: Sequence[dict[str, Any]] = (),
+        stop_loss: float | None = None,
+        max_restarts: int = 2,
+        patience: int = 20,
+        min_drop: float = 0.1,
+        holdout: int = 16,
+        checkpoint_interval: int = 10,
+        log_interval: int = 10,
+        seed: int = 0,
+    ) -> None:
+        counts = dict(
+            steps=steps,
+            num_inference_steps=num_inference_steps,
+            images_per_prompt=images_per_prompt,
+            batch_size=batch_size,
+            patience=patience,
+            holdout=holdout,
+            checkpoint_interval=checkpoint_interval,
+            log_interval=log_interval,
+        )
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f'search {name} must be at least 1, got {value}')
+        if not feedback:
+            raise ValueError('search feedback is empty: there would be nothing to minimise')
+        self.generator = generator
+        self.target = target
+        self.feedback = list(feedback)
+        self.sources = sources
+        self.steps = steps
+        self.num_inference_steps = num_inference_steps
+        self.images_per_prompt = images_per_prompt
+        self.batch_size = batch_size
+        self.optim_wrapper = dict(
+            optim_wrapper or dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-3))
+        )
+        self.param_scheduler = list(param_scheduler)
+        self.stop_loss = stop_loss
+        self.max_restarts = max_restarts
+        self.patience = patience
+        self.min_drop = min_drop
+        self.holdout = holdout
+        self.checkpoint_interval = checkpoint_interval
+        self.log_interval = log_interval
+        self.seed = seed
+        self._settings = dict(counts, optim_wrapper=self.optim_wrapper, seed=seed)
+        self._settings |= dict(param_scheduler=self.param_scheduler, stop_loss=stop_loss)
+        self._settings |= dict(max_restarts=max_restarts, min_drop=min_drop)
+        kinds = [dict(vars(loss), type=type(loss).__name__) for loss in self.feedback]
+        self._settings |= dict(feedback=kinds)
+        # Configs may hold classes; what goes into files must be plain.
+        self._settings = json.loads(json.dumps(self._settings, default=str))
+        self._judge = Judge(generator, target, sources, num_inference_steps, batch_size, seed)
+        self._search_sources, self._held_out = {}, {}
+
+    def run(
+        self,
+        prompts: Sequence[SoftPrompt],
+        checkpoint: str | Path | None = None,
+        bank: PromptBank | None = None,
+    ) -> list[FoundPrompt]:
+        """Search all ``prompts``; their embeddings are changed in place.
+
+        Args:
+            prompts: Where to start.
+            checkpoint: File that the search saves itself to and goes on from. One of other
+                prompts, settings, generator or target weights is ignored.
+            bank: Where the prompts go when they are found.
+
+        Returns:
+            The prompts with their judgement, in the given order.
+
+        Raises:
+            NonFiniteLossError: If a loss or a gradient is NaN or Inf. The prompts are as they were
+                before that step, and saved if there is a ``bank``.
+            ValueError: If two prompts have the same id.
+        """
+        ids = [prompt.id for prompt in prompts]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f'prompts must have different ids, got {ids}')
+        states = [SearchState(p, p.embeddings.detach().clone()) for p in prompts]
+        key = self._key(prompts) if checkpoint else ''
+        with self.target.frozen():
+            optimizer = build_optim_wrapper(nn.ModuleList(prompts), self.optim_wrapper)
+            schedulers = [
+                PARAM_SCHEDULERS.build({'by_epoch': False, 'optimizer': optimizer, **config})
+                for config in self.param_scheduler
+            ]
+            if checkpoint and load_search(checkpoint, key, states, optimizer, schedulers):
+                self._log(f'search goes on from {checkpoint}')
+            try:
+                self._loop(states, optimizer, schedulers, checkpoint, key)
+                found = [
+                    self._judge.compare(state, self._split(state.prompt.label)[1])
+                    for state in states
+                ]
+            except NonFiniteLossError:
+                for prompt in prompts if bank is not None else ():
+                    bank.add(prompt, dict(settings=self._settings, complete=False))
+                raise
+        for result in found if bank is not None else ():
+            about = dict(result.summary(self.sources.classes), settings=self._settings)
+            bank.add(result.prompt, dict(about, generator=self.generator.fingerprint()))
+        return found
+
+    def _loop(
+        self,
+        states: list[SearchState],
+        optimizer: Any,
+        schedulers: list[Any],
+        checkpoint: str | Path | None,
+        key: str,
+    ) -> None:
+        started, first = time.time(), self._progress(states)
+        while active := [state for state in states if not state.done]:
+            losses, hits, gradients = self._step(active)
+            for state, loss, hit, gradient in zip(active, losses, hits, gradients, strict=True):
+                self._take(state, optimizer, loss, hit, gradient)
+            optimizer.step()
+            optimizer.zero_grad()
+            for scheduler in schedulers:
+                scheduler.step()
+            step = self._progress(states)
+            if step % self.log_interval == 0 or all(state.done for state in states):
+                speed = (time.time() - started) / max(1, step - first)
+                self._log_step(step, active, speed)
+            over = all(state.done for state in states)
+            if checkpoint and (over or step % self.checkpoint_interval == 0):
+                save_search(checkpoint, key, states, optimizer, schedulers)
+
+    def _take(
+        self, state: SearchState, optimizer: Any, loss: float, hit: float, gradient: Tensor
+    ) -> None:
+        """Book one step of one prompt: stop it, start it again, or let the optimiser move it."""
+        step = len(state.losses)
+        if step % max(1, self.steps // 3) == 0:
+            state.snapshots[step] = state.prompt.embeddings.detach().clone()
+        state.total += 1
+        state.losses.append(loss)
+        state.hits.append(hit)
+        if self.stop_loss is not None and loss < self.stop_loss:
+            state.done = True
+        elif self._stuck(state) and state.restarts < self.max_restarts:
+            self._restart(state, optimizer)
+        else:
+            state.prompt.embeddings.grad = gradient
+            state.done = len(state.losses) >= self.steps
+
+    def _stuck(self, state: SearchState) -> bool:
+        if len(state.losses) != self.patience:
+            return False
+        window = max(1, self.patience // 4)
+        before, after = state.losses[:window], state.losses[-window:]
+        before, after = sum(before) / window, sum(after) / window
+        moved = before - after >= self.min_drop * abs(before)
+        return not moved and sum(state.hits[-window:]) / window > 0.5
+
+    def _restart(self, state: SearchState, optimizer: Any) -> None:
+        state.restarts += 1
+        prompt = state.prompt
+        seed = derive_seed(self.seed, 'restart', prompt.id, state.restarts)
+        again = self.generator.prompts.random_prompt(len(prompt.embeddings), seed, prompt.id)
+        with torch.no_grad():
+            prompt.embeddings.copy_(again.embeddings)
+        optimizer.optimizer.state.pop(prompt.embeddings, None)
+        state.initial = prompt.embeddings.detach().clone()
+        state.losses, state.hits, state.snapshots = [], [], {}
+        self._log(f'{prompt.id} did not move and starts again ({state.restarts})')
+
+    def _step(self, active: list[SearchState]) -> tuple[list[float], list[float], list[Tensor]]:
+        """Mean loss, share of right answers, and gradient of each active prompt."""
+        jobs = []
+        for place, state in enumerate(active):
+            name = (state.prompt.id, state.restarts, len(state.losses))
+            rng = derive_rng(self.seed, 'search', *name)
+            pool = self._split(state.prompt.label)[0]
+            count = self.images_per_prompt
+            chosen = rng.choice(pool, count, replace=len(pool) < count)
+            seeds = rng.integers(2**62, size=count)
+            jobs += [(place, int(i), int(s)) for i, s in zip(chosen, seeds, strict=True)]
+        losses, hits = torch.zeros(len(active)), torch.zeros(len(active))
+        gradients = [torch.zeros_like(state.prompt.embeddings) for state in active]
+        for start in range(0, len(jobs), self.batch_size):
+            self._add_batch(jobs[start : start + self.batch_size], active, losses, hits, gradients)
+        count = self.images_per_prompt
+        return (losses / count).tolist(), (hits / count).tolist(), gradients
+
+    def _add_batch(
+        self,
+        jobs: list[tuple[int, int, int]],
+        active: list[SearchState],
+        losses: Tensor,
+        hits: Tensor,
+        gradients: list[Tensor],
+    ) -> None:
+        places = sorted({place for place, _, _ in jobs})
+        prompts = [active[place].prompt for place in places]
+        row = torch.tensor([places.index(place) for place, _, _ in jobs])
+        condition = self.sources.load([source for _, source, _ in jobs])
+        with torch.enable_grad():
+            embeds = self.generator.prompts.encode(prompts)
+            images = self.generator(
+                condition,
+                embeds[row.to(embeds.device)],
+                [seed for _, _, seed in jobs],
+                self.num_inference_steps,
+            )
+            output = self.target(images, condition.labels)
+            loss = sum(f.weight * f(output.logits, condition.labels) for f in self.feedback)
+            total = loss.sum() / self.images_per_prompt
+            grads = torch.autograd.grad(total, [p.embeddings for p in prompts])
+        self._check_finite(jobs, active, loss, places, grads)
+        where = torch.tensor([place for place, _, _ in jobs])
+        losses.index_add_(0, where, loss.detach().float().cpu())
+        right = output.predictions.cpu() == condition.labels.cpu()
+        hits.index_add_(0, where, right.float())
+        for place, grad in zip(places, grads, strict=True):
+            gradients[place] += grad
+
+    def _check_finite(
+        self,
+        jobs: list[tuple[int, int, int]],
+        active: list[SearchState],
+        loss: Tensor,
+        places: list[int],
+        grads: Sequence[Tensor],
+    ) -> None:
+        for (place, source, seed), value in zip(jobs, loss.tolist(), strict=True):
+            if value - value != 0:
+                state = active[place]
+                raise NonFiniteLossError(
+                    f'the loss of prompt {state.prompt.id} at step {len(state.losses)} is {value} '
+                    f'on source {source} with seed {seed}; the prompt is kept as it was before'
+                )
+        for place, grad in zip(places, grads, strict=True):
+            if not torch.isfinite(grad).all():
+                state = active[place]
+                used = [source for p, source, _ in jobs if p == place]
+                raise NonFiniteLossError(
+                    f'the gradient of prompt {state.prompt.id} at step {len(state.losses)} is not '
+                    f'finite on sources {used}; the prompt is kept as it was before'
+                )
+
+    def _split(self, label: int | None) -> tuple[Any, Any]:
+        """Sources to search with and held-out ones, of one class or of all."""
+        if label not in self._search_sources:
+            every = self.sources.of_class(label)
+            order = derive_rng(self.seed, 'holdout', str(label)).permutation(every)
+            held = min(self.holdout, len(order) // 3)
+            if held == 0:
+                self._log(f'class {label} has {len(order)} sources: they judge the search too')
+            self._held_out[label] = order[:held] if held else order
+            self._search_sources[label] = order[held:]
+        return self._search_sources[label], self._held_out[label]
+
+    def evaluate(self, prompt: SoftPrompt) -> tuple[float, float]:
+        """Target's mean loss and accuracy on images of ``prompt`` around held-out sources.
+
+        Raises:
+            NonFiniteLossError: If a loss is NaN or Inf.
+        """
+        return self._judge.evaluate(prompt, self._split(prompt.label)[1])
+
+    def _key(self, prompts: Sequence[SoftPrompt]) -> str:
+        return fingerprint(
+            dict(
+                settings=self._settings,
+                prompts=[[p.id, p.label, p.template, p.joiner] for p in prompts],
+                sources=self.sources.labels.tolist(),
+                initial=weights_fingerprint(nn.ModuleList(prompts)),
+                generator=self.generator.fingerprint(),
+                target=weights_fingerprint(self.target.model),
+            )
+        )
+
+    @staticmethod
+    def _progress(states: list[SearchState]) -> int:
+        """Steps of the search so far: all prompts that have not stopped have gone through them."""
+        return max((state.total for state in states), default=0)
+
+    def _log_step(self, step: int, active: list[SearchState], seconds: float) -> None:
+        hub = MessageHub.get_current_instance()
+        for state in active:
+            if state.losses:
+                hub.update_scalar(f'gap/loss/{state.prompt.id}', state.losses[-1])
+        known = [state for state in active if state.losses]
+        loss = sum(state.losses[-1] for state in known) / max(1, len(known))
+        hits = sum(state.hits[-1] for state in known) / max(1, len(known))
+        left = max(self.steps - len(state.losses) for state in active)
+        self._log(
+            f'search step {step}: {len(active)} prompts, loss {loss:.3f}, target accuracy '
+            f'{hits:.2f}, {seconds:.2f} s a step, at most {left * seconds:.0f} s left'
+        )
+
+    @staticmethod
+    def _log(message: str) -> None:
+        MMLogger.get_current_instance().info(f'[gap] {message}')

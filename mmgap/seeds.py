@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every random draw of mmgap derives from a run's seed and the name of what it is for.
+
+Nothing depends on how many numbers were drawn before, so an interrupted run that starts again
+draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2**63) that depends on all ``parts`` and on nothing else."""
+    digest = hashlib.sha256('\x1f'.join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], 'little') >> 1
+
+
+def derive_rng(*parts: int | str) -> np.random.Generator:
+    """A NumPy generator seeded by :func:`derive_seed`."""
+    return np.random.default_rng(derive_seed(*parts))

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One picture per round: sources beside generated images, and each prompt along its search."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from mmgap.files import write_bytes
+from mmgap.generators import SourceSet
+from mmgap.prompts import SoftPrompt
+from mmgap.search import FoundPrompt
+from mmgap.seeds import derive_seed
+from mmgap.synthesis.sample_pool import SamplePool
+
+LINE = 14  # height of a line of text in pixels
+
+
+def write_contact_sheet(
+    path: str | Path,
+    pool: SamplePool,
+    sources: SourceSet,
+    generator: Any,
+    found: Sequence[FoundPrompt],
+    num_inference_steps: int,
+    round: int,
+    pairs: int = 16,
+) -> None:
+    """Draw and write the picture of a round.
+
+    Args:
+        path: PNG file.
+        pool: Pool with the round's samples.
+        sources: Sources that they were drawn around.
+        generator: Draws the search's way.
+        found: The round's prompts with their snapshots.
+        num_inference_steps: Denoising steps of the search's images.
+        round: Number of the round.
+        pairs: Number of source and generated pairs.
+    """
+    samples = [sample for sample in pool.samples if sample.round == round]
+    chosen = [
+        samples[i] for i in np.linspace(0, len(samples) - 1, min(pairs, len(samples)), dtype=int)
+    ]
+    shown = sources.load([sample.source_index for sample in chosen]).images if chosen else []
+    rows = []
+    for start in range(0, len(chosen), 8):
+        part = range(start, min(start + 8, len(chosen)))
+        rows.append(('sources', [shown[i].permute(1, 2, 0).numpy() for i in part], [''] * 8))
+        made = [np.array(Image.open(pool.path(chosen[i]))) for i in part]
+        notes = [sources.classes[chosen[i].label] for i in part]
+        rows.append(('generated', made, notes))
+    for result in found:
+        images = _along_the_search(generator, sources, result, num_inference_steps)
+        title = (
+            f'{result.prompt.id}: target loss {result.target_loss_before:.2f} -> '
+            f'{result.target_loss_after:.2f}, accuracy {result.accuracy_before:.2f} -> '
+            f'{result.accuracy_after:.2f}'
+        )
+        rows.append((title, images, ['source'] + [f'step {step}' for step in result.snapshots]))
+    buffer = io.BytesIO()
+    _sheet(rows).save(buffer, format='PNG')
+    write_bytes(path, buffer.getvalue())
+
+
+@torch.no_grad()
+def _along_the_search(
+    generator: Any, sources: SourceSet, result: FoundPrompt, num_inference_steps: int
+) -> list[np.ndarray]:
+    prompts = [
+        SoftPrompt(embeddings, 'snapshot', None, result.prompt.template, result.prompt.joiner)
+        for embeddings in result.snapshots.values()
+    ]
+    source = int(sources.of_class(result.prompt.label)[0])
+    condition = sources.load([source] * len(prompts))
+    seeds = [derive_seed('contact sheet', result.prompt.id)] * len(prompts)
+    images = generator(condition, generator.prompts.encode(prompts), seeds, num_inference_steps)
+    drawn = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [condition.images[0].permute(1, 2, 0).numpy(), *drawn]
+
+
+def _sheet(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) -> Image.Image:
+    """Rows of images, each under a title, with a note under each image."""
+    height, width = (rows[0][1][0].shape[:2]) if rows else (64, 64)
+    scale = max(1, 96 // width)
+    cell_w, cell_h = width * scale + 4, height * scale + 4 + LINE
+    columns = max([len(images) for _, images, _ in rows], default=1)
+    sheet = Image.new('RGB', (max(columns * cell_w, 480), len(rows) * (cell_h + LINE)), 'white')
+    pen = ImageDraw.Draw(sheet)
+    for r, (title, images, notes) in enumerate(rows):
+        top = r * (cell_h + LINE)
+        pen.text((2, top), title, fill='black')
+        for c, image in enumerate(images):
+            picture = Image.fromarray(image).resize((width * scale, height * scale), 0)
+            sheet.paste(picture, (c * cell_w + 2, top + LINE))
+            pen.text((c * cell_w + 2, top + LINE + height * scale), notes[c], fill='grey')
+    return sheet

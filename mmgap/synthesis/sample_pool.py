@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sample pool: generated images on disk, one manifest line for each complete one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmgap.files import write_bytes
+
+MANIFEST = 'manifest.jsonl'
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line of the manifest.
+
+    Attributes:
+        file: Image file, relative to the pool's folder.
+        bytes: Its size, by which a truncated file is found.
+        label: Class.
+        group: Group of the image, None when the generated part's group is not known.
+        source_index: Index of the source in its dataset.
+        source_group: Group of the source, None when unknown.
+        seed: Seed of the generator.
+        prompt_id: Prompt that it was drawn with.
+        generator: Fingerprint of the generator.
+        num_inference_steps: Denoising steps.
+        target_loss_source: Target's loss on the source at the generator's size.
+        target_loss_image: Target's loss on the image.
+        feedback: Feedback loss of the image.
+        round: Round that made it.
+    """
+
+    file: str
+    bytes: int
+    label: int
+    group: int | None
+    source_index: int
+    source_group: int | None
+    seed: int
+    prompt_id: str
+    generator: str
+    num_inference_steps: int
+    target_loss_source: float | None
+    target_loss_image: float | None
+    feedback: float | None
+    round: int
+
+    def drawing(self) -> tuple:
+        """What decides the image; equal drawings are equal images."""
+        settings = (self.seed, self.prompt_id, self.generator, self.num_inference_steps)
+        return (self.round, self.source_index, self.label, *settings)
+
+
+class SamplePool:
+    """An append-only folder of images with ``manifest.jsonl``.
+
+    A line is written exactly when its image is complete on disk.
+
+    Args:
+        folder: The pool; made at the first :meth:`append`.
+
+    Raises:
+        ValueError: If a line of the manifest is not one that mmgap writes, or names an image that
+            is missing or truncated.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.samples: list[Sample] = self._read()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest's path."""
+        return self.folder / MANIFEST
+
+    def path(self, sample: Sample) -> Path:
+        """Where the image of ``sample`` is."""
+        return self.folder / sample.file
+
+    def append(self, image: np.ndarray, **about: object) -> Sample:
+        """Add one image.
+
+        Args:
+            image: ``(H, W, 3)`` uint8 RGB; kept as PNG.
+            **about: The fields of :class:`Sample` but ``file`` and ``bytes``.
+
+        Raises:
+            OSError: When the disk is full; neither the image nor a line stays.
+        """
+        number = len(self.samples)
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format='PNG')
+        data = buffer.getvalue()
+        sample = Sample(file=f'images/{number:06d}.png', bytes=len(data), **about)
+        write_bytes(self.folder / sample.file, data)
+        line = (json.dumps(asdict(sample)) + '\n').encode()
+        size = self.manifest.stat().st_size if self.manifest.exists() else 0
+        try:
+            with open(self.manifest, 'ab') as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            if self.manifest.exists():
+                os.truncate(self.manifest, size)
+            self.path(sample).unlink(missing_ok=True)
+            raise
+        self.samples.append(sample)
+        return sample
+
+    def keep(self, wanted: Callable[[int, Sample], bool]) -> int:
+        """Keep the first samples for which ``wanted(number, sample)`` holds, drop the rest.
+
+        Returns:
+            How many were dropped.
+        """
+        kept = 0
+        while kept < len(self.samples) and wanted(kept, self.samples[kept]):
+            kept += 1
+        dropped = self.samples[kept:]
+        if dropped:
+            lines = ''.join(json.dumps(asdict(sample)) + '\n' for sample in self.samples[:kept])
+            write_bytes(self.manifest, lines.encode())
+            for sample in dropped:
+                self.path(sample).unlink(missing_ok=True)
+            del self.samples[kept:]
+        return len(dropped)
+
+    def _read(self) -> list[Sample]:
+        if not self.manifest.exists():
+            return []
+        text = self.manifest.read_bytes()
+        complete, _, torn = text.rpartition(b'\n')
+        if torn:  # killed while the line was written: the image has no line yet
+            os.truncate(self.manifest, len(text) - len(torn))
+        names = {field.name for field in fields(Sample)}
+        samples = []
+        for number, line in enumerate(complete.splitlines(), start=1):
+            try:
+                about = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f'{self.manifest} line {number} is not JSON: {error}') from error
+            if not isinstance(about, dict) or set(about) != names:
+                raise ValueError(
+                    f'{self.manifest} line {number} must have exactly the fields {sorted(names)}'
+                )
+            samples.append(Sample(**about))
+        self._check_images(samples)
+        return samples
+
+    def _check_images(self, samples: Sequence[Sample]) -> None:
+        for number, sample in enumerate(samples, start=1):
+            path = self.path(sample)
+            found = path.stat().st_size if path.is_file() else None
+            if found == sample.bytes:
+                continue
+            what = 'is missing' if found is None else f'has {found} of {sample.bytes} bytes'
+            raise ValueError(
+                f'{self.manifest} line {number} names {sample.file}, which {what}; bring the file '
+                'back, or delete this line and all after it to have them drawn again'
+            )

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthesis: prompts x sources -> labelled images in the pool."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from torch import Tensor
+
+from mmgap.feedback import AdversarialLoss, TargetModel
+from mmgap.files import weights_fingerprint
+from mmgap.generators import Condition, SourceSet
+from mmgap.prompts import SoftPrompt
+from mmgap.seeds import derive_rng, derive_seed
+from mmgap.synthesis.sample_pool import SamplePool
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One image to draw: which source, which prompt, which seed."""
+
+    source: int
+    prompt: int
+    seed: int
+
+
+class Synthesizer:
+    """Draw images with found prompts into a pool.
+
+    Args:
+        generator: Draws images.
+        sources: Labelled, masked images.
+        num_inference_steps: Denoising steps of an image.
+        batch_size: Images drawn at a time.
+        cross: Draw every prompt with sources of all classes. False draws a prompt only with the
+            class that it was searched for, which makes the look of generated images predict the
+            label.
+        seed: Seed of every draw.
+
+    Raises:
+        ValueError: If a count is not positive.
+    """
+
+    def __init__(
+        self,
+        generator: Any,
+        sources: SourceSet,
+        num_inference_steps: int = 15,
+        batch_size: int = 8,
+        cross: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if num_inference_steps < 1 or batch_size < 1:
+            raise ValueError(
+                'synthesis num_inference_steps and batch_size must be at least 1, got '
+                f'{num_inference_steps} and {batch_size}'
+            )
+        self.generator = generator
+        self.sources = sources
+        self.num_inference_steps = num_inference_steps
+        self.batch_size = batch_size
+        self.cross = cross
+        self.seed = seed
+
+    def plan(self, prompts: Sequence[SoftPrompt], count: int, round: int = 0) -> list[Drawing]:
+        """Which images to draw: classes in turn, then prompts in turn, sources without repeats.
+
+        The plan of fewer images is the beginning of the plan of more.
+
+        Raises:
+            ValueError: If ``count`` is negative or a class has no prompt.
+        """
+        if count < 0:
+            raise ValueError(f'the number of images must not be negative, got {count}')
+        classes = len(self.sources.classes)
+        fitting = [
+            [i for i, p in enumerate(prompts) if self.cross or p.label in (label, None)]
+            for label in range(classes)
+        ]
+        for label, usable in enumerate(fitting):
+            if not usable:
+                raise ValueError(
+                    f'no prompt for class {self.sources.classes[label]}: with cross=False every '
+                    'class needs one'
+                )
+        decks: list[list[int]] = [[] for _ in range(classes)]
+        plan = []
+        for number in range(count):
+            label, turn = number % classes, number // classes
+            if not decks[label]:
+                rng = derive_rng(self.seed, 'sources', round, label, turn)
+                decks[label] = rng.permutation(self.sources.of_class(label)).tolist()
+            prompt = fitting[label][turn % len(fitting[label])]
+            seed = derive_seed(self.seed, 'synthesis', round, number)
+            plan.append(Drawing(decks[label].pop(), prompt, seed))
+        return plan
+
+    def run(
+        self,
+        prompts: Sequence[SoftPrompt],
+        count: int,
+        pool: SamplePool,
+        target: TargetModel | None = None,
+        feedback: Sequence[AdversarialLoss] = (),
+        round: int = 0,
+    ) -> int:
+        """Draw ``count`` images of a round; goes on where an interrupted run stopped.
+
+        Images that the pool already holds of this round stay if they are the planned ones; from
+        the first that is not, they are dropped and drawn again.
+
+        Args:
+            prompts: Found prompts.
+            count: Images of this round.
+            pool: Where they go. Everything after this round in it is dropped.
+            target: The model in training, whose losses go into the manifest.
+            feedback: Losses whose sum goes into the manifest.
+            round: Number of the round.
+
+        Returns:
+            The number of images drawn now.
+        """
+        plan = self.plan(prompts, count, round)
+        names = [f'{p.id}@{weights_fingerprint(p)[:8]}' for p in prompts]
+        generator = self.generator.fingerprint()
+        start = sum(sample.round < round for sample in pool.samples)
+
+        def wanted(number: int, sample: Any) -> bool:
+            if number < start:
+                return True
+            if number - start >= len(plan):
+                return False
+            drawing = plan[number - start]
+            label = int(self.sources.labels[drawing.source])
+            settings = (names[drawing.prompt], generator, self.num_inference_steps)
+            expected = (round, drawing.source, label, drawing.seed, *settings)
+            return sample.drawing() == expected
+
+        pool.keep(wanted)
+        done = len(pool) - start
+        began = logged = time.time()
+        with torch.no_grad():
+            embeds = self.generator.prompts.encode(prompts)
+            for at in range(done, len(plan), self.batch_size):
+                batch = plan[at : at + self.batch_size]
+                condition = self.sources.load([drawing.source for drawing in batch])
+                images = self.generator(
+                    condition,
+                    embeds[[drawing.prompt for drawing in batch]],
+                    [drawing.seed for drawing in batch],
+                    self.num_inference_steps,
+                )
+                judged = self._judge(condition, images, target, feedback)
+                pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+                for i, drawing in enumerate(batch):
+                    pool.append(
+                        pixels[i],
+                        label=int(condition.labels[i]),
+                        group=None,
+                        source_index=drawing.source,
+                        source_group=self.sources.groups[drawing.source],
+                        seed=drawing.seed,
+                        prompt_id=names[drawing.prompt],
+                        generator=generator,
+                        num_inference_steps=self.num_inference_steps,
+                        round=round,
+                        **{name: values[i] for name, values in judged.items()},
+                    )
+                if time.time() - logged > 10 or at + len(batch) == len(plan):
+                    logged = time.time()
+                    self._log(at + len(batch), len(plan), done, logged - began)
+        return len(plan) - done
+
+    @staticmethod
+    def _judge(
+        condition: Condition,
+        images: Tensor,
+        target: TargetModel | None,
+        feedback: Sequence[AdversarialLoss],
+    ) -> dict[str, list[float | None]]:
+        """Losses of a batch, for the manifest."""
+        unknown: list[float | None] = [None] * len(condition)
+        if target is None:
+            names = ('target_loss_source', 'target_loss_image', 'feedback')
+            return {name: unknown for name in names}
+        with target.frozen():
+            source = target(condition.images.float() / 255, condition.labels)
+            image = target(images, condition.labels)
+        total = sum(f.weight * f(image.logits, condition.labels) for f in feedback)
+        return dict(
+            target_loss_source=source.loss.tolist(),
+            target_loss_image=image.loss.tolist(),
+            feedback=total.tolist() if feedback else unknown,
+        )
+
+    @staticmethod
+    def _log(done: int, count: int, before: int, seconds: float) -> None:
+        each = seconds / max(1, done - before)
+        MMLogger.get_current_instance().info(
+            f'[gap] synthesis {done}/{count}: {each * 1000:.0f} ms an image, '
+            f'{(count - done) * each:.0f} s left'
+        )

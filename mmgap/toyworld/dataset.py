@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ToyBirds: landbirds and waterbirds on land and water, drawn when they are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+
+from mmgap.registry import DATASETS
+
+from .backend import image_path, mask_path
+from .renderer import WORLD_VERSION
+from .splits import GROUPS, SIZES, UNLABELLED, record
+from .vocabulary import BIRDS
+
+
+@DATASETS.register_module()
+class ToyBirds(BaseDataset):
+    """Birds whose background gives them away in training, and only there.
+
+    ``train`` and ``val_id`` show landbirds on land and waterbirds on water alone, mostly on clear
+    days. ``val``, ``test`` and ``test_final`` are balanced over the four groups under the same
+    conditions; ``test_shift`` is balanced, at night and in fog. ``guidance`` and
+    ``guidance_shift`` are unlabelled pictures like ``test`` and ``test_shift``. No two splits
+    share a scene. Pictures are read through MMEngine's file client (``toybirds://`` paths), so
+    stock pipelines work unchanged.
+
+    Args:
+        split: One of 'train', 'val_id', 'val', 'guidance', 'guidance_shift', 'test',
+            'test_shift', 'test_final'.
+        size: Number of records; None for the split's own (see ``splits.SIZES``). Record ``i`` is
+            the same at every size.
+        **kwargs: As for :class:`mmengine.dataset.BaseDataset`.
+
+    Raises:
+        ValueError: If the split is unknown or the size is not positive.
+    """
+
+    METAINFO = {'dataset_type': 'toybirds', 'classes': BIRDS, 'groups': GROUPS,
+                'world_version': WORLD_VERSION}
+
+    def __init__(self, split: str = 'train', size: int | None = None, **kwargs: Any) -> None:
+        if split not in SIZES:
+            raise ValueError(f'split={split!r} is unknown; use one of {tuple(SIZES)}')
+        if size is not None and size < 1:
+            raise ValueError(f'size={size} must be positive, or None for {SIZES[split]} records')
+        self.split = split
+        self.size = SIZES[split] if size is None else size
+        train_size = self.size if split == 'train' else SIZES['train']
+        counts = [0] * len(GROUPS)
+        for index in range(train_size):
+            counts[3 * (index % 2)] += 1  # fully correlated: landbird-land and waterbird-water
+        metainfo = {'train_group_counts': tuple(counts), **(kwargs.pop('metainfo', None) or {})}
+        super().__init__(metainfo=metainfo, **kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Lists the records; those of the guidance splits hold a picture and nothing else."""
+        infos = []
+        for index in range(self.size):
+            info: dict[str, Any] = {'img_path': image_path(self.split, index)}
+            if self.split not in UNLABELLED:
+                drawn = record(self.split, index)
+                info.update(gt_label=drawn.label, group=drawn.group,
+                            mask_path=mask_path(self.split, index))
+            infos.append(info)
+        return infos
+
+    def _join_prefix(self) -> None:
+        """Paths are complete already, and there is no annotation file."""

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures shared by all tests. Nothing here may reach the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1', MPLBACKEND='agg')
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(2)
+
+
+class DrawnDataset:
+    """Images with masks in a folder, with the part of MMEngine's dataset that sources need."""
+
+    def __init__(self, folder: Path, count: int = 12, size: int = 20, classes: int = 2) -> None:
+        rng = np.random.default_rng(0)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.infos = []
+        for i in range(count):
+            image = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            mask = np.zeros((size, size), np.uint8)
+            top, left = rng.integers(2, size // 2, 2)
+            mask[top : top + size // 3, left : left + size // 3] = 255
+            Image.fromarray(image).save(folder / f'{i}.png')
+            Image.fromarray(mask).save(folder / f'{i}_mask.png')
+            self.infos.append(
+                dict(
+                    img_path=str(folder / f'{i}.png'),
+                    mask_path=str(folder / f'{i}_mask.png'),
+                    gt_label=i % classes,
+                    group=None,
+                )
+            )
+        self.metainfo = dict(classes=tuple('ab'[:classes]) if classes <= 2 else tuple('abc'))
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def get_data_info(self, index: int) -> dict:
+        return dict(self.infos[index])
+
+
+@pytest.fixture(scope='session')
+def tiny_sd(tmp_path_factory) -> Path:
+    """A tiny Stable Diffusion folder with a UNet of 4 input channels."""
+    from tests.tiny import save_tiny_pipeline
+
+    return save_tiny_pipeline(tmp_path_factory.mktemp('sd4'))
+
+
+@pytest.fixture(scope='session')
+def tiny_sd_9(tmp_path_factory) -> Path:
+    """The same with 9 input channels."""
+    from tests.tiny import save_tiny_pipeline
+
+    return save_tiny_pipeline(tmp_path_factory.mktemp('sd9'), in_channels=9)
+
+
+@pytest.fixture
+def drawn(tmp_path) -> DrawnDataset:
+    """Twelve noise images with square masks, two classes."""
+    return DrawnDataset(tmp_path / 'drawn')

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mmgap.feedback import AdversarialLoss, adversarial_loss
+
+
+def log_probabilities(logits):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+REFERENCE = {
+    'flip': lambda log_p, label, target: -log_p[1 - label],
+    'untargeted': lambda log_p, label, target: log_p[label],
+    'targeted': lambda log_p, label, target: -log_p[target],
+    'uniform': lambda log_p, label, target: -log_p.mean(),
+}
+
+
+@pytest.mark.parametrize('mode', REFERENCE)
+@pytest.mark.parametrize('scale', [1.0, 0.3])
+def test_formulas(mode, scale):
+    classes = 2 if mode == 'flip' else 5
+    rng = np.random.default_rng(0)
+    logits = 4 * rng.standard_normal((7, classes))
+    labels = rng.integers(classes, size=7)
+    expected = [
+        REFERENCE[mode](log_p, label, 1)
+        for log_p, label in zip(log_probabilities(scale * logits), labels, strict=True)
+    ]
+    target = 1 if mode == 'targeted' else None
+    loss = AdversarialLoss(mode, target, logit_scale=scale, weight=3.0)
+    values = loss(torch.from_numpy(logits), torch.from_numpy(labels))
+    np.testing.assert_allclose(values.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize('mode', REFERENCE)
+def test_gradient(mode):
+    torch.manual_seed(0)
+    logits = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 1])
+    assert torch.autograd.gradcheck(
+        lambda x: adversarial_loss(x, labels, mode, target=0, logit_scale=0.7), logits
+    )
+
+
+@pytest.mark.parametrize('mode', ['flip', 'untargeted', 'targeted'])
+def test_descent_makes_the_model_err(mode):
+    logits, labels = torch.zeros(4, 2, requires_grad=True), torch.tensor([0, 0, 0, 0])
+    loss = adversarial_loss(logits, labels, mode, target=1).sum()
+    moved = logits - torch.autograd.grad(loss, logits)[0]
+    assert (moved.argmax(dim=1) == 1).all()
+
+
+def test_bad_settings():
+    logits, labels = torch.zeros(2, 3), torch.tensor([0, 2])
+    with pytest.raises(ValueError, match='needs two classes, the model has 3'):
+        adversarial_loss(logits, labels, 'flip')
+    for target in (None, 3, -1):
+        with pytest.raises(ValueError, match=rf'\[0, 3\), got {target}'):
+            adversarial_loss(logits, labels, 'targeted', target=target)
+    with pytest.raises(ValueError, match="got 'sideways'"):
+        adversarial_loss(logits, labels, 'sideways')
+    with pytest.raises(ValueError, match="got 'sideways'"):
+        AdversarialLoss('sideways')
+    with pytest.raises(ValueError, match='needs target'):
+        AdversarialLoss('targeted')
+    with pytest.raises(ValueError, match='got 0'):
+        AdversarialLoss(logit_scale=0)

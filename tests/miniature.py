@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A drawn miniature of Waterbirds, in the very layout of the real one."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+COLUMNS = ('img_id', 'img_filename', 'y', 'split', 'place', 'place_filename')
+CLASSES = ('landbird', 'waterbird')
+PLACES = ('land', 'water')
+TRAIN, VAL, TEST = 0, 1, 2
+# (width, height): photographs are not all of one size.
+SIZES = ((96, 72), (88, 80), (72, 96))
+
+
+def group_sizes(per_group: int) -> dict[int, tuple[int, int, int, int]]:
+    """Samples of each group (``2 * label + place``) in each split: train is mostly correlated."""
+    many, few = 2 * per_group, max(1, per_group // 8)
+    return {TRAIN: (many, few, few, many), VAL: (per_group,) * 4, TEST: (per_group,) * 4}
+
+
+def draw_waterbirds(root: Path, per_group: int = 4, seed: int = 0) -> Path:
+    """Draws a data set of ``metadata.csv``, JPEG images and, beside them, ``*_mask.png``.
+
+    A landbird is a round ellipse with a short beak, a waterbird a long ellipse with a neck; land is
+    brown and green blotches, water is blue waves. Splits are mixed, as they are in the real file.
+
+    Args:
+        root: folder to draw into; made if it does not exist.
+        per_group: samples of each group in val and test. Train has twice as many of the two groups
+            whose bird fits the place and ``max(1, per_group // 8)`` of each of the others.
+        seed: all pictures follow from it.
+
+    Returns:
+        The folder of ``metadata.csv``, which is ``data_root`` of ``mmgap.Waterbirds``.
+    """
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    samples = [
+        (label, place, split)
+        for split, sizes in group_sizes(per_group).items()
+        for group, count in enumerate(sizes)
+        for label, place in [divmod(group, 2)]
+        for _ in range(count)
+    ]
+    np.random.default_rng(seed).shuffle(samples)
+    rows = []
+    for index, (label, place, split) in enumerate(samples):
+        rng = np.random.default_rng([seed, index])
+        name = f'{label + 1:03d}.Drawn_{CLASSES[label]}/Drawn_{CLASSES[label]}_{index:04d}.jpg'
+        image, mask = draw_scene(label, place, rng)
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path, quality=95)
+        Image.fromarray(mask).save(path.with_name(f'{path.stem}_mask.png'))
+        place_name = f'/{PLACES[place][0]}/{PLACES[place]}/{index:08d}.jpg'
+        rows.append((index + 1, name, label, split, place, place_name))
+    with (root / 'metadata.csv').open('w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+    return root
+
+
+def draw_scene(label: int, place: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draws one bird on one place.
+
+    Returns:
+        The image, (H, W, 3) uint8, and the mask, (H, W) uint8 with the bird at 255 and 0 elsewhere.
+    """
+    width, height = SIZES[rng.integers(len(SIZES))]
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    image = _water(x, y, rng) if place else _land(x, y, rng)
+    bird = _bird(label, x, y, rng)
+    colour = rng.uniform(40, 230, 3)
+    shade = 1 - 0.3 * (y / height)[..., None]
+    image = np.where(bird[..., None], colour * shade, image)
+    image = image + rng.normal(0, 4, image.shape)
+    return image.clip(0, 255).astype(np.uint8), bird.astype(np.uint8) * 255
+
+
+def _water(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    waves = np.sin(y * rng.uniform(0.5, 0.9) + 2 * np.sin(x * 0.08 + rng.uniform(0, 6)))
+    return np.array([40.0, 90.0, 170.0]) + 35 * waves[..., None]
+
+
+def _land(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    blotches = sum(
+        np.sin(x * fx + phase_x) * np.sin(y * fy + phase_y)
+        for fx, fy, phase_x, phase_y in rng.uniform([0.1, 0.1, 0, 0], [0.5, 0.5, 6, 6], (4, 4))
+    )
+    return np.array([95.0, 110.0, 45.0]) + blotches[..., None] * np.array([25.0, 15.0, 10.0])
+
+
+def _bird(label: int, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(H, W) bool, the pixels of a bird that lies wholly inside the image."""
+    height, width = x.shape
+    cx, cy = width * rng.uniform(0.45, 0.55), height * rng.uniform(0.5, 0.6)
+    size = rng.uniform(0.15, 0.18) * min(width, height)
+    facing = rng.choice([-1, 1])
+
+    def ellipse(dx: float, dy: float, rx: float, ry: float) -> np.ndarray:
+        return (
+            ((x - cx - facing * dx * size) / (rx * size)) ** 2
+            + ((y - cy - dy * size) / (ry * size)) ** 2
+        ) <= 1
+
+    if label == 0:
+        return ellipse(0, 0, 1.2, 1.0) | ellipse(0.9, -0.9, 0.6, 0.6) | ellipse(1.5, -0.9, 0.4, 0.2)
+    return ellipse(0, 0, 1.7, 0.7) | ellipse(1.4, -0.9, 0.25, 1.1) | ellipse(1.7, -1.9, 0.6, 0.3)

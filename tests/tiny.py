@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny models of the real classes, with random weights, made where a test needs them."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInpaintPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """Letters only: every letter is a token, with and without an end of word."""
+    letters = list(string.ascii_lowercase) + [',']
+    tokens = letters + [f'{c}</w>' for c in letters] + ['<|startoftext|>', '<|endoftext|>']
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=20
+    )
+
+
+def save_tiny_pipeline(
+    folder: Path,
+    in_channels: int = 4,
+    sample_size: int = 8,
+    width: int = 32,
+    blocks: tuple[int, int] = (32, 64),
+) -> Path:
+    """Save a tiny Stable Diffusion; images are ``2 * sample_size`` pixels wide."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=37,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    unet = UNet2DConditionModel(
+        block_out_channels=blocks,
+        layers_per_block=1,
+        sample_size=sample_size,
+        in_channels=in_channels,
+        out_channels=4,
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
+        up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
+        cross_attention_dim=width,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32),
+        in_channels=3,
+        out_channels=3,
+        down_block_types=('DownEncoderBlock2D', 'DownEncoderBlock2D'),
+        up_block_types=('UpDecoderBlock2D', 'UpDecoderBlock2D'),
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=2 * sample_size,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule='scaled_linear',
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    StableDiffusionInpaintPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def tiny_classifier(classes: int = 2, smooth: bool = False) -> torch.nn.Module:
+    """An MMPretrain classifier of stock parts; ``smooth`` has no kinks for finite differences."""
+    from mmengine.registry import init_default_scope
+    from mmpretrain.models import build_classifier
+
+    init_default_scope('mmpretrain')
+    torch.manual_seed(1)
+    model = build_classifier(
+        dict(
+            type='ImageClassifier',
+            data_preprocessor=dict(
+                mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
+            ),
+            backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(
+                type='LinearClsHead',
+                num_classes=classes,
+                in_channels=64,
+                loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
+            ),
+        )
+    )
+    if smooth:
+        for module in model.modules():
+            for name, child in module.named_children():
+                if isinstance(child, torch.nn.ReLU):
+                    setattr(module, name, torch.nn.SiLU())
+                elif isinstance(child, torch.nn.MaxPool2d):
+                    setattr(module, name, torch.nn.AvgPool2d(3, 2, 1))
+    return model

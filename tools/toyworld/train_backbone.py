@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretrains the ResNet-18 that stands in for ImageNet weights.
+
+It learns sub-types of birds (six, and no bird) on uncorrelated places and backdrops, and place,
+time and weather. Like ImageNet's weights, it has seen birds; unlike them, it has seen this world.
+Writes ``OUT/toybirds-resnet18.safetensors``, keys ``backbone.…`` of an mmpretrain classifier.
+"""
+
+from __future__ import annotations
+
+import os
+from multiprocessing import Pool
+
+import numpy as np
+import torch
+from common import FIRST_SEED, Progress, batches, parser
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from mmgap.toyworld.birds import SUBTYPES
+from mmgap.toyworld.renderer import Scene, render
+from mmgap.toyworld.vocabulary import BACKDROPS, BIRDS, COLOURS, PATTERNS, PLACES, TIMES, WEATHERS
+
+BACKBONE = {'depth': 18, 'base_channels': 32, 'stem_channels': 32, 'deep_stem': True,
+            'out_indices': (3,)}
+# The mean and std that configs give to their data preprocessor (RGB, 0..255).
+MEAN, STD = 127.5, 127.5
+_KINDS = [(None, None)] + [(bird, sub) for bird in BIRDS for sub in SUBTYPES[bird]]
+
+
+def draw(index: int) -> tuple[np.ndarray, list[int]]:
+    """Picture and labels (sub-type, place or pattern, time, weather, colour or -1)."""
+    rng = np.random.default_rng([6, index])
+    kind = 0 if rng.random() < 0.1 else int(rng.integers(1, len(_KINDS)))
+    if rng.random() < 0.3:
+        place = BACKDROPS[int(rng.integers(len(BACKDROPS)))]
+        colour, pattern = place.split(' ', 1)
+        where = len(PLACES) + PATTERNS.index(pattern)
+        tint = COLOURS.index(colour)
+    else:
+        where, tint = int(rng.integers(len(PLACES))), -1
+        place = PLACES[where]
+    time, weather = int(rng.choice(3, p=(0.5, 0.2, 0.3))), int(rng.choice(3, p=(0.5, 0.3, 0.2)))
+    bird, subtype = _KINDS[kind]
+    scene = Scene(bird, place, TIMES[time], WEATHERS[weather], FIRST_SEED + 6_000_000 + index)
+    return render(scene, subtype).image, [kind, where, time, weather, tint]
+
+
+def main() -> None:
+    args = parser(__doc__, steps=700, batch=96, scenes=14000).parse_args()
+    from mmpretrain.models import ResNet
+
+    torch.manual_seed(6)
+    with Pool(2) as pool:
+        drawn = pool.map(draw, range(args.scenes + 500), 250)
+    images = torch.from_numpy(np.stack([d[0] for d in drawn])).permute(0, 3, 1, 2)
+    labels = torch.tensor([d[1] for d in drawn])
+    backbone = ResNet(**BACKBONE)
+    sizes = (len(_KINDS), len(PLACES) + len(PATTERNS), len(TIMES), len(WEATHERS), len(COLOURS))
+    weights = (1.0, 0.5, 0.2, 0.2, 0.1)
+    heads = nn.ModuleList(nn.Linear(256, n) for n in sizes)
+    model = nn.ModuleDict({'backbone': backbone, 'heads': heads}).to(args.device)
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, args.steps, pct_start=0.15)
+
+    def predict(x: torch.Tensor) -> list[torch.Tensor]:
+        x = ((x.to(args.device).float() - MEAN) / STD).contiguous(
+            memory_format=torch.channels_last)
+        features = backbone(x)[0].mean((2, 3))
+        return [head(features) for head in heads]
+
+    report, order = Progress(args.steps), batches(args.scenes, args.batch, 6)
+    for step in range(1, args.steps + 1):
+        index = torch.from_numpy(next(order))
+        x, y = images[index], labels[index].to(args.device)
+        if step % 2:
+            x = x.flip(-1)
+        losses = [w * F.cross_entropy(p, y[:, k], ignore_index=-1)
+                  for k, (w, p) in enumerate(zip(weights, predict(x), strict=True))]
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses).backward()
+        optimizer.step()
+        schedule.step()
+        report(step, kind=losses[0], place=losses[1])
+    model.eval()
+    with torch.no_grad():
+        found = torch.stack([p.argmax(1) for p in predict(images[args.scenes:])], 1).cpu()
+    held_out = labels[args.scenes:]
+    for k, name in enumerate(('sub-type', 'place', 'time', 'weather')):
+        print(f'{name}: {(found[:, k] == held_out[:, k]).float().mean():.3f}')
+    state = {f'backbone.{k}': v.half().contiguous() if v.is_floating_point() else v
+             for k, v in backbone.state_dict().items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    temporary = args.out / '.toybirds-resnet18.tmp'
+    save_file(state, temporary, metadata={'format': 'pt'})
+    os.replace(temporary, args.out / 'toybirds-resnet18.safetensors')
+
+
+if __name__ == '__main__':
+    main()
