@@ -29,6 +29,8 @@ class SyntheticDataset(BaseDataset):
     """
 
     def __init__(self, pool: str, budget: int | None = None, **kwargs: Any) -> None:
+        if budget is not None and budget < 1:
+            raise ValueError(f'budget must be at least 1, got {budget}')
         self.pool = pool
         self.budget = budget
         # The pool's samples say all that MMEngine would look for in an annotation file.

@@ -102,7 +102,10 @@ class SyntheticMixDataset:
 
     def refresh(self, pool: str | None = None) -> None:
         """Read the pool again, or another one. Workers see it when they start anew."""
-        self.pool = pool or self.pool
+        pool = pool or self.pool
+        if pool is None:
+            raise ValueError('this mix has no pool yet; call refresh(pool) with its folder')
+        self.pool = str(pool)
         self._synthetic = None
         if len(SamplePool(self.pool)):
             self._synthetic = SyntheticDataset(self.pool, self.budget, metainfo=self._metainfo)

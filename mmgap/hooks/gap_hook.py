@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,20 @@ from mmgap.compat import (
     restart_workers,
 )
 from mmgap.datasets import SyntheticMixDataset
-from mmgap.feedback import TargetModel
 from mmgap.files import write_json
-from mmgap.generators import SourceSet
+from mmgap.hooks.components import (
+    build_search,
+    build_sources,
+    build_synthesizer,
+    build_target,
+    split_search,
+)
 from mmgap.hooks.summary import environment, group_report, summary_table
 from mmgap.prompts import PromptBank
 from mmgap.registry import HOOKS, TASK_UTILS
-from mmgap.search import PromptSearch, initial_prompts
 from mmgap.seeds import derive_seed
-from mmgap.synthesis import SamplePool, Synthesizer
+from mmgap.synthesis import SamplePool
 from mmgap.synthesis.contact_sheet import write_contact_sheet
-
-INITIAL = ('prompts_per_class', 'tokens', 'init', 'scope', 'template')
 
 
 @HOOKS.register_module()
@@ -98,9 +100,7 @@ class GAPHook(Hook):
             raise ValueError(f'budget={budget} gives not one image to each of {rounds} rounds')
         self.generator_cfg = generator
         self.feedback = [TASK_UTILS.build(dict(config)) for config in feedback]
-        settings = dict(search or {})
-        self.initial_cfg = {name: settings.pop(name) for name in INITIAL if name in settings}
-        self.search_cfg = settings
+        self.initial_cfg, self.search_cfg = split_search(search)
         self.synthesis_cfg = dict(synthesis or {})
         self.target_cfg = target
         self.ratio = ratio
@@ -203,24 +203,20 @@ class GAPHook(Hook):
 
     def _search_and_draw(self, runner: Runner, number: int) -> dict[str, Any]:
         generator = self._build_generator()
-        sources = SourceSet(_innermost(self._mix.dataset), generator.size)
-        target = self._build_target(runner)
+        sources = build_sources(self._mix.dataset, generator)
+        target = build_target(runner.model, runner.cfg, self.target_cfg)
         pool = SamplePool(self.folder / 'pool')
-        seed = derive_seed(self.seed, 'round', number)
         began = time.time()
-        search = PromptSearch(
-            generator, target, self.feedback, sources, **{'seed': seed, **self.search_cfg}
-        )
-        prompts = initial_prompts(
-            generator.prompts, sources.classes, seed=seed, prefix=f'r{number}-', **self.initial_cfg
-        )
+        which = (self.seed, number)
+        settings = (self.initial_cfg, self.search_cfg)
+        search, prompts = build_search(generator, target, self.feedback, sources, *settings, *which)
         found = search.run(
             prompts,
             checkpoint=self.folder / 'search' / f'round_{number}.safetensors',
             bank=PromptBank(self.folder / 'prompts'),
         )
         searched = time.time()
-        synthesizer = Synthesizer(generator, sources, **{'seed': seed, **self.synthesis_cfg})
+        synthesizer = build_synthesizer(generator, sources, self.synthesis_cfg, *which)
         images = self.budget * (number + 1) // self.rounds - self.budget * number // self.rounds
         synthesizer.run(prompts, images, pool, target, self.feedback, number)
         drawn = time.time()
@@ -258,20 +254,6 @@ class GAPHook(Hook):
         if self._generator is None:
             self._generator = TASK_UTILS.build(dict(self.generator_cfg))
         return self._generator
-
-    def _build_target(self, runner: Runner) -> TargetModel:
-        if self.target_cfg is not None:
-            return TargetModel(runner.model, **self.target_cfg)
-        for name in ('test_dataloader', 'val_dataloader'):
-            dataset = (runner.cfg.get(name) or {}).get('dataset')
-            while isinstance(dataset, Mapping) and 'pipeline' not in dataset:
-                dataset = dataset.get('dataset')
-            if dataset is not None:
-                return TargetModel.from_pipeline(runner.model, dataset['pipeline'])
-        raise ValueError(
-            'the config has no test or val pipeline to read the input size from; give GAPHook '
-            'target=dict(input_size=(height, width))'
-        )
 
     # Data, seeds, state
 
@@ -333,10 +315,3 @@ class GAPHook(Hook):
             seed=self.seed,
             versions=environment(),
         )
-
-
-def _innermost(dataset: Any) -> Any:
-    """The dataset inside MMEngine's wrappers, where each source stands once."""
-    while hasattr(dataset, 'dataset'):
-        dataset = dataset.dataset
-    return dataset

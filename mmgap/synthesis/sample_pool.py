@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from mmgap.files import write_bytes
 
 MANIFEST = 'manifest.jsonl'
+IMAGE = re.compile(r'images/(\d{6,})\.png')
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class SamplePool:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._torn = 0
         self.samples: list[Sample] = self._read()
 
     def __len__(self) -> int:
@@ -99,15 +102,19 @@ class SamplePool:
         Raises:
             OSError: When the disk is full; neither the image nor a line stays.
         """
-        number = len(self.samples)
+        # Not the number of samples: a user may have taken lines out.
+        number = 1 + int(IMAGE.fullmatch(self.samples[-1].file)[1]) if self.samples else 0
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format='PNG')
         data = buffer.getvalue()
         sample = Sample(file=f'images/{number:06d}.png', bytes=len(data), **about)
         write_bytes(self.folder / sample.file, data)
         line = (json.dumps(asdict(sample)) + '\n').encode()
-        size = self.manifest.stat().st_size if self.manifest.exists() else 0
+        size = self.manifest.stat().st_size - self._torn if self.manifest.exists() else 0
         try:
+            if self._torn:
+                os.truncate(self.manifest, size)
+                self._torn = 0
             with open(self.manifest, 'ab') as file:
                 file.write(line)
                 file.flush()
@@ -133,6 +140,7 @@ class SamplePool:
         if dropped:
             lines = ''.join(json.dumps(asdict(sample)) + '\n' for sample in self.samples[:kept])
             write_bytes(self.manifest, lines.encode())
+            self._torn = 0
             for sample in dropped:
                 self.path(sample).unlink(missing_ok=True)
             del self.samples[kept:]
@@ -143,8 +151,8 @@ class SamplePool:
             return []
         text = self.manifest.read_bytes()
         complete, _, torn = text.rpartition(b'\n')
-        if torn:  # killed while the line was written: the image has no line yet
-            os.truncate(self.manifest, len(text) - len(torn))
+        # Killed while the line was written: the image has no line yet. Only a writer cuts it off.
+        self._torn = len(torn)
         names = {field.name for field in fields(Sample)}
         samples = []
         for number, line in enumerate(complete.splitlines(), start=1):
@@ -155,6 +163,11 @@ class SamplePool:
             if not isinstance(about, dict) or set(about) != names:
                 raise ValueError(
                     f'{self.manifest} line {number} must have exactly the fields {sorted(names)}'
+                )
+            if not IMAGE.fullmatch(str(about['file'])):
+                raise ValueError(
+                    f'{self.manifest} line {number}: file must be images/NUMBER.png, got '
+                    f'{about["file"]!r}'
                 )
             samples.append(Sample(**about))
         self._check_images(samples)

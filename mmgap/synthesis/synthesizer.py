@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,6 +125,10 @@ class Synthesizer:
 
         Returns:
             The number of images drawn now.
+
+        Raises:
+            FloatingPointError: If an image or a loss is NaN or Inf; images before its batch stay.
+            OSError: When the disk is full; complete images stay.
         """
         plan = self.plan(prompts, count, round)
         names = [f'{p.id}@{weights_fingerprint(p)[:8]}' for p in prompts]
@@ -141,12 +146,17 @@ class Synthesizer:
             expected = (round, drawing.source, label, drawing.seed, *settings)
             return sample.drawing() == expected
 
-        pool.keep(wanted)
+        dropped = pool.keep(wanted)
+        if dropped:
+            MMLogger.get_current_instance().warning(
+                f'[gap] {dropped} images of another plan dropped from {pool.folder}'
+            )
         done = len(pool) - start
         began = logged = time.time()
         with torch.no_grad():
             embeds = self.generator.prompts.encode(prompts)
-            for at in range(done, len(plan), self.batch_size):
+            # The batches of an uninterrupted run: rounding depends on the batch's size.
+            for at in range(done - done % self.batch_size, len(plan), self.batch_size):
                 batch = plan[at : at + self.batch_size]
                 condition = self.sources.load([drawing.source for drawing in batch])
                 images = self.generator(
@@ -156,8 +166,11 @@ class Synthesizer:
                     self.num_inference_steps,
                 )
                 judged = self._judge(condition, images, target, feedback)
+                self._check_finite(batch, images, judged)
                 pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
                 for i, drawing in enumerate(batch):
+                    if at + i < done:
+                        continue
                     pool.append(
                         pixels[i],
                         label=int(condition.labels[i]),
@@ -197,6 +210,21 @@ class Synthesizer:
             target_loss_image=image.loss.tolist(),
             feedback=total.tolist() if feedback else unknown,
         )
+
+    @staticmethod
+    def _check_finite(
+        batch: Sequence[Drawing], images: Tensor, judged: dict[str, list[float | None]]
+    ) -> None:
+        finite = torch.isfinite(images).flatten(1).all(dim=1).tolist()
+        for i, drawing in enumerate(batch):
+            values = {name: column[i] for name, column in judged.items()}
+            if finite[i] and all(v is None or math.isfinite(v) for v in values.values()):
+                continue
+            what = f'gave {values}' if finite[i] else 'has pixels that are NaN or Inf'
+            raise FloatingPointError(
+                f'the image of source {drawing.source} with seed {drawing.seed} {what}; it is not '
+                'in the pool'
+            )
 
     @staticmethod
     def _log(done: int, count: int, before: int, seconds: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which scene every record of every ToyBirds split shows. Nothing here depends on a split's size."""
+"""Which scene each record of each ToyBirds split shows; nothing depends on a split's size."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def build_scheduler():
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', clip_sample=False,
         set_alpha_to_one=False, prediction_type='v_prediction', rescale_betas_zero_snr=True,
-        timestep_spacing='trailing')
+        timestep_spacing='trailing', steps_offset=1)
 
 
 @torch.no_grad()

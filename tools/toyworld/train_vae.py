@@ -6,10 +6,22 @@ Writes ``OUT/toybirds-sd/vae`` with the scaling factor that gives latents unit v
 
 from __future__ import annotations
 
+import copy
 import math
 
+import numpy as np
 import torch
-from common import Progress, autocast, batches, draw_scenes, parser, render_all, to_input
+from common import (
+    Progress,
+    autocast,
+    batches,
+    draw_scenes,
+    parser,
+    render_all,
+    replace_folder,
+    to_input,
+)
+from safetensors.torch import load_file, save_file
 
 
 def build():
@@ -37,17 +49,23 @@ def psnr(vae, images, device: str) -> float:
     return -10 * math.log10(error)
 
 
-def main() -> None:
-    args = parser(__doc__, steps=2400, batch=8, scenes=12000).parse_args()
-    torch.manual_seed(1)
-    images = render_all(draw_scenes(args.scenes, 1), args.cache / f'vae_{args.scenes}.npy')
-    held_out = render_all(draw_scenes(256, 2))
-    vae = build().to(args.device, memory_format=torch.channels_last)
-    print(f'{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters', flush=True)
-    optimizer = torch.optim.AdamW(vae.parameters(), 2e-3, betas=(0.9, 0.98), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2.5e-3, args.steps, pct_start=0.05)
-    report, order = Progress(args.steps), batches(len(images), args.batch, 1)
-    for step in range(1, args.steps + 1):
+# (steps, peak learning rate, whether the decoder alone learns): the diffusion model may be trained
+# on the latents of the first two cycles while the third sharpens the decoder.
+CYCLES = ((2400, 2.5e-3, False), (1200, 1.5e-3, False), (900, 1.5e-3, True))
+
+
+def train_cycle(vae, images: np.ndarray, args, cycle: int) -> None:
+    steps, peak, decoder_only = CYCLES[cycle]
+    torch.manual_seed(10 * cycle + 1)
+    vae.train().requires_grad_(True)
+    if decoder_only:
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(False)
+    learned = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, peak, betas=(0.9, 0.98), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, steps, pct_start=0.05)
+    report, order = Progress(steps), batches(len(images), args.batch, 10 * cycle + 1)
+    for step in range(1, steps + 1):
         x = to_input(images[next(order)], args.device)
         with autocast(args.device):
             posterior = vae.encode(x).latent_dist
@@ -58,24 +76,45 @@ def main() -> None:
         loss = error + 0.1 * (y - x).abs().mean() + 1e-5 * kl
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()
         report(step, error=error, kl=kl)
-        if step % 500 == 0:
-            vae.eval()
-            print(f'held-out {psnr(vae, held_out, args.device):.2f} dB', flush=True)
-            vae.train()
+
+
+@torch.no_grad()
+def save(vae, images: np.ndarray, args) -> None:
+    """Sets the scaling factor and writes the autoencoder in half precision."""
     vae.eval()
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(to_input(images[i:i + 64], args.device)).latent_dist.mean
-                             for i in range(0, 2048, 64)])
-    print('channel means', latents.mean((0, 2, 3)).tolist(), 'std', latents.std((0, 2, 3)).tolist())
+    latents = torch.cat([vae.encode(to_input(images[i:i + 64], args.device)).latent_dist.mean
+                         for i in range(0, 2048, 64)])
+    print('means', latents.mean((0, 2, 3)).tolist(), 'std', latents.std((0, 2, 3)).tolist())
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
-    half = vae.to(torch.float16)
-    half.save_pretrained(args.out / 'toybirds-sd' / 'vae')
-    half.float()
-    print(f'held-out {psnr(half, held_out, args.device):.2f} dB in half precision', flush=True)
+    half = copy.deepcopy(vae).to(torch.float16)
+    final = args.out / 'toybirds-sd' / 'vae'
+    temporary = final.with_name('vae.tmp')
+    half.save_pretrained(temporary)
+    replace_folder(temporary, final)
+
+
+def main() -> None:
+    arguments = parser(__doc__, batch=8, scenes=12000, cycles=len(CYCLES))
+    args = arguments.parse_args()
+    torch.manual_seed(1)
+    images = render_all(draw_scenes(args.scenes, 1), args.cache / f'vae_{args.scenes}.npy')
+    held_out = render_all(draw_scenes(256, 2))
+    vae = build().to(args.device, memory_format=torch.channels_last)
+    print(f'{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters', flush=True)
+    for cycle in range(args.cycles):
+        state = args.cache / f'vae_cycle_{cycle}.safetensors'
+        if state.exists():
+            vae.load_state_dict(load_file(state))
+            continue
+        train_cycle(vae, images, args, cycle)
+        save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, state)
+        vae.eval()
+        print(f'cycle {cycle}: held-out {psnr(vae, held_out, args.device):.2f} dB', flush=True)
+        save(vae, images, args)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,66 @@
+# Adversarial prompts on the embedded world: everything real, only small. About 5 minutes on 2 cores.
+_base_ = [
+    'mmpretrain::_base_/models/resnet18.py',
+    'mmpretrain::_base_/default_runtime.py',
+    '_base_/toybirds.py',
+]
+custom_imports = dict(imports=['mmgap'], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        base_channels=32,
+        stem_channels=32,
+        deep_stem=True,
+        # Stands in for ImageNet weights: has seen birds and places, uncorrelated.
+        init_cfg=dict(
+            type='Pretrained', checkpoint='mmgap://toybirds-resnet18', prefix='backbone'
+        ),
+    ),
+    head=dict(num_classes=2, in_channels=256, topk=(1,)),
+)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4))
+train_cfg = dict(by_epoch=True, max_epochs=9, val_interval=3)
+val_cfg = dict()
+test_cfg = dict()
+randomness = dict(seed=0)
+default_hooks = dict(checkpoint=dict(interval=3, max_keep_ckpts=1))
+
+custom_hooks = [
+    dict(
+        type='mmgap.GAPHook',
+        generator=dict(
+            type='mmgap.InpaintingGenerator',
+            model='mmgap://toybirds-sd',
+            guidance_scale=5.0,
+            eta=1.0,
+            autocast='bfloat16',
+        ),
+        feedback=[dict(type='mmgap.AdversarialLoss', mode='flip')],
+        search=dict(
+            prompts_per_class=4,
+            tokens=5,
+            steps=40,
+            num_inference_steps=5,
+            images_per_prompt=3,
+            batch_size=24,
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
+        ),
+        synthesis=dict(num_inference_steps=15, batch_size=40),
+        ratio=0.5,
+        start=3,
+        budget=400,
+    )
+]
+
+# What tools/benchmark.py compares at equal budgets: `layers` are fine-tuned from one base
+# checkpoint per seed with the same steps; half of each batch is generated.
+benchmark = dict(
+    steps=60,
+    optimizers=dict(
+        last=dict(type='SGD', lr=0.1, momentum=0.9),
+        all=dict(type='SGD', lr=0.01, momentum=0.9),
+    ),
+    agnostic=['a bird', 'a photo of a bird', 'a picture of a bird', 'an image of a bird'],
+    prompts='configs/prompts/toybirds.txt',
+    real=dict(type='mmgap.ToyBirds', split='val', size=400),
+)

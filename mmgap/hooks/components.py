@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a round is made of, built from a config: shared by GAPHook and the step-by-step tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import load_checkpoint, set_random_seed
+from torch import nn
+
+from mmgap.compat import allow_checkpoint_history
+from mmgap.feedback import AdversarialLoss, TargetModel
+from mmgap.generators import SourceSet
+from mmgap.prompts import SoftPrompt
+from mmgap.registry import HOOKS, TASK_UTILS
+from mmgap.search import PromptSearch, initial_prompts
+from mmgap.seeds import derive_seed
+from mmgap.synthesis import Synthesizer
+
+INITIAL = ('prompts_per_class', 'tokens', 'init', 'scope', 'template')
+
+
+def split_search(settings: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split GAPHook's ``search`` into arguments of ``initial_prompts`` and of ``PromptSearch``."""
+    settings = dict(settings or {})
+    initial = {name: settings.pop(name) for name in INITIAL if name in settings}
+    return initial, settings
+
+
+def round_seed(seed: int, number: int) -> int:
+    """Seed of all that round ``number`` searches and draws."""
+    return derive_seed(seed, 'round', number)
+
+
+def build_sources(dataset: Any, generator: Any) -> SourceSet:
+    """The sources of a dataset; of the one inside MMEngine's wrappers each stands once."""
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    return SourceSet(dataset, generator.size)
+
+
+def build_target(
+    model: nn.Module, config: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+) -> TargetModel:
+    """The model as a judge of images.
+
+    Args:
+        model: A model of MMPretrain.
+        config: The run's config, whose test or val pipeline says size and channel order.
+        settings: Arguments of :class:`~mmgap.feedback.TargetModel` that say them instead.
+
+    Raises:
+        ValueError: If neither says them.
+    """
+    if settings is not None:
+        return TargetModel(model, **settings)
+    for name in ('test_dataloader', 'val_dataloader'):
+        dataset = (config.get(name) or {}).get('dataset')
+        while isinstance(dataset, Mapping) and 'pipeline' not in dataset:
+            dataset = dataset.get('dataset')
+        if dataset is not None:
+            return TargetModel.from_pipeline(model, dataset['pipeline'])
+    raise ValueError(
+        'the config has no test or val pipeline to read the input size from; give GAPHook '
+        'target=dict(input_size=(height, width))'
+    )
+
+
+def build_search(
+    generator: Any,
+    target: TargetModel,
+    feedback: Sequence[AdversarialLoss],
+    sources: SourceSet,
+    initial: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    seed: int,
+    number: int = 0,
+) -> tuple[PromptSearch, list[SoftPrompt]]:
+    """The search of round ``number`` and the prompts that it starts from.
+
+    Args:
+        generator: Draws images.
+        target: The model to search against.
+        feedback: Losses to minimise.
+        sources: Labelled, masked images.
+        initial: Arguments of :func:`~mmgap.search.initial_prompts`.
+        settings: Arguments of :class:`~mmgap.search.PromptSearch`.
+        seed: Seed of the run.
+        number: The round; the prompts' ids start with it.
+    """
+    seed = round_seed(seed, number)
+    search = PromptSearch(generator, target, feedback, sources, **{'seed': seed, **settings})
+    prompts = initial_prompts(
+        generator.prompts, sources.classes, seed=seed, prefix=f'r{number}-', **initial
+    )
+    return search, prompts
+
+
+def build_synthesizer(
+    generator: Any, sources: SourceSet, settings: Mapping[str, Any], seed: int, number: int = 0
+) -> Synthesizer:
+    """The synthesizer of round ``number``; arguments as in :func:`build_search`."""
+    return Synthesizer(generator, sources, **{'seed': round_seed(seed, number), **settings})
+
+
+class Components:
+    """The parts of a GAPHook's loop outside of training, for the step-by-step tools.
+
+    What they search and draw is what the hook does in its first round, given the same weights.
+
+    Args:
+        config: A config with one GAPHook in ``custom_hooks``.
+
+    Attributes:
+        hook: The hook, whose settings hold.
+        seed: Seed of every draw: the hook's, or that of ``randomness``, or 0.
+        generator: Draws images.
+        sources: The training data's labelled, masked images.
+
+    Raises:
+        ValueError: If the config has no GAPHook, or several.
+    """
+
+    def __init__(self, config: Config) -> None:
+        found = [cfg for cfg in config.get('custom_hooks') or () if _is_gap_hook(cfg['type'])]
+        if len(found) != 1:
+            raise ValueError(
+                f'custom_hooks must have one mmgap.GAPHook, {config.filename} has {len(found)}'
+            )
+        init_default_scope(config.get('default_scope', 'mmpretrain'))
+        self._config = config
+        self.hook = HOOKS.build(dict(found[0]))
+        seed = (config.get('randomness') or {}).get('seed')
+        self.seed = next((s for s in (self.hook.seed, seed) if s is not None), 0)
+        dataset = config.train_dataloader.dataset
+        while 'dataset' in dataset:
+            dataset = dataset.dataset
+        self.generator = TASK_UTILS.build(dict(self.hook.generator_cfg))
+        self.sources = build_sources(DATASETS.build(dataset), self.generator)
+
+    def target(self, checkpoint: str | None = None) -> TargetModel:
+        """The config's model.
+
+        Args:
+            checkpoint: Its weights; by default what the config starts training from.
+
+        Raises:
+            RuntimeError: If the checkpoint does not fit the model.
+        """
+        settings = self._config.model.copy()
+        if self._config.get('data_preprocessor') is not None:  # as the Runner does
+            settings.setdefault('data_preprocessor', self._config.data_preprocessor)
+        set_random_seed(self.seed)
+        model = MODELS.build(settings)
+        checkpoint = checkpoint or self._config.get('load_from')
+        if checkpoint is None:
+            model.init_weights()
+        else:
+            allow_checkpoint_history()
+            load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+        return build_target(model.to(get_device()), self._config, self.hook.target_cfg)
+
+    def search(self, target: TargetModel) -> tuple[PromptSearch, list[SoftPrompt]]:
+        """The search and the prompts that it starts from."""
+        hook = self.hook
+        parts = (self.generator, target, hook.feedback, self.sources)
+        return build_search(*parts, hook.initial_cfg, hook.search_cfg, self.seed)
+
+    def synthesizer(self) -> Synthesizer:
+        """The synthesizer."""
+        return build_synthesizer(self.generator, self.sources, self.hook.synthesis_cfg, self.seed)
+
+
+def _is_gap_hook(kind: Any) -> bool:
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    return name.rpartition('.')[2] == 'GAPHook'

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that is killed and resumed ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmgap.compat import allow_checkpoint_history
+from tests.hooks.small_config import small_config
+from tests.miniature import draw_waterbirds
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(config: Path, *options: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='2'),
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
+    """SIGKILL the run and its workers at a point that it must not outrun."""
+    deadline = time.time() + 200
+    while not reached():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.time() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
+def result(work_dir: Path, name: str) -> dict:
+    """Everything that must be equal: weights, prompts, pool."""
+    allow_checkpoint_history()
+    checkpoint = torch.load(work_dir / name, weights_only=True)
+    gap = work_dir / 'gap'
+    files = [*gap.glob('prompts/*.safetensors'), *gap.glob('pool/**/*')]
+    return dict(
+        weights={k: v.tolist() for k, v in checkpoint['state_dict'].items()},
+        momentum=checkpoint['optimizer']['state'][0]['momentum_buffer'].tolist(),
+        files={str(f.relative_to(gap)): f.read_bytes() for f in files if f.is_file()},
+    )
+
+
+@pytest.mark.parametrize('by_epoch', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_killed_and_resumed_equals_uninterrupted(by_epoch, tmp_path, tiny_sd):
+    data = draw_waterbirds(tmp_path / 'data', per_group=4)
+    last = 'epoch_5.pth' if by_epoch else 'iter_10.pth'
+    whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+    for work_dir in (whole, cut):
+        small_config(data, tiny_sd, work_dir, by_epoch).dump(tmp_path / f'{work_dir.name}.py')
+    finish(start(tmp_path / 'whole.py'))
+    expected = result(whole, last)
+    assert len([name for name in expected['files'] if name.endswith('.png')]) == 16
+
+    manifest = cut / 'gap' / 'pool' / 'manifest.jsonl'
+    points = [
+        lambda: (cut / 'gap' / 'search' / 'round_0.safetensors').exists(),  # in the search
+        lambda: lines(manifest) >= 3,  # in the synthesis
+        lambda: (cut / ('epoch_2.pth' if by_epoch else 'iter_6.pth')).exists(),  # in training
+        lambda: (cut / 'gap' / 'search' / 'round_1.safetensors').exists(),  # in round 2
+    ]
+    options: tuple[str, ...] = ()
+    for reached in points:
+        kill_when(start(tmp_path / 'cut.py', *options), reached)
+        assert not (cut / last).exists(), 'the run was over before it was killed'
+        options = ('--resume',)
+    finish(start(tmp_path / 'cut.py', *options))
+    assert result(cut, last) == expected
+    summaries = [
+        json.loads((work_dir / 'gap' / 'summary.json').read_text()) for work_dir in (whole, cut)
+    ]
+    for summary in summaries:
+        for about in summary['rounds']:
+            del about['seconds']
+    for key in ('before', 'after', 'rounds', 'images', 'seed'):
+        assert summaries[0][key] == summaries[1][key]
+
+
+def test_checkpoint_loads_in_test_tool(tmp_path, tiny_sd):
+    """torch >= 2.6 loads weights-only, MMEngine 0.10.7 writes its log history into checkpoints."""
+    data = draw_waterbirds(tmp_path / 'data', per_group=4)
+    config = small_config(data, tiny_sd, tmp_path / 'work')
+    config.custom_hooks = []
+    config.train_cfg.max_epochs = 1
+    config.dump(tmp_path / 'plain.py')
+    finish(start(tmp_path / 'plain.py'))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / 'test.py'), str(tmp_path / 'plain.py')]
+        + [str(tmp_path / 'work' / 'epoch_1.pth'), '--work-dir', str(tmp_path / 'test')],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'worst_group' in done.stdout + done.stderr

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionInpaintPipeline
+
+from mmgap.prompts import PromptBank, PromptEncoder
+from mmgap.search import initial_prompts
+
+
+@pytest.fixture(scope='module')
+def encoder(tiny_sd):
+    pipe = StableDiffusionInpaintPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    return PromptEncoder(pipe.tokenizer, pipe.text_encoder)
+
+
+def test_scopes_have_equal_budgets(encoder):
+    own = initial_prompts(encoder, ('a', 'b'), 2, scope='class')
+    every = initial_prompts(encoder, ('a', 'b'), 2, scope='all')
+    assert [(p.id, p.label) for p in own] == [('a-0', 0), ('a-1', 0), ('b-0', 1), ('b-1', 1)]
+    assert [(p.id, p.label) for p in every] == [(f'all-{i}', None) for i in range(4)]
+    starts = [tuple(p.embeddings.flatten().tolist()) for p in own + every]
+    assert len(set(starts)) == 8
+
+
+def test_draws_do_not_depend_on_how_many_there_are(encoder):
+    few = initial_prompts(encoder, ('a', 'b'), 1, seed=3)
+    more = {p.id: p for p in initial_prompts(encoder, ('a', 'b'), 3, seed=3)}
+    assert all(torch.equal(p.embeddings, more[p.id].embeddings) for p in few)
+    other = initial_prompts(encoder, ('a', 'b'), 1, seed=4)
+    assert not torch.equal(few[0].embeddings, other[0].embeddings)
+
+
+def test_token_counts_in_turn(encoder):
+    prompts = initial_prompts(encoder, ('a', 'b'), 2, tokens=[1, 4, 2])
+    assert [len(p.embeddings) for p in prompts] == [1, 4, 2, 1]
+
+
+def test_templates_and_ids(encoder):
+    classes = ('land bird', 'Car/Truck')
+    prompts = initial_prompts(encoder, classes, 1, template='a {class} in {}', prefix='r1-')
+    assert [p.template for p in prompts] == ['a land bird in {}', 'a Car/Truck in {}']
+    assert [p.id for p in prompts] == ['r1-land_bird-0', 'r1-Car_Truck-0']
+
+
+def test_start_from_words_and_files(encoder, tmp_path):
+    (words,) = initial_prompts(encoder, ('a',), 1, tokens=5, init='x yz')
+    ids = encoder.tokenizer('x yz', add_special_tokens=False).input_ids
+    table = encoder.text_encoder.get_input_embeddings().weight
+    assert torch.equal(words.embeddings, table[[ids[i % 3] for i in range(5)]])
+    path = PromptBank(tmp_path).add(encoder.random_prompt(2, 0, 'kept'), {})
+    (filed,) = initial_prompts(encoder, ('a',), 1, tokens=3, init=str(path))
+    kept = encoder.random_prompt(2, 0, 'kept').embeddings
+    assert torch.equal(filed.embeddings, kept[[0, 1, 0]])
+    for init in ('x yz', str(path)):
+        with pytest.raises(ValueError, match='tokens, tokens=1'):
+            initial_prompts(encoder, ('a',), 1, tokens=1, init=init)
+
+
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(scope='world'), "'world'"),
+        (dict(prompts_per_class=0), 'got 0 and 5'),
+        (dict(tokens=0), 'got 4 and 0'),
+        (dict(tokens=[]), r'got 4 and \[\]'),
+        (dict(tokens=[2, 0]), r'got 4 and \[2, 0\]'),
+        (dict(template='a bird'), 'exactly once'),
+        (dict(template='a {class} in {}', scope='all'), "needs scope='class'"),
+        (dict(init='7'), 'does not know'),
+    ],
+)
+def test_bad_settings(settings, words, encoder):
+    with pytest.raises(ValueError, match=words):
+        initial_prompts(encoder, ('a', 'b'), **settings)
+
+
+def test_missing_file(encoder):
+    with pytest.raises(FileNotFoundError, match='nothing.safetensors'):
+        initial_prompts(encoder, ('a',), init='/nothing.safetensors')

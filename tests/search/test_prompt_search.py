@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmgap.feedback import AdversarialLoss, TargetModel
+from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.prompts import PromptBank, load_prompt
+from mmgap.search import NonFiniteLossError, PromptSearch, initial_prompts
+from tests.conftest import DrawnDataset
+from tests.tiny import save_tiny_pipeline, tiny_classifier
+
+SCHEDULE = [dict(type='CosineAnnealingLR', T_max=8, eta_min=1e-4, end=8)]
+
+
+@pytest.fixture(scope='module')
+def generator(tiny_sd):
+    return InpaintingGenerator(str(tiny_sd), guidance_scale=3.0)
+
+
+@pytest.fixture(scope='module')
+def sources(generator, tmp_path_factory):
+    return SourceSet(DrawnDataset(tmp_path_factory.mktemp('drawn')), generator.size)
+
+
+def make(generator, sources, feedback=None, target=None, lr=0.02, **settings):
+    """A search, and the prompts that it starts from."""
+    defaults = dict(steps=4, num_inference_steps=2, images_per_prompt=2, holdout=2, max_restarts=0)
+    search = PromptSearch(
+        generator,
+        target or TargetModel(tiny_classifier(), input_size=(16, 16)),
+        feedback or [AdversarialLoss('flip')],
+        sources,
+        optim_wrapper=dict(optimizer=dict(type='Adam', lr=lr)),
+        **(defaults | settings),
+    )
+    return search, initial_prompts(generator.prompts, sources.classes, 1, [3, 2])
+
+
+def embeddings(prompts):
+    return [prompt.embeddings.detach().clone() for prompt in prompts]
+
+
+def assert_same(first, second, atol=0.0):
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+def recorded(search, monkeypatch):
+    """The sources and seeds of every batch that the generator is asked for."""
+    calls, call = [], InpaintingGenerator.__call__
+
+    def record(self, condition, embeds, seeds, steps):
+        calls.append((list(condition.indices), list(seeds), torch.is_grad_enabled()))
+        return call(self, condition, embeds, seeds, steps)
+
+    monkeypatch.setattr(InpaintingGenerator, '__call__', record)
+    return calls
+
+
+class ColourModel(torch.nn.Module):
+    """Takes red pictures for class a and blue ones for class b: a shortcut to be found out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data_preprocessor = tiny_classifier().data_preprocessor
+        self.scale = torch.nn.Parameter(torch.tensor(5.0))
+
+    def forward(self, inputs, mode):
+        red, _, blue = inputs.mean(dim=(2, 3)).unbind(dim=1)
+        return self.scale * torch.stack([red - blue, blue - red], dim=1)
+
+
+def test_target_fails_more_on_sources_that_it_never_saw(generator, sources):
+    target = TargetModel(ColourModel())
+    search, prompts = make(generator, sources, target=target, steps=12, images_per_prompt=4)
+    before = [search.evaluate(prompt) for prompt in prompts]
+    found = search.run(prompts)
+    after = [search.evaluate(prompt) for prompt in prompts]
+    for result, old, new in zip(found, before, after, strict=True):
+        assert (result.target_loss_before, result.accuracy_before) == pytest.approx(old)
+        assert (result.target_loss_after, result.accuracy_after) == pytest.approx(new)
+        assert result.steps == 12
+        assert list(result.snapshots) == [0, 4, 8, 12]
+        assert torch.equal(result.snapshots[12], result.prompt.embeddings)
+    assert all(r.target_loss_after > r.target_loss_before + 0.05 for r in found), found
+    assert json.dumps(found[1].summary(sources.classes)).startswith('{"id": "b-0", "class": "b"')
+
+
+def test_nothing_but_the_prompts_changes(generator, sources):
+    model = tiny_classifier().train()
+    next(model.parameters()).requires_grad_(False)
+    model.head.fc.weight.grad = torch.full_like(model.head.fc.weight, 2.0)
+    pipe = generator.pipeline
+    networks = [pipe.text_encoder, pipe.unet, pipe.vae, model]
+
+    def everything():
+        tensors, flags = [], []
+        for network in networks:
+            tensors += [value.clone() for value in network.state_dict().values()]
+            tensors += [p.grad.clone() for p in network.parameters() if p.grad is not None]
+            flags += [(p.requires_grad, p.grad is None) for p in network.parameters()]
+            flags += [(m.training, len(m._forward_hooks)) for m in network.modules()]
+            flags += ['forward' in m.__dict__ for m in network.modules()]
+        return tensors, flags
+
+    before = everything()
+    search, prompts = make(generator, sources, target=TargetModel(model), steps=3)
+    start = embeddings(prompts)
+    search.run(prompts)
+    search.evaluate(prompts[0])
+    after = everything()
+    assert after[1] == before[1]
+    assert all(torch.equal(a, b) for a, b in zip(*(x[0] for x in (before, after)), strict=True))
+    for prompt, old in zip(prompts, start, strict=True):
+        assert not torch.equal(prompt.embeddings, old)
+        assert prompt.embeddings.grad is None
+
+
+def test_batch_size_does_not_matter(generator, sources):
+    results = []
+    for batch_size in (1, 3, 8):
+        search, prompts = make(generator, sources, batch_size=batch_size, images_per_prompt=3)
+        found = search.run(prompts)
+        results.append(embeddings(prompts) + [torch.tensor([r.target_loss_after for r in found])])
+    assert_same(results[1], results[0], atol=1e-4)
+    assert_same(results[2], results[0], atol=1e-4)
+
+
+def test_prompts_do_not_influence_each_other(generator, sources):
+    search, prompts = make(generator, sources)
+    search.run(prompts)
+    alone, again = make(generator, sources)
+    alone.run(again[1:])
+    assert_same(embeddings(prompts[1:]), embeddings(again[1:]), atol=1e-4)
+
+
+def test_interrupted_search_goes_on(generator, sources, tmp_path, monkeypatch):
+    settings = dict(steps=6, checkpoint_interval=2, param_scheduler=SCHEDULE)
+    settings |= dict(max_restarts=1, patience=2, min_drop=0.5)  # with a restart on the way
+    search, prompts = make(generator, sources, **settings)
+    whole = search.run(prompts)
+    expected = embeddings(prompts)
+    step = PromptSearch._step
+    for stop in (1, 4, 5):
+        file = tmp_path / f'{stop}.safetensors'
+        steps = []
+
+        def interrupted(self, active, steps=steps, stop=stop):
+            steps.append(1)
+            if len(steps) > stop:
+                raise KeyboardInterrupt
+            return step(self, active)
+
+        monkeypatch.setattr(PromptSearch, '_step', interrupted)
+        search, prompts = make(generator, sources, **settings)
+        with pytest.raises(KeyboardInterrupt):
+            search.run(prompts, checkpoint=file)
+        monkeypatch.setattr(PromptSearch, '_step', step)
+        counted = _count_steps(monkeypatch, step)
+        search, prompts = make(generator, sources, **settings)
+        found = search.run(prompts, checkpoint=file)
+        assert_same(embeddings(prompts), expected)
+        for result, reference in zip(found, whole, strict=True):
+            assert result.summary('ab') == reference.summary('ab')
+            assert list(result.snapshots) == list(reference.snapshots)
+            assert_same(result.snapshots.values(), reference.snapshots.values())
+        total = max(r.steps + 2 * r.restarts for r in whole)
+        assert len(counted) == total - stop // 2 * 2
+        # A search that is over is only judged again.
+        counted.clear()
+        search, prompts = make(generator, sources, **settings)
+        search.run(prompts, checkpoint=file)
+        assert not counted
+        assert_same(embeddings(prompts), expected)
+
+
+def _count_steps(monkeypatch, step):
+    counted = []
+
+    def counting(self, active):
+        counted.append(len(active))
+        return step(self, active)
+
+    monkeypatch.setattr(PromptSearch, '_step', counting)
+    return counted
+
+
+@pytest.mark.parametrize('other', ['settings', 'prompts', 'target', 'truncated', 'garbage'])
+def test_checkpoint_of_another_search_is_ignored(other, generator, sources, tmp_path, monkeypatch):
+    file = tmp_path / 'search.safetensors'
+    search, prompts = make(generator, sources, steps=2)
+    search.run(prompts, checkpoint=file)
+    settings = dict(steps=2, seed=1 if other == 'settings' else 0)
+    if other == 'target':
+        model = tiny_classifier()
+        model.head.fc.bias.data += 0.1
+        settings['target'] = TargetModel(model, input_size=(16, 16))
+    if other == 'truncated':
+        file.write_bytes(file.read_bytes()[:-30])
+    if other == 'garbage':
+        file.write_bytes(b'no search')
+    search, prompts = make(generator, sources, **settings)
+    if other == 'prompts':
+        prompts[0].embeddings.data += 0.1
+    counted = _count_steps(monkeypatch, PromptSearch._step)
+    search.run(prompts, checkpoint=file)
+    assert counted == [2, 2]
+
+
+def test_early_stop_keeps_the_embeddings_that_reached_it(generator, sources, monkeypatch):
+    seen = []
+
+    def falling(self, active):
+        """The first prompt reaches the threshold at its third step, the other never does."""
+        seen.append([state.prompt.embeddings.detach().clone() for state in active])
+        count = len(seen)
+        losses = [0.05 if s.prompt.id == 'a-0' and count == 3 else 1.0 / count for s in active]
+        ones = [torch.ones_like(state.prompt.embeddings) for state in active]
+        return losses, [0.0] * len(active), ones
+
+    monkeypatch.setattr(PromptSearch, '_step', falling)
+    search, prompts = make(generator, sources, steps=5, stop_loss=0.1)
+    found = search.run(prompts)
+    assert [len(row) for row in seen] == [2, 2, 2, 1, 1]
+    assert torch.equal(prompts[0].embeddings, seen[2][0])
+    assert not torch.equal(seen[2][0], seen[1][0])
+    assert [result.steps for result in found] == [3, 5]
+
+
+def test_prompts_that_do_not_move_start_again(generator, sources, monkeypatch):
+    tried = []
+
+    def stuck(self, active):
+        """The first prompt never moves; the second does, and the third is past hope already."""
+        tried.append({s.prompt.id: s.prompt.embeddings.detach().clone() for s in active})
+        losses = [1 / (1 + len(s.losses)) if s.prompt.id == 'b-0' else 1.0 for s in active]
+        hits = [0.2 if s.prompt.id == 'a-1' else 1.0 for s in active]
+        return losses, hits, [torch.zeros_like(s.prompt.embeddings) for s in active]
+
+    monkeypatch.setattr(PromptSearch, '_step', stuck)
+    search, _ = make(generator, sources, steps=6, patience=4, max_restarts=2)
+    prompts = initial_prompts(generator.prompts, sources.classes, 2, 3)[:3]
+    found = {result.prompt.id: result for result in search.run(prompts)}
+    assert {id: (r.restarts, r.steps) for id, r in found.items()} == {
+        'a-0': (2, 6),
+        'a-1': (0, 6),
+        'b-0': (0, 6),
+    }
+    starts = [tried[i]['a-0'] for i in (0, 4, 8)]
+    assert len({tuple(start.flatten().tolist()) for start in starts}) == 3
+    assert torch.equal(found['a-0'].snapshots[0], starts[2])
+    assert len(tried) == 14
+
+
+class Broken:
+    """Feedback that says NaN of one sample at its ``at``-th call."""
+
+    weight = 1.0
+
+    def __init__(self, at: int, value: float = float('nan')) -> None:
+        self.at, self.value, self.calls = at, value, 0
+
+    def __call__(self, logits, labels):
+        self.calls += 1
+        loss = AdversarialLoss('flip')(logits, labels)
+        if self.calls == self.at:
+            loss = loss + torch.tensor([0.0, 0.0, self.value, 0.0])
+        return loss
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_loss_that_is_not_finite_stops_the_search(value, generator, sources, tmp_path, monkeypatch):
+    search, prompts = make(generator, sources, [Broken(3, value)])
+    calls = recorded(search, monkeypatch)
+    with pytest.raises(NonFiniteLossError) as error:
+        search.run(prompts, bank=PromptBank(tmp_path))
+    indices, seeds, _ = calls[-1]
+    words = f'prompt b-0 at step 2 is {value} on source {indices[2]} with seed {seeds[2]}'
+    assert words in str(error.value)
+    two, good = make(generator, sources, steps=2)
+    two.run(good)
+    assert_same(embeddings(PromptBank(tmp_path)), embeddings(good))
+    assert json.loads((tmp_path / 'a-0.json').read_text())['complete'] is False
+
+
+def test_gradient_that_is_not_finite_stops_the_search(generator, sources):
+    def square_root(logits, labels):
+        return (logits.sum(dim=1) * 0).abs().sqrt()
+
+    square_root.weight = 1.0
+    search, prompts = make(generator, sources, [square_root])
+    start = embeddings(prompts)
+    with pytest.raises(NonFiniteLossError, match='gradient of prompt a-0 at step 0'):
+        search.run(prompts)
+    assert_same(embeddings(prompts), start)
+
+
+def test_judgement_that_is_not_finite_keeps_the_found_prompts(
+    generator, sources, tmp_path, monkeypatch
+):
+    search, prompts = make(generator, sources, steps=2)
+    judged = TargetModel.__call__
+
+    def broken(self, images, labels):
+        output = judged(self, images, labels)
+        output.loss = output.loss if torch.is_grad_enabled() else output.loss * torch.nan
+        return output
+
+    monkeypatch.setattr(TargetModel, '__call__', broken)
+    with pytest.raises(NonFiniteLossError, match='prompt a-0 is nan on held-out source'):
+        search.run(prompts, bank=PromptBank(tmp_path))
+    two, good = make(generator, sources, steps=2)
+    monkeypatch.setattr(TargetModel, '__call__', judged)
+    two.run(good)
+    assert_same(embeddings(PromptBank(tmp_path)), embeddings(good))
+
+
+@pytest.mark.parametrize('scope', ['class', 'all'])
+def test_fresh_sources_and_seeds_and_none_held_out(scope, generator, sources, monkeypatch):
+    search, _ = make(generator, sources, steps=5)
+    prompts = initial_prompts(generator.prompts, sources.classes, 1, 2, scope=scope)[:1]
+    calls = recorded(search, monkeypatch)
+    search.run(prompts)
+    searched = [call for call in calls if call[2]]
+    judged = [call for call in calls if not call[2]]
+    assert len(searched) == 5 and len(judged) == 2
+    seeds = [seed for _, row, _ in searched for seed in row]
+    assert len(set(seeds)) == 10
+    assert len({tuple(indices) for indices, _, _ in searched}) > 1
+    assert all(len(set(indices)) == 2 for indices, _, _ in searched)
+    held_out = set(judged[0][0])
+    assert len(held_out) == 2
+    assert not held_out & {index for indices, _, _ in searched for index in indices}
+    assert judged[0] == judged[1]  # initial and found embeddings: same sources and seeds
+    labels = {int(sources.labels[i]) for indices, _, _ in calls for i in indices}
+    assert labels == ({0} if scope == 'class' else {0, 1})
+
+
+def test_found_prompts_go_to_the_bank(generator, sources, tmp_path):
+    search, prompts = make(generator, sources, steps=1)
+    search.optim_wrapper = dict(optimizer=dict(type=torch.optim.SGD, lr=1.0))
+    found = search.run(prompts, bank=PromptBank(tmp_path))
+    for result in found:
+        again = load_prompt(tmp_path / f'{result.prompt.id}.safetensors')
+        assert torch.equal(again.embeddings, result.prompt.embeddings)
+        about = json.loads((tmp_path / f'{result.prompt.id}.json').read_text())
+        assert result.summary(sources.classes).items() <= about.items()
+        assert about['generator'] == generator.fingerprint()
+        assert about['settings']['feedback'][0]['mode'] == 'flip'
+
+
+def test_bad_settings(generator, sources):
+    for name in ('steps', 'images_per_prompt', 'batch_size', 'patience', 'holdout'):
+        with pytest.raises(ValueError, match=f'search {name} must be at least 1, got 0'):
+            make(generator, sources, **{name: 0})
+    with pytest.raises(ValueError, match='feedback is empty'):
+        PromptSearch(generator, TargetModel(tiny_classifier()), [], sources)
+    search, prompts = make(generator, sources)
+    with pytest.raises(ValueError, match='different ids'):
+        search.run([prompts[0], prompts[0]])
+
+
+def run_in_a_process(folder: Path, steps_before_death: int | None) -> None:
+    """One search in ``folder``; killed in the middle of a step, or run to its end."""
+    torch.set_num_threads(2)
+    generator = InpaintingGenerator(str(folder / 'sd'), guidance_scale=3.0)
+    sources = SourceSet(DrawnDataset(folder / 'drawn'), generator.size)
+    search, prompts = make(
+        generator, sources, steps=6, checkpoint_interval=1, param_scheduler=SCHEDULE
+    )
+    step, count = search._step, []
+
+    def counted(active):
+        result = step(active)
+        count.append(1)
+        if len(count) == steps_before_death:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    search._step = counted
+    search.run(prompts, folder / 'search.safetensors', PromptBank(folder / 'bank'))
+    (folder / 'steps.txt').write_text(str(len(count)))
+
+
+@pytest.mark.slow
+def test_killed_search_goes_on(tmp_path):
+    save_tiny_pipeline(tmp_path / 'sd')
+    run_in_a_process(tmp_path, None)
+    expected = {p.name: p.read_bytes() for p in (tmp_path / 'bank').iterdir()}
+    (tmp_path / 'search.safetensors').unlink()
+    for path in (tmp_path / 'bank').iterdir():
+        path.unlink()
+
+    def run(death: int | None) -> int:
+        code = (
+            'import importlib.util\n'
+            f'spec = importlib.util.spec_from_file_location("search_test", {__file__!r})\n'
+            'module = importlib.util.module_from_spec(spec)\n'
+            'spec.loader.exec_module(module)\n'
+            f'module.run_in_a_process(module.Path({str(tmp_path)!r}), {death})'
+        )
+        root = Path(__file__).parents[2]
+        return subprocess.run([sys.executable, '-c', code], cwd=root, timeout=300).returncode
+
+    assert run(3) == -signal.SIGKILL
+    assert not list((tmp_path / 'bank').glob('*'))
+    assert run(3) == -signal.SIGKILL  # once more, from where the first one stopped
+    assert run(None) == 0
+    assert int((tmp_path / 'steps.txt').read_text()) == 2
+    assert {p.name: p.read_bytes() for p in (tmp_path / 'bank').iterdir()} == expected

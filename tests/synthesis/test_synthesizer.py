@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from mmgap.feedback import AdversarialLoss, TargetModel
+from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.prompts import SoftPrompt
+from mmgap.synthesis import SamplePool, Synthesizer
+from tests.tiny import tiny_classifier
+
+
+@pytest.fixture(scope='module')
+def generator(tiny_sd):
+    return InpaintingGenerator(str(tiny_sd), size=16, guidance_scale=3.0, eta=1.0, device='cpu')
+
+
+@pytest.fixture
+def sources(drawn):
+    return SourceSet(drawn, (16, 16))
+
+
+@pytest.fixture
+def prompts(generator):
+    encoder = generator.prompts
+    return [encoder.random_prompt(2, i, f'p{i}', label=i % 2) for i in range(4)]
+
+
+def planner(sources, **kwargs):
+    return Synthesizer(None, sources, **kwargs)
+
+
+def blank(*labels):
+    return [SoftPrompt(torch.zeros(1, 4), f'p{i}', label=label) for i, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize('cross', [True, False])
+def test_plan_of_fewer_is_the_beginning_of_more(sources, cross):
+    make = planner(sources, cross=cross, seed=3)
+    plan = make.plan(blank(0, 1, 0, 1), 60)
+    for count in (0, 1, 7, 24, 59):
+        assert make.plan(blank(0, 1, 0, 1), count) == plan[:count]
+    assert plan != planner(sources, cross=cross, seed=4).plan(blank(0, 1, 0, 1), 60)
+    assert plan != make.plan(blank(0, 1, 0, 1), 60, round=1)
+    assert len({drawing.seed for drawing in plan}) == 60
+
+
+@pytest.mark.parametrize('count', [5, 24, 25, 41])
+def test_classes_prompts_and_sources_take_turns(sources, count):
+    plan = planner(sources).plan(blank(0, 1, 0), count)
+    labels = [int(sources.labels[drawing.source]) for drawing in plan]
+    assert labels == [i % 2 for i in range(count)]
+    for label in (0, 1):
+        own = [drawing for drawing in plan if sources.labels[drawing.source] == label]
+        used = Counter(drawing.prompt for drawing in own)
+        assert max(used.values()) - min(used.get(i, 0) for i in range(3)) <= 1
+        deck = len(sources.of_class(label))
+        for start in range(0, len(own), deck):  # no source again before all were used
+            part = [drawing.source for drawing in own[start : start + deck]]
+            assert len(set(part)) == len(part)
+        if len(own) >= 3 * deck:
+            first, second = ([d.source for d in own[i * deck :][:deck]] for i in (0, 1))
+            assert first != second
+
+
+def test_crossed_or_not(sources):
+    def pairs(cross, *labels):
+        plan = planner(sources, cross=cross).plan(blank(*labels), 48)
+        return {(labels[d.prompt], int(sources.labels[d.source])) for d in plan}
+
+    assert pairs(True, 0, 1) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert pairs(False, 0, 1) == {(0, 0), (1, 1)}
+    assert pairs(False, 0, None) == {(0, 0), (None, 0), (None, 1)}
+
+
+def test_bad_input(sources):
+    with pytest.raises(ValueError, match='no prompt for class b: with cross=False'):
+        planner(sources, cross=False).plan(blank(0, 0), 4)
+    with pytest.raises(ValueError, match='no prompt for class a'):
+        planner(sources).plan([], 4)
+    with pytest.raises(ValueError, match='must not be negative, got -1'):
+        planner(sources).plan(blank(0), -1)
+    with pytest.raises(ValueError, match='at least 1, got 0 and 8'):
+        planner(sources, num_inference_steps=0)
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+class Interrupted(SamplePool):
+    """A pool in a process that dies after some images."""
+
+    def __init__(self, folder, room):
+        super().__init__(folder)
+        self.room = room
+
+    def append(self, *args, **kwargs):
+        if len(self) >= self.room:
+            raise KeyboardInterrupt
+        return super().append(*args, **kwargs)
+
+
+@pytest.fixture
+def run(generator, sources, prompts):
+    target = TargetModel(tiny_classifier(), input_size=(32, 32))
+    feedback = [AdversarialLoss('flip', weight=2.0), AdversarialLoss('untargeted')]
+
+    def run(pool, count=10, batch_size=4, prompts=prompts, generator=generator, round=0, steps=2):
+        make = Synthesizer(generator, sources, steps, batch_size, seed=1)
+        return make.run(prompts, count, pool, target, feedback, round)
+
+    run.target = target
+    return run
+
+
+def test_interrupted_run_goes_on_to_the_same_pool(tmp_path, run):
+    assert run(SamplePool(tmp_path / 'whole')) == 10
+    for room in (0, 3, 4, 9):
+        folder = tmp_path / str(room)
+        with pytest.raises(KeyboardInterrupt):
+            run(Interrupted(folder, room))
+        assert len(SamplePool(folder)) == room
+        assert run(SamplePool(folder)) == 10 - room
+        assert contents(folder) == contents(tmp_path / 'whole')
+    assert run(SamplePool(folder)) == 0
+    assert contents(folder) == contents(tmp_path / 'whole')
+
+
+def test_other_settings_are_drawn_again(tmp_path, run, generator, prompts):
+    pool = SamplePool(tmp_path)
+    run(pool)
+    before = contents(tmp_path)
+    # Crossed, prompts p0, p1 … take turns by twos: the fifth image is the first one of p2.
+    moved = [*prompts[:2], SoftPrompt(prompts[2].embeddings + 1, 'p2', label=0), prompts[3]]
+    assert run(pool, prompts=moved) == 6
+    after = contents(tmp_path)
+    changed = [i for i in range(10) if after[f'{i:06d}.png'] != before[f'{i:06d}.png']]
+    assert set(changed) <= {4, 5} and changed
+    assert run(pool) == 6 and contents(tmp_path) == before
+    guided = generator.guidance_scale
+    try:
+        generator.guidance_scale = guided + 1
+        assert run(pool) == 10 and contents(tmp_path) != before
+    finally:
+        generator.guidance_scale = guided
+    assert run(pool, steps=3) == run(pool) == 10 and contents(tmp_path) == before
+    assert run(pool, count=3) == 0 and len(contents(tmp_path)) == 4
+    assert run(pool, count=4, round=1) == 4 and run(pool, count=4, round=1) == 0
+    assert [sample.round for sample in pool.samples] == [0] * 3 + [1] * 4
+    assert run(pool) == 7 and contents(tmp_path) == before  # a round drops those after it
+
+
+def test_images_do_not_depend_on_the_batch_size(tmp_path, run):
+    pools = [SamplePool(tmp_path / str(size)) for size in (1, 3, 10)]
+    for pool, size in zip(pools, (1, 3, 10), strict=True):
+        run(pool, batch_size=size)
+    for samples in zip(*(pool.samples for pool in pools), strict=True):
+        assert len({sample.drawing() for sample in samples}) == 1
+        images = [
+            np.array(Image.open(pool.path(sample))).astype(int)
+            for pool, sample in zip(pools, samples, strict=True)
+        ]
+        for other in images[1:]:
+            assert (np.abs(images[0] - other) <= 1).mean() >= 0.999
+        for name in ('target_loss_source', 'target_loss_image', 'feedback'):
+            first, *others = (getattr(sample, name) for sample in samples)
+            assert others == pytest.approx([first] * 2, abs=1e-4)
+
+
+def test_losses_are_those_of_the_stock_model(tmp_path, run, sources, generator, prompts):
+    """What the toolbox's own classifier says of the stored PNG and of the resized source."""
+    from mmpretrain.structures import DataSample
+
+    pool = SamplePool(tmp_path)
+    run(pool)
+    model = tiny_classifier()
+    model.eval()
+
+    def logits_and_loss(rgb, label):
+        image = torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float()
+        image = F.interpolate(image, (32, 32), mode='bilinear', antialias=True)
+        sample = DataSample().set_gt_label(label)
+        data = model.data_preprocessor(dict(inputs=[image[0].flip(0)], data_samples=[sample]))
+        with torch.no_grad():
+            loss = model(**data, mode='loss')['loss'].item()
+            return model(data['inputs'], mode='tensor')[0], loss
+
+    names = {p.id for p in prompts}
+    for sample in pool.samples:
+        image = np.array(Image.open(pool.path(sample)))
+        logits, loss = logits_and_loss(image, sample.label)
+        # The image was judged before its pixels were rounded to 8 bits.
+        assert sample.target_loss_image == pytest.approx(loss, abs=5e-3)
+        flipped, own = (
+            F.cross_entropy(logits, torch.tensor(y)).item()
+            for y in (1 - sample.label, sample.label)
+        )
+        assert sample.feedback == pytest.approx(2 * flipped - own, abs=2e-2)
+        source = sources.load([sample.source_index])
+        rgb = source.images[0].permute(1, 2, 0).numpy()
+        assert sample.target_loss_source == pytest.approx(
+            logits_and_loss(rgb, sample.label)[1], abs=1e-5
+        )
+        mask = source.masks[0, 0].numpy()
+        np.testing.assert_array_equal(image[mask], rgb[mask])
+        assert sample.label == sources.labels[sample.source_index]
+        assert sample.prompt_id.split('@')[0] in names and sample.group is None
+        assert sample.generator == generator.fingerprint()
+    assert len({sample.target_loss_image for sample in pool.samples}) == 10
+
+
+def test_target_is_left_alone_and_may_be_missing(tmp_path, run, generator, sources, prompts):
+    run.target.model.train()
+    before = {name: value.clone() for name, value in run.target.model.state_dict().items()}
+    run(SamplePool(tmp_path / 'a'), count=4)
+    after = run.target.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(module.training for module in run.target.model.modules())
+    pool = SamplePool(tmp_path / 'b')
+    Synthesizer(generator, sources, 2, 4, seed=1).run(prompts, 4, pool)
+    losses = chain.from_iterable((s.target_loss_source, s.target_loss_image) for s in pool.samples)
+    assert set(losses) == {None}
+    for i in range(4):
+        name = f'images/{i:06d}.png'
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+
+
+def test_not_finite(tmp_path, run, generator, monkeypatch):
+    draw = type(generator).__call__
+
+    def broken(self, condition, embeds, seeds, steps):
+        images = draw(self, condition, embeds, seeds, steps)
+        if len(seeds) == 2:  # the last batch
+            images[1, 0, 0, 0] = float('nan')
+        return images
+
+    monkeypatch.setattr(type(generator), '__call__', broken)
+    pool = SamplePool(tmp_path)
+    with pytest.raises(FloatingPointError, match=r'source \d+ with seed \d+ has pixels'):
+        run(pool)
+    assert len(SamplePool(tmp_path)) == 8
+    monkeypatch.undo()
+    with torch.no_grad():
+        run.target.model.head.fc.bias.fill_(float('inf'))
+    with pytest.raises(FloatingPointError, match="gave {'target_loss_source': nan"):
+        run(pool)
+    assert len(SamplePool(tmp_path)) == 8

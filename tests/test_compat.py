@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.logging import HistoryBuffer
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch.utils.data import DataLoader, Dataset
+
+from mmgap import compat
+
+
+class Growing(Dataset):
+    """Says of each item which version of the data it comes from."""
+
+    def __init__(self, length: int = 8) -> None:
+        self.length, self.version = length, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return index, self.version
+
+
+def test_differentiable_call_needs_the_no_grad_wrapper():
+    class Changed:
+        def __call__(self, prompt):
+            return prompt
+
+    with pytest.raises(RuntimeError, match='Changed.__call__ of diffusers'):
+        compat.differentiable_call(Changed())
+
+    class Wrapped:
+        @torch.no_grad()
+        def __call__(self, prompt_embeds):
+            return 2 * prompt_embeds
+
+    embeds = torch.ones(2, requires_grad=True)
+    assert not Wrapped()(embeds).requires_grad
+    assert compat.differentiable_call(Wrapped())(embeds).requires_grad
+
+
+def test_replaced_dataset_is_the_one_that_is_read():
+    loader = DataLoader(Growing(), batch_size=4, shuffle=True)
+    other = Growing()
+    other.version = 5
+    compat.replace_dataset(loader, other)
+    assert {int(v) for _, versions in loader for v in versions} == {5}
+    with pytest.raises(ValueError, match='built for 8 samples, got 9'):
+        compat.replace_dataset(loader, Growing(9))
+
+
+def test_restarted_workers_see_that_the_data_grew():
+    data = Growing()
+    loader = DataLoader(data, batch_size=4, num_workers=1, persistent_workers=True)
+
+    def versions():
+        return {int(v) for _, batch in loader for v in batch}
+
+    assert versions() == {0}
+    data.version = 1
+    assert versions() == {0}  # why the workaround is there
+    compat.restart_workers(loader)
+    assert versions() == {1}
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_infinite_stream_goes_on_where_training_stands(workers):
+    def stream():
+        data = Growing()
+        sampler = InfiniteSampler(data, shuffle=True, seed=3)
+        loader = DataLoader(
+            data,
+            batch_size=3,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+        return SimpleNamespace(
+            dataloader=loader, dataloader_iterator=_InfiniteDataloaderIterator(loader)
+        )
+
+    def batches(loop, count):
+        return [next(loop.dataloader_iterator) for _ in range(count)]
+
+    expected = [indices.tolist() for indices, _ in batches(stream(), 9)]
+    loop = stream()
+    seen = batches(loop, 4)
+    loop.dataloader.dataset.version = 1
+    compat.restart_infinite_iterator(loop, consumed=4)
+    seen += batches(loop, 5)
+    assert [indices.tolist() for indices, _ in seen] == expected
+    assert [int(versions[0]) for _, versions in seen] == [0] * 4 + [1] * 5
+
+
+@pytest.fixture
+def safe_globals():
+    """Allowed classes are process-wide; put them back."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+def test_log_history_of_a_checkpoint_can_be_read(tmp_path, safe_globals):
+    history = HistoryBuffer()
+    for value in (3.0, np.float64(1.0), 2):
+        history.update(value)
+    state = dict(log_scalars={'train/loss': history}, resumed_keys={'train/loss': True})
+    torch.save(dict(message_hub=state, last=np.float64(2.5)), tmp_path / 'checkpoint.pth')
+    with pytest.raises(Exception, match='Weights only load failed'):
+        torch.load(tmp_path / 'checkpoint.pth', weights_only=True)
+    compat.allow_checkpoint_history()
+    kept = torch.load(tmp_path / 'checkpoint.pth', weights_only=True)
+    again = kept['message_hub']['log_scalars']['train/loss']
+    assert (again.min(), again.max(), again.mean(), again.current()) == (1.0, 3.0, 2.0, 2.0)
+    assert kept['last'] == 2.5
+
+
+class Runs:
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+class LooksUp:
+    """Reaches for a function through ``getattr``, the one name that had to be allowed."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+def test_other_code_in_a_checkpoint_is_refused(tmp_path, safe_globals):
+    compat.allow_checkpoint_history()
+    for name, thing in (('runs', Runs(tmp_path / 'ran')), ('looks_up', LooksUp())):
+        torch.save(dict(state=thing), tmp_path / name)
+        with pytest.raises(Exception, match='Weights only load failed|may not look up'):
+            torch.load(tmp_path / name, weights_only=True)
+    assert not (tmp_path / 'ran').exists()

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and curves of tools/benchmark.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgap.files import write_bytes, write_json
+
+Cell = Mapping[str, Any]
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half width of the 95 % interval of the mean (Student's t); NaN for a single value."""
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return float('nan')
+    return float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
+
+
+def select(cells: Sequence[Cell], **which: Any) -> dict[int, Cell]:
+    """Cells by seed."""
+    return {c['seed']: c for c in cells if all(c[k] == v for k, v in which.items())}
+
+
+def write_report(
+    out: Path, cells: Sequence[Cell], methods: Mapping[str, str], meta: Mapping[str, Any]
+) -> None:
+    """Write ``results.json``, ``results.md`` and ``curves.png``.
+
+    Args:
+        out: Folder of the results.
+        cells: All cells.
+        methods: What each method is, in the order of the tables.
+        meta: What the results belong to.
+    """
+    write_json(out / 'results.json', list(cells))
+    lines = [
+        '# Methods at equal image budgets',
+        '',
+        f'`{meta["command"]}`',
+        '',
+        f'Seeds: {sorted({c["seed"] for c in cells})}. Accuracies in percent on test: mean over '
+        'seeds ± standard deviation. "vs none" is the paired difference over seeds in worst-group '
+        'accuracy with its 95 % interval (Student). Budgets count kept images.',
+    ]
+    for layers in dict.fromkeys(c['layers'] for c in cells):
+        part = [c for c in cells if c['layers'] == layers]
+        title = 'last layer' if layers == 'last' else 'whole network'
+        lines += ['', f'## Fine-tuning the {title}', '', *_table(part, methods)]
+    lines += ['', '## The images', '', *_images(out, cells, methods), '']
+    write_bytes(out / 'results.md', '\n'.join(lines).encode())
+    _curves(out / 'curves.png', cells, methods)
+
+
+def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
+    lines = [
+        '| method | images | worst group | vs none | mean of groups | seconds a cell |',
+        '|---|---|---|---|---|---|',
+    ]
+    baseline = select(cells, method='none')
+    for method in methods:
+        for budget in sorted({c['budget'] for c in cells if c['method'] == method}):
+            found = select(cells, method=method, budget=budget)
+            worst = [100 * c['worst_group'] for c in found.values()]
+            mean = [100 * c['mean'] for c in found.values()]
+            gains = [
+                100 * (cell['worst_group'] - baseline[seed]['worst_group'])
+                for seed, cell in found.items()
+                if seed in baseline
+            ]
+            versus = f'{np.mean(gains):+.1f} ± {interval(gains):.1f}' if gains else ''
+            lines.append(
+                f'| {method} | {budget} | {np.mean(worst):.1f} ± {_std(worst):.1f} | '
+                f'{versus if method != "none" else ""} | {np.mean(mean):.1f} ± {_std(mean):.1f} | '
+                f'{np.mean([c["seconds"] for c in found.values()]):.1f} |'
+            )
+    return lines
+
+
+def _std(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else float('nan')
+
+
+def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
+    """Per method: how the target fares on its images before any fine-tuning."""
+    lines = [
+        'Target loss and accuracy of the base model on images of each prompt around the same '
+        'held-out sources and seeds; `places` is in `places.json` where a probe for it was run.',
+        '',
+        '| method | | held-out target loss | held-out accuracy | seconds, search + synthesis |',
+        '|---|---|---|---|---|',
+    ]
+    seeds = sorted({c['seed'] for c in cells})
+    for method, text in methods.items():
+        files = [out / 'pools' / f'{method}-{seed}' / 'about.json' for seed in seeds]
+        about = [json.loads(file.read_text()) for file in files if file.exists()]
+        losses = [a['held_out_target_loss'] for a in about if 'held_out_target_loss' in a]
+        if not losses:
+            lines.append(f'| {method} | {text} | | | |')
+            continue
+        hits = [a['held_out_accuracy'] for a in about]
+        seconds = np.mean([a['seconds'] for a in about])
+        lines.append(
+            f'| {method} | {text} | {np.mean(losses):.2f} ± {_std(losses):.2f} | '
+            f'{np.mean(hits):.2f} ± {_std(hits):.2f} | {seconds:.0f} |'
+        )
+    return lines
+
+
+def _curves(path: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> None:
+    """Worst group over images: one line per method, bands of the 95 % interval."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use('agg')
+    from matplotlib import pyplot as plt
+
+    kinds = list(dict.fromkeys(c['layers'] for c in cells))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(5.5 * len(kinds), 4), squeeze=False)
+    for axis, layers in zip(axes[0], kinds, strict=True):
+        part = [c for c in cells if c['layers'] == layers]
+        for i, method in enumerate(methods):
+            budgets = sorted({c['budget'] for c in part if c['method'] == method})
+            values = [
+                [100 * c['worst_group'] for c in select(part, method=method, budget=b).values()]
+                for b in budgets
+            ]
+            if not budgets:
+                continue
+            middle = np.array([np.mean(v) for v in values])
+            half = np.nan_to_num([interval(v) for v in values])
+            if method == 'none':
+                axis.axhline(middle[0], color='grey', linestyle='--', label='none')
+                continue
+            axis.plot(budgets, middle, marker='o', color=f'C{i}', label=method)
+            axis.fill_between(budgets, middle - half, middle + half, color=f'C{i}', alpha=0.12)
+        axis.set(
+            title='last layer' if layers == 'last' else 'whole network',
+            xlabel='images',
+            ylabel='worst group (%)',
+            ylim=(0, 100),
+        )
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=110)
+    plt.close(figure)
+    write_bytes(path, buffer.getvalue())

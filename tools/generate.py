@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Draw labelled images with prompts into a sample pool, as the config's GAPHook would."""
+
+from __future__ import annotations
+
+import argparse
+import os.path as osp
+import re
+import time
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+
+from mmgap.hooks.components import Components
+from mmgap.prompts import SoftPrompt, load_prompts
+from mmgap.synthesis import SamplePool
+from mmgap.synthesis.contact_sheet import write_contact_sheet
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file with a GAPHook in custom_hooks')
+    parser.add_argument('--prompts', help='a prompt file or a folder of them')
+    parser.add_argument(
+        '--text', nargs='+', default=[], help='prompts in words, e.g. "in the forest" "at night"'
+    )
+    parser.add_argument('--num', type=int, required=True, help='number of images')
+    parser.add_argument(
+        '--out', required=True, help='the pool; the same command goes on from what is there'
+    )
+    parser.add_argument(
+        '--checkpoint', help="weights of the model whose losses go into the pool's manifest"
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
+    )
+    args = parser.parse_args()
+    if args.prompts is None and not args.text:
+        parser.error('give --prompts, --text or both')
+    if args.num < 1:
+        parser.error(f'--num must be at least 1, got {args.num}')
+    return args
+
+
+def collect_prompts(components: Components, path: str | None, texts: list[str]) -> list[SoftPrompt]:
+    """The prompts of ``path`` and those in words, each with an id of its own."""
+    encoder = components.generator.prompts
+    prompts = load_prompts(path, encoder.width) if path is not None else []
+    for text in texts:
+        prompts.append(encoder.text_prompt(text, re.sub(r'[^\w.-]+', '_', text)))
+    ids = [prompt.id for prompt in prompts]
+    if len(set(ids)) < len(ids):
+        raise SystemExit(f'prompts must have different ids, got {ids}')
+    return prompts
+
+
+def main() -> None:
+    """Draw what the pool lacks, and a contact sheet of all of it."""
+    args = parse_args()
+    for name in (args.config, args.checkpoint):
+        if name is not None and '://' not in name and not osp.isfile(name):
+            raise SystemExit(f'{name!r} does not exist')
+    if args.prompts is not None and not osp.exists(args.prompts):
+        raise SystemExit(f'--prompts {args.prompts!r} does not exist')
+    config = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        config.merge_from_dict(args.cfg_options)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    logger = MMLogger.get_instance('mmgap', log_file=str(out / 'generate.log'), log_level='INFO')
+    pool = SamplePool(out)
+    components = Components(config)
+    prompts = collect_prompts(components, args.prompts, args.text)
+    target = components.target(args.checkpoint) if args.checkpoint is not None else None
+    feedback = components.hook.feedback
+    synthesizer = components.synthesizer()
+    began = time.time()
+    drawn = synthesizer.run(prompts, args.num, pool, target, feedback)
+    logger.info(f'[gap] {drawn} images drawn in {time.time() - began:.1f} s, {len(pool)} in {out}')
+    steps = synthesizer.num_inference_steps
+    sheet = (pool, components.sources, components.generator)
+    write_contact_sheet(
+        out / 'contact_sheet.png', *sheet, found=(), num_inference_steps=steps, round=0
+    )
+
+
+if __name__ == '__main__':
+    main()

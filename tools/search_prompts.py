@@ -1,0 +1,87 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Search prompts against a model, with the settings of the config's GAPHook."""
+
+from __future__ import annotations
+
+import argparse
+import os.path as osp
+import time
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+
+from mmgap.files import write_json
+from mmgap.hooks.components import Components
+from mmgap.hooks.summary import environment
+from mmgap.prompts import PromptBank
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file with a GAPHook in custom_hooks')
+    parser.add_argument(
+        '--checkpoint', help="weights of the model; by default the config's load_from or init_cfg"
+    )
+    parser.add_argument(
+        '--out',
+        help='folder for the prompts; the same command goes on from what is there '
+        '(default: WORK_DIR/prompts)',
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Search, save the prompts, and say what they do to the model."""
+    args = parse_args()
+    for name in (args.config, args.checkpoint):
+        if name is not None and '://' not in name and not osp.isfile(name):
+            raise SystemExit(f'{name!r} does not exist')
+    config = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        config.merge_from_dict(args.cfg_options)
+    name = osp.splitext(osp.basename(args.config))[0]
+    out = Path(
+        args.out or osp.join(config.get('work_dir') or osp.join('work_dirs', name), 'prompts')
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    logger = MMLogger.get_instance('mmgap', log_file=str(out / 'search.log'), log_level='INFO')
+    began = time.time()
+    components = Components(config)
+    target = components.target(args.checkpoint)
+    if args.checkpoint is None and config.get('load_from') is None:
+        logger.warning('[gap] no --checkpoint: the search is against the untrained model')
+    search, prompts = components.search(target)
+    others = {path.stem for path in PromptBank(out).paths()} - {prompt.id for prompt in prompts}
+    if others:
+        logger.warning(f'[gap] {out} also holds prompts of another search: {sorted(others)}')
+    # In a folder of its own: generate.py takes every safetensors file of OUT for a prompt.
+    checkpoint = out / 'search' / 'checkpoint.safetensors'
+    found = search.run(prompts, checkpoint=checkpoint, bank=PromptBank(out))
+    rows = [result.summary(components.sources.classes) for result in found]
+    for row in rows:
+        logger.info(
+            f'[gap] {row["id"]}: target loss {row["target_loss_before"]:.2f} -> '
+            f'{row["target_loss_after"]:.2f}, accuracy {row["accuracy_before"]:.2f} -> '
+            f'{row["accuracy_after"]:.2f}'
+        )
+    write_json(
+        out / 'summary.json',
+        dict(
+            config=args.config,
+            checkpoint=args.checkpoint,
+            prompts=rows,
+            seed=components.seed,
+            seconds=time.time() - began,
+            versions=environment(),
+        ),
+    )
+    logger.info(f'[gap] {len(rows)} prompts in {out}')
+
+
+if __name__ == '__main__':
+    main()
