@@ -74,7 +74,7 @@ def restart_infinite_iterator(loop: Any, consumed: int) -> None:
     restart_workers(loader)
     sampler = loader.sampler
     if hasattr(sampler, '_indices_of_rank'):
-        samples = consumed * loader.batch_size
+        samples = consumed * (loader.batch_size or loader.batch_sampler.batch_size)
         sampler.indices = itertools.islice(sampler._indices_of_rank(), samples, None)
     loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
 

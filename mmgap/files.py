@@ -34,8 +34,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all. See :func:`write_bytes`."""
-    write_bytes(path, (json.dumps(value, indent=2) + '\n').encode())
+    """Write ``value`` as indented JSON, whole or not at all. See :func:`write_bytes`.
+
+    Raises:
+        ValueError: If ``value`` contains NaN or Inf, which JSON does not know.
+    """
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
 
 
 def fingerprint(value: Any) -> str:

@@ -287,7 +287,6 @@ def main() -> None:
     meta = dict(
         command=' '.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
         config=fingerprint(config.to_dict()),
-        versions=environment(),
     )
     shared = args.out / 'meta.json'
     if shared.exists():
@@ -299,7 +298,9 @@ def main() -> None:
             )
     benchmark = Benchmark(config, args.out, sorted(args.budgets))
     meta['budgets'] = sorted(args.budgets)
-    generator = benchmark.parts(args.seeds[0]).generator
+    parts = benchmark.parts(args.seeds[0])
+    generator = parts.generator
+    meta['versions'] = environment(parts.sources.dataset.metainfo)
     meta['generator'] = generator.fingerprint()
     meta['unet'] = weights_fingerprint(generator.pipeline.unet)
     meta['hook'] = fingerprint(dict(hook))

@@ -313,5 +313,5 @@ class GAPHook(Hook):
             images=self.state['pool_length'],
             seconds=seconds,
             seed=self.seed,
-            versions=environment(),
+            versions=environment(self._mix.metainfo),
         )

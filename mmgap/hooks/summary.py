@@ -31,10 +31,13 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return dict(report, metrics=plain)
 
 
-def environment() -> dict[str, str]:
-    """Versions of what decides a result."""
+def environment(metainfo: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of what decides a result.
+
+    Args:
+        metainfo: The training data's, which may carry a ``world_version``.
+    """
     from importlib.metadata import PackageNotFoundError, version
-    from importlib.util import find_spec
 
     from mmgap import __version__
 
@@ -47,10 +50,8 @@ def environment() -> dict[str, str]:
                 versions[package] = version(package)
             except PackageNotFoundError:
                 continue
-    if find_spec('mmgap.toyworld.version'):
-        from mmgap.toyworld.version import WORLD_VERSION
-
-        versions['toyworld'] = str(WORLD_VERSION)
+    if 'world_version' in metainfo:
+        versions['toyworld'] = str(metainfo['world_version'])
     return versions
 
 

@@ -10,20 +10,19 @@ from mmengine.config import Config
 NORMALISE = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
 
-def data_loader(data: Path, split: str, pipeline: list, **kwargs) -> dict:
+def data_loader(data: Path, split: str, pipeline: list, workers: int) -> dict:
     return dict(
         batch_size=6,
-        num_workers=2,
-        persistent_workers=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         sampler=dict(type='DefaultSampler', shuffle=split == 'train'),
-        dataset=dict(
-            type='mmgap.Waterbirds', data_root=str(data), split=split, pipeline=pipeline
-        ),
-        **kwargs,
+        dataset=dict(type='mmgap.Waterbirds', data_root=str(data), split=split, pipeline=pipeline),
     )
 
 
-def small_config(data: Path, weights: Path, work_dir: Path, by_epoch: bool = True) -> Config:
+def small_config(
+    data: Path, weights: Path, work_dir: Path, by_epoch: bool = True, workers: int = 0
+) -> Config:
     """ResNet-18 with 8 channels on the Waterbirds miniature at 32 pixels."""
     load = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(32, 32))]
     train = [*load, dict(type='RandomFlip', prob=0.5), dict(type='ColorJitter', brightness=0.4)]
@@ -44,8 +43,8 @@ def small_config(data: Path, weights: Path, work_dir: Path, by_epoch: bool = Tru
                 topk=(1,),
             ),
         ),
-        train_dataloader=data_loader(data, 'train', [*train, dict(type='PackInputs')]),
-        test_dataloader=data_loader(data, 'test', [*load, pack]),
+        train_dataloader=data_loader(data, 'train', [*train, dict(type='PackInputs')], workers),
+        test_dataloader=data_loader(data, 'test', [*load, pack], workers),
         test_evaluator=[dict(type='mmgap.GroupAccuracy')],
         test_cfg=dict(),
         train_cfg=dict(by_epoch=True, max_epochs=5),

@@ -73,7 +73,8 @@ def test_killed_and_resumed_equals_uninterrupted(by_epoch, tmp_path, tiny_sd):
     last = 'epoch_5.pth' if by_epoch else 'iter_10.pth'
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
     for work_dir in (whole, cut):
-        small_config(data, tiny_sd, work_dir, by_epoch).dump(tmp_path / f'{work_dir.name}.py')
+        config = small_config(data, tiny_sd, work_dir, by_epoch, workers=2)
+        config.dump(tmp_path / f'{work_dir.name}.py')
     finish(start(tmp_path / 'whole.py'))
     expected = result(whole, last)
     assert len([name for name in expected['files'] if name.endswith('.png')]) == 16

@@ -2,11 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +11,8 @@ from mmgap.generators import InpaintingGenerator, SourceSet
 from mmgap.prompts import PromptBank, load_prompt
 from mmgap.search import NonFiniteLossError, PromptSearch, initial_prompts
 from tests.conftest import DrawnDataset
-from tests.tiny import save_tiny_pipeline, tiny_classifier
-
-SCHEDULE = [dict(type='CosineAnnealingLR', T_max=8, eta_min=1e-4, end=8)]
+from tests.tiny import tiny_classifier
+from tests.tiny_search import SCHEDULE, make
 
 
 @pytest.fixture(scope='module')
@@ -29,20 +23,6 @@ def generator(tiny_sd):
 @pytest.fixture(scope='module')
 def sources(generator, tmp_path_factory):
     return SourceSet(DrawnDataset(tmp_path_factory.mktemp('drawn')), generator.size)
-
-
-def make(generator, sources, feedback=None, target=None, lr=0.02, **settings):
-    """A search, and the prompts that it starts from."""
-    defaults = dict(steps=4, num_inference_steps=2, images_per_prompt=2, holdout=2, max_restarts=0)
-    search = PromptSearch(
-        generator,
-        target or TargetModel(tiny_classifier(), input_size=(16, 16)),
-        feedback or [AdversarialLoss('flip')],
-        sources,
-        optim_wrapper=dict(optimizer=dict(type='Adam', lr=lr)),
-        **(defaults | settings),
-    )
-    return search, initial_prompts(generator.prompts, sources.classes, 1, [3, 2])
 
 
 def embeddings(prompts):
@@ -367,53 +347,3 @@ def test_bad_settings(generator, sources):
     search, prompts = make(generator, sources)
     with pytest.raises(ValueError, match='different ids'):
         search.run([prompts[0], prompts[0]])
-
-
-def run_in_a_process(folder: Path, steps_before_death: int | None) -> None:
-    """One search in ``folder``; killed in the middle of a step, or run to its end."""
-    torch.set_num_threads(2)
-    generator = InpaintingGenerator(str(folder / 'sd'), guidance_scale=3.0)
-    sources = SourceSet(DrawnDataset(folder / 'drawn'), generator.size)
-    search, prompts = make(
-        generator, sources, steps=6, checkpoint_interval=1, param_scheduler=SCHEDULE
-    )
-    step, count = search._step, []
-
-    def counted(active):
-        result = step(active)
-        count.append(1)
-        if len(count) == steps_before_death:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    search._step = counted
-    search.run(prompts, folder / 'search.safetensors', PromptBank(folder / 'bank'))
-    (folder / 'steps.txt').write_text(str(len(count)))
-
-
-@pytest.mark.slow
-def test_killed_search_goes_on(tmp_path):
-    save_tiny_pipeline(tmp_path / 'sd')
-    run_in_a_process(tmp_path, None)
-    expected = {p.name: p.read_bytes() for p in (tmp_path / 'bank').iterdir()}
-    (tmp_path / 'search.safetensors').unlink()
-    for path in (tmp_path / 'bank').iterdir():
-        path.unlink()
-
-    def run(death: int | None) -> int:
-        code = (
-            'import importlib.util\n'
-            f'spec = importlib.util.spec_from_file_location("search_test", {__file__!r})\n'
-            'module = importlib.util.module_from_spec(spec)\n'
-            'spec.loader.exec_module(module)\n'
-            f'module.run_in_a_process(module.Path({str(tmp_path)!r}), {death})'
-        )
-        root = Path(__file__).parents[2]
-        return subprocess.run([sys.executable, '-c', code], cwd=root, timeout=300).returncode
-
-    assert run(3) == -signal.SIGKILL
-    assert not list((tmp_path / 'bank').glob('*'))
-    assert run(3) == -signal.SIGKILL  # once more, from where the first one stopped
-    assert run(None) == 0
-    assert int((tmp_path / 'steps.txt').read_text()) == 2
-    assert {p.name: p.read_bytes() for p in (tmp_path / 'bank').iterdir()} == expected

@@ -15,25 +15,7 @@ import pytest
 from PIL import Image
 
 from mmgap.synthesis import SamplePool, sample_pool
-
-ABOUT = dict(
-    label=1,
-    group=None,
-    source_index=3,
-    source_group=2,
-    seed=5,
-    prompt_id='p@0',
-    generator='g',
-    num_inference_steps=2,
-    target_loss_source=0.5,
-    target_loss_image=None,
-    feedback=-1.5,
-    round=0,
-)
-
-
-def picture(value: int) -> np.ndarray:
-    return np.random.default_rng(value).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+from tests.pools import ABOUT, picture
 
 
 def fill(folder, count: int = 3) -> SamplePool:

@@ -26,10 +26,15 @@ from common import (
     to_input,
     write_meta,
 )
+from muon import Muon
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmgap.toyworld.renderer import caption
 from mmgap.toyworld.tokenizer import CONTEXT_LENGTH, EOS, build_tokenizer
+
+RATE = 1.5e-3  # peak learning rate
+FIRST_TIME = 40  # with up to 20 trailing steps no earlier time is ever sampled
 
 
 def build() -> nn.ModuleDict:
@@ -70,8 +75,8 @@ def encode_latents(vae, images: np.ndarray, device: str) -> torch.Tensor:
     for start in range(0, len(images), 128):
         with autocast(device):
             mean = vae.encode(to_input(images[start:start + 128], device)).latent_dist.mean
-        parts.append((mean * vae.config.scaling_factor).half().cpu())
-    return torch.cat(parts)
+        parts.append((mean * vae.config.scaling_factor).half().cpu().contiguous())
+    return torch.cat(parts).contiguous()
 
 
 def gibberish(rng: np.random.Generator) -> str:
@@ -111,9 +116,13 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(folder / 'vae', torch_dtype=torch.float32)
     vae = vae.to(args.device).eval()
     scenes = draw_scenes(args.scenes, 3)
-    images = render_all(scenes, args.cache / f'sd_{args.scenes}.npy')
-    latents = encode_latents(vae, images, args.device)
-    del images
+    cached = args.cache / f'latents_{args.scenes}.safetensors'
+    if cached.exists():  # of an interrupted run of this script
+        latents = load_file(cached)['latents']
+    else:
+        latents = encode_latents(
+            vae, render_all(scenes, args.cache / f'sd_{args.scenes}.npy'), args.device)
+        save_file({'latents': latents}, cached)
     print(f'latents {tuple(latents.shape)} std {latents.float().std():.3f}', flush=True)
 
     model = build().to(args.device, memory_format=torch.channels_last)
@@ -121,10 +130,10 @@ def main() -> None:
         print(name, f'{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M', flush=True)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
-    optimizer = torch.optim.AdamW(model.parameters(), 1.2e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = Muon(model, RATE, plain=('embedding', 'conv_in', 'conv_out'))
 
     def rate(step: int) -> float:
-        warm = min(1.0, (step + 1) / 150)
+        warm = min(1.0, (step + 1) / 60)
         return warm * 0.5 * (1 + np.cos(np.pi * min(step / args.steps, 1.0)))
 
     state_file, done = args.cache / 'sd_state.safetensors', 0
@@ -137,7 +146,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(4 + done)
     for step in range(done + 1, args.steps + 1):
         for group in optimizer.param_groups:
-            group['lr'] = 1.2e-3 * rate(step)
+            group['lr'] = RATE * rate(step)
         index = next(order)
         ids = tokenizer([draw_caption(scenes[i], rng) for i in index], padding='max_length',
                         truncation=True, return_tensors='pt').input_ids.to(args.device)
@@ -146,7 +155,7 @@ def main() -> None:
         # One stratum per sample: a batch covers all times evenly.
         times = (torch.randperm(len(index), generator=generator)
                  + torch.rand(len(index), generator=generator)) / len(index)
-        times = (times * 1000).long().clamp(max=999).to(args.device)
+        times = (FIRST_TIME + times * (1000 - FIRST_TIME)).long().clamp(max=999).to(args.device)
         a = alphas[times].sqrt()[:, None, None, None]
         b = (1 - alphas[times]).sqrt()[:, None, None, None]
         noisy = (a * clean + b * noise).contiguous(memory_format=torch.channels_last)
@@ -169,6 +178,7 @@ def main() -> None:
             save_state(state_file, model, average, optimizer, step)
             print(f'saved at step {step}, {time.time() - began:.0f} s', flush=True)
     state_file.unlink(missing_ok=True)
+    cached.unlink(missing_ok=True)
 
 
 if __name__ == '__main__':

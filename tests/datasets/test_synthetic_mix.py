@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import BaseDataset, RepeatDataset
+from mmengine.runner import Runner
+
+from mmgap.compat import restart_workers
+from mmgap.datasets import SyntheticMixDataset
+from mmgap.registry import DATASETS
+from tests.pools import fill_pool
+
+
+def pack(info: dict) -> dict:
+    """What a pipeline would make of an info: here, where it is from and what was drawn."""
+    draws = (random.random(), np.random.random(), torch.rand(1).item())
+    return dict(path=info['img_path'], made='prompt_id' in info, draws=draws)
+
+
+class Real(BaseDataset):
+    METAINFO = dict(classes=('a', 'b'))
+
+    def load_data_list(self) -> list[dict]:
+        return [dict(img_path=f'real{i}', gt_label=i % 2) for i in range(40)]
+
+
+def real(**kwargs) -> dict:
+    return dict(type=Real, pipeline=[pack], **kwargs)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    fill_pool(tmp_path / 'pool', 10)
+    return str(tmp_path / 'pool')
+
+
+# MMEngine's wrapper contract, side by side with RepeatDataset
+
+
+@pytest.mark.parametrize('mode', ['replace', 'extend'])
+def test_contract_is_that_of_repeat_dataset(mode):
+    mix = SyntheticMixDataset(real(), mode=mode, ratio=0.25)
+    repeated = RepeatDataset(real(), times=1)
+    assert mix.metainfo == repeated.metainfo
+    mix.metainfo['classes'] = ()
+    assert mix.metainfo['classes'] == ('a', 'b')  # a copy
+    for i in (0, 7, 39):
+        assert mix.get_data_info(i) == repeated.get_data_info(i)
+        assert mix[i]['path'] == repeated[i]['path']
+    for wrapper in (mix, repeated):
+        for call in (wrapper.get_subset, wrapper.get_subset_):
+            with pytest.raises(NotImplementedError, match='get_subset'):
+                call([0, 1])
+    assert len(mix) == {'replace': 40, 'extend': 53}[mode]
+    assert mix.get_data_info(len(mix) - 1)['img_path'] == f'real{(len(mix) - 1) % 40}'
+
+
+@pytest.mark.parametrize('use', [len, lambda d: d.get_data_info(3), lambda d: d[3]])
+def test_lazy_init(use, pool):
+    make = (
+        lambda: SyntheticMixDataset(real(lazy_init=True), pool, lazy_init=True),
+        lambda: RepeatDataset(real(lazy_init=True), times=1, lazy_init=True),
+    )
+    for wrapper in (make[0](), make[1]()):
+        assert not wrapper._fully_initialized and not wrapper.dataset._fully_initialized
+        use(wrapper)
+        assert wrapper._fully_initialized and wrapper.dataset._fully_initialized
+    mix = make[0]()
+    mix.full_init()
+    mix.full_init()
+    assert mix.num_synthetic == 10
+
+
+def test_a_dataset_or_a_config(pool):
+    config = dict(type='mmgap.SyntheticMixDataset', pool=pool, dataset=real())
+    dataset = Real(pipeline=[pack])
+    assert len(DATASETS.build(config)) == len(SyntheticMixDataset(dataset)) == 40
+    assert len(RepeatDataset(config, times=2)) == 80
+    with pytest.raises(TypeError, match='got RepeatDataset; put .* inside other wrappers'):
+        SyntheticMixDataset(RepeatDataset(real(), times=2))
+    with pytest.raises(TypeError, match='got list'):
+        SyntheticMixDataset([dataset])
+
+
+# Length, ratio, modes
+
+
+@pytest.mark.parametrize('ratio', [-0.1, 1, 1.5, float('nan')])
+def test_ratio_out_of_range(ratio):
+    with pytest.raises(ValueError, match=r'ratio must be in \[0, 1\), got'):
+        SyntheticMixDataset(real(), ratio=ratio)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="mode must be one of .* got 'add'"):
+        SyntheticMixDataset(real(), mode='add')
+    with pytest.raises(ValueError, match='no pool yet'):
+        SyntheticMixDataset(real()).refresh()
+
+
+@pytest.mark.parametrize('mode, length', [('replace', 40), ('extend', 133)])
+def test_length_stays_however_the_pool_grows(tmp_path, mode, length):
+    mix = SyntheticMixDataset(real(), str(tmp_path), ratio=0.7, mode=mode)
+    for count in (0, 3, 200):
+        fill_pool(tmp_path, count)
+        mix.refresh()
+        assert len(mix) == length and mix.num_synthetic == count
+        items = [mix[i] for i in range(length)]
+        if count == 0:
+            assert not any(item['made'] for item in items)
+    mix.budget = 5
+    mix.refresh()
+    assert len(mix) == length and mix.num_synthetic == 5
+
+
+def test_extend_appends_the_pool_in_turn(pool):
+    mix = SyntheticMixDataset(real(), pool, ratio=0.3, mode='extend')
+    assert len(mix) == 57
+    assert [mix[i]['path'] for i in range(40)] == [f'real{i}' for i in range(40)]
+    names = [mix[i]['path'].rpartition('/')[2] for i in range(40, 57)]
+    assert names == [f'{i % 10:06d}.png' for i in range(17)]
+    assert [mix.get_data_info(i)['img_path'] for i in (40, 56)] == [
+        mix[i]['path'] for i in (40, 56)
+    ]
+    assert mix.get_data_info(41)['prompt_id'] == 'p1@0'
+
+
+@pytest.mark.parametrize('ratio', [0, 0.3, 0.9])
+def test_share_of_synthetic_samples(pool, ratio):
+    mix = SyntheticMixDataset(real(), pool, ratio=ratio)
+    mix.seed = 0
+    drawn = []
+    for mix.epoch in range(50):
+        drawn += mix.__getitems__(range(40))
+    share = np.mean([item['made'] for item in drawn])
+    assert share == pytest.approx(ratio, abs=4 * (ratio * (1 - ratio) / 2000) ** 0.5)
+    assert len({item['path'] for item in drawn if item['made']}) == (10 if ratio else 0)
+    assert not mix.get_data_info(0)['img_path'].endswith('.png')
+
+
+# In a DataLoader
+
+
+def loader_of(mix, num_workers=2, **kwargs):
+    config = dict(
+        batch_size=8,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=mix,
+    )
+    return Runner.build_dataloader({**config, **kwargs}, seed=0)
+
+
+def epoch_of(loader) -> list[tuple]:
+    rows = []
+    for batch in loader:
+        rows += zip(batch['path'], batch['made'], zip(*batch['draws'], strict=True), strict=True)
+    return rows
+
+
+@pytest.mark.parametrize('mode', ['replace', 'extend'])
+def test_new_images_are_seen_in_the_next_epoch(tmp_path, mode):
+    pool = tmp_path / 'pool'
+    loader = loader_of(SyntheticMixDataset(real(), str(pool), ratio=0.5, mode=mode))
+    mix, batches = loader.dataset, len(loader)
+    mix.seed = 0
+    seen = []
+    for mix.epoch, count in enumerate((0, 4, 12)):
+        fill_pool(pool, count)
+        mix.refresh()
+        restart_workers(loader)
+        rows = epoch_of(loader)
+        made = {path.rpartition('/')[2] for path, synthetic, _ in rows if synthetic}
+        assert (count == 0) == (not made) and len(rows) == {'replace': 40, 'extend': 80}[mode]
+        assert all(int(name[:6]) < count for name in made)
+        seen.append(made)
+        assert len(loader) == batches
+    assert seen[2] - seen[1]
+    # What a restart is for: persistent workers go on with their copy of the old pool.
+    fill_pool(pool, 100)
+    mix.refresh()
+    names = {path.rpartition('/')[2] for path, synthetic, _ in epoch_of(loader) if synthetic}
+    assert all(int(name[:6]) < 12 for name in names)
+
+
+def test_a_batch_depends_on_seed_epoch_and_indices_alone(pool):
+    def epochs(num_workers, seed=0, first=0):
+        loader = loader_of(SyntheticMixDataset(real(), pool), num_workers)
+        loader.dataset.seed = seed
+        rows = []
+        for loader.dataset.epoch in range(first, 2):
+            restart_workers(loader)
+            rows.append(epoch_of(loader))
+        return rows
+
+    torch.manual_seed(7)
+    expected = epochs(0)
+    torch.manual_seed(8)
+    assert epochs(1) == epochs(2) == expected
+    assert epochs(0, first=1) == expected[1:]  # a run that is resumed
+    assert epochs(0, seed=1) != expected
+    draws = [{draw for _, _, draw in epoch} for epoch in expected]
+    assert len(draws[0] | draws[1]) == 80  # no draw twice, within an epoch or between epochs
+    made = [[row[1] for row in epoch] for epoch in expected]
+    assert made[0] != made[1]
+
+
+def test_global_generators_are_untouched(pool):
+    mix = SyntheticMixDataset(real(), pool)
+    mix.seed = 3
+
+    def states():
+        name, keys, *rest = np.random.get_state()
+        return random.getstate(), keys.tolist(), rest, torch.get_rng_state().tolist()
+
+    before = states()
+    first = mix.__getitems__([1, 2, 3])
+    assert states() == before and mix.__getitems__([1, 2, 3]) == first
+    mix.dataset.pipeline = None
+    with pytest.raises(TypeError):
+        mix.__getitems__([1, 2, 3])
+    assert states() == before
+    mix = SyntheticMixDataset(real(), pool)  # without a seed: the worker's own generators
+    mix.__getitems__([1, 2, 3])
+    assert states() != before

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmgap.hooks import GAPHook
+from mmgap.hooks.summary import group_report, summary_table
+from mmgap.search import NonFiniteLossError
+from tests.hooks.small_config import small_config
+from tests.miniature import draw_waterbirds
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return draw_waterbirds(tmp_path_factory.mktemp('birds'), per_group=4)
+
+
+class Recorder(Hook):
+    """Notes what training looks like from the inside."""
+
+    def __init__(self) -> None:
+        self.lengths, self.rates, self.paths, self.epochs = [], [], [], []
+
+    def before_train_epoch(self, runner) -> None:
+        self.lengths.append(len(runner.train_loop.dataloader))
+        self.epochs.append([])
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.rates.append(runner.optim_wrapper.get_lr()['lr'][0])
+        self.epochs[-1] += [sample.img_path for sample in data_batch['data_samples']]
+
+
+def train(config) -> Recorder:
+    runner, recorder = Runner.from_cfg(config), Recorder()
+    runner.register_hook(recorder)
+    runner.train()
+    return recorder
+
+
+def test_new_images_are_seen_and_nothing_else_changes(data, tiny_sd, tmp_path):
+    plain = small_config(data, tiny_sd, tmp_path / 'plain')
+    plain.custom_hooks = []
+    looped = small_config(data, tiny_sd, tmp_path / 'looped', workers=2)
+    without, with_hook = train(plain), train(looped)
+    assert with_hook.lengths == without.lengths
+    assert with_hook.rates == without.rates
+    synthetic = [sum('/gap/pool/' in path for path in epoch) for epoch in with_hook.epochs]
+    assert synthetic[0] == 0 and all(count > 0 for count in synthetic[1:])
+    numbers = [
+        {int(path[-10:-4]) for path in epoch if '/gap/pool/' in path} for epoch in with_hook.epochs
+    ]
+    assert all(number < 8 for number in numbers[1] | numbers[2])  # the first round's images
+    assert any(number >= 8 for number in numbers[3] | numbers[4])  # the second round's
+
+
+def test_nothing_of_the_loop_touches_training(data, tiny_sd, tmp_path):
+    """With ratio 0 the weights are those of a run whose hook made no images at all."""
+    runs = []
+    for name, rounds in (('one', 1), ('two', 2)):
+        config = small_config(data, tiny_sd, tmp_path / name)
+        config.train_cfg.max_epochs = 4
+        config.custom_hooks[0].update(ratio=0.0, rounds=rounds, interval=1)
+        runner = Runner.from_cfg(config)
+        runner.train()
+        runs.append(runner.model.state_dict())
+    for name, value in runs[0].items():
+        assert torch.equal(value, runs[1][name]), name
+
+
+def test_configured_mix_extends(data, tiny_sd, tmp_path):
+    config = small_config(data, tiny_sd, tmp_path)
+    config.train_dataloader.dataset = dict(
+        type='mmgap.SyntheticMixDataset',
+        dataset=config.train_dataloader.dataset,
+        ratio=0.5,
+        mode='extend',
+    )
+    config.train_cfg.max_epochs = 2
+    config.custom_hooks[0].update(rounds=1)
+    recorder = train(config)
+    real = len({path for path in recorder.epochs[0]})
+    assert len(recorder.epochs[1]) == 2 * real
+    assert sum('/gap/pool/' in path for path in recorder.epochs[1]) == real
+
+
+def test_nan_stops_and_keeps_the_last_good_prompt(data, tiny_sd, tmp_path, monkeypatch):
+    from mmgap.feedback import AdversarialLoss
+
+    calls = [0]
+    original = AdversarialLoss.__call__
+
+    def broken(self, logits, labels):
+        calls[0] += 1
+        return original(self, logits, labels) * (float('nan') if calls[0] > 3 else 1.0)
+
+    monkeypatch.setattr(AdversarialLoss, '__call__', broken)
+    config = small_config(data, tiny_sd, tmp_path)
+    with pytest.raises(NonFiniteLossError, match=r'r0-landbird-0 .* source \d+ with seed \d+'):
+        Runner.from_cfg(config).train()
+    kept = sorted((tmp_path / 'gap' / 'prompts').glob('*.json'))
+    assert len(kept) == 4 and json.loads(kept[0].read_text())['complete'] is False
+    assert not (tmp_path / 'gap' / 'pool').exists()
+
+
+def test_bad_settings(data, tiny_sd, tmp_path):
+    generator = dict(type='mmgap.InpaintingGenerator', model='x')
+    for bad, words in (
+        (dict(ratio=1.0), r'ratio must be in \[0, 1\), got 1.0'),
+        (dict(rounds=0), 'rounds'),
+        (dict(budget=1, rounds=2), 'budget=1'),
+        (dict(start=-1), 'start'),
+    ):
+        with pytest.raises(ValueError, match=words):
+            GAPHook(generator=generator, **bad)
+    config = small_config(data, tiny_sd, tmp_path)
+    config.custom_hooks[0].update(start=7)
+    with pytest.raises(ValueError, match='round 1 would start after 9 epochs'):
+        Runner.from_cfg(config).train()
+
+
+def test_three_classes_with_flip(data, tiny_sd, tmp_path):
+    config = small_config(data, tiny_sd, tmp_path)
+    config.model.head.num_classes = 3
+    with pytest.raises(ValueError, match="mode='flip' needs two classes, the model has 3"):
+        Runner.from_cfg(config).train()
+
+
+def test_training_data_without_masks(data, tiny_sd, tmp_path):
+    config = small_config(data, tiny_sd, tmp_path)
+    config.train_dataloader.dataset.with_masks = False
+    with pytest.raises(ValueError, match="have no 'mask_path'"):
+        Runner.from_cfg(config).train()
+
+
+def test_report_and_table():
+    metrics = {'worst_group': 0.1, 'mean': 0.5, 'group/a-b': 0.1, 'group/c-d': float('nan')}
+    report = group_report(metrics)
+    assert report['groups'] == {'a-b': 0.1, 'c-d': None} and report['adjusted'] is None
+    other = group_report({'accuracy/top1': 91.0})
+    assert other['metrics'] == {'accuracy/top1': 91.0} and other['groups'] == {}
+    summary = dict(before=report, after=report, rounds=[], seconds=dict(total=1.0))
+    assert '0.100' in summary_table(summary) and 'worst group' in summary_table(summary)
+    plain = dict(before=other, after=None, rounds=[], seconds=dict(total=1.0))
+    assert '91.000' in summary_table(plain)

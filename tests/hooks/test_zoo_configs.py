@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stock zoo config plus ``custom_imports`` and one hook."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from tests.hooks.small_config import small_config
+from tests.miniature import draw_waterbirds
+
+CHILD = """
+_base_ = 'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py'
+custom_imports = dict(imports=['mmgap'], allow_failed_imports=False)
+custom_hooks = [{hook!r}]
+model = dict(head=dict(num_classes=2, topk=(1,)))
+train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False,
+    dataset=dict(_delete_=True, type='mmgap.Waterbirds', data_root={data!r}, split='train',
+                 pipeline={{{{_base_.train_pipeline}}}}))
+val_dataloader = None
+val_cfg = None
+val_evaluator = None
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=256, edge='short', backend='pillow'),
+    dict(type='CenterCrop', crop_size=224),
+    dict(type='PackInputs', meta_keys=('sample_idx', 'img_path', 'group')),
+]
+test_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False,
+    dataset=dict(_delete_=True, type='mmgap.Waterbirds', data_root={data!r}, split='test',
+                 pipeline=test_pipeline))
+test_evaluator = dict(_delete_=True, type='mmgap.GroupAccuracy')
+randomness = dict(seed=0)
+work_dir = {work_dir!r}
+"""
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_mobilenet_trains_with_the_hook_added(by_epoch, tmp_path, tiny_sd):
+    data = draw_waterbirds(tmp_path / 'data', per_group=2)
+    small = small_config(data, tiny_sd, tmp_path)
+    hook = small.custom_hooks[0].to_dict()
+    hook.update(start=1, rounds=1, budget=4)
+    hook['search'].update(steps=1, prompts_per_class=1)
+    child = CHILD.format(hook=hook, data=str(data), work_dir=str(tmp_path / 'work'))
+    (tmp_path / 'child.py').write_text(child)
+    config = Config.fromfile(tmp_path / 'child.py')
+    if by_epoch:
+        config.train_cfg.max_epochs = 2
+    else:
+        config.train_cfg = dict(by_epoch=False, max_iters=3)
+        config.param_scheduler = None
+        config.default_hooks.checkpoint.update(by_epoch=False)
+    runner = Runner.from_cfg(config)
+    runner.train()
+    assert type(runner.model.backbone).__name__ == 'MobileNetV2'
+    summary = json.loads((tmp_path / 'work' / 'gap' / 'summary.json').read_text())
+    assert summary['images'] == 4 and len(summary['rounds'][0]['prompts']) == 2
+    assert summary['before']['mean'] is not None and summary['after']['mean'] is not None
+    (mix,) = [runner.train_loop.dataloader.dataset]
+    assert mix.num_synthetic == 4 and len(mix) == len(mix.dataset)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark tool on the embedded world, with few steps and images."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+METHODS = ['none', 'agnostic', 'random', 'prompts', 'ap', 'ap-own', 'real']
+QUICK = [
+    'custom_hooks.0.search.steps=2',
+    'custom_hooks.0.search.prompts_per_class=2',
+    'custom_hooks.0.search.images_per_prompt=1',
+    'custom_hooks.0.search.holdout=2',
+    'custom_hooks.0.synthesis.num_inference_steps=2',
+    'custom_hooks.0.start=1',
+    'train_dataloader.dataset.size=120',
+    'test_dataloader.dataset.size=80',
+    'benchmark.steps=4',
+    'benchmark.real.size=8',
+]
+
+
+def run(out: Path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, 'tools/benchmark.py', 'configs/gap_resnet18_toybirds.py']
+    command += ['--out', str(out), *options]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='2'),
+        timeout=400,
+    )
+
+
+def test_quick_benchmark(tmp_path):
+    options = ['--methods', *METHODS, '--budgets', '4', '8', '--seeds', '0', '--layers', 'last']
+    done = run(tmp_path, *options, '--cfg-options', *QUICK)
+    assert done.returncode == 0, done.stderr[-3000:]
+    cells = json.loads((tmp_path / 'results.json').read_text())
+    assert len(cells) == 1 + 2 * (len(METHODS) - 1)
+    for cell in cells:
+        assert set(cell) >= {'method', 'budget', 'seed', 'layers', 'worst_group', 'mean'}
+        assert cell['worst_group'] == min(cell['groups'].values())
+    text = (tmp_path / 'results.md').read_text()
+    assert all(f'| {method} |' in text for method in METHODS)
+    assert (tmp_path / 'curves.png').stat().st_size > 5000
+    again = run(tmp_path, *options, '--cfg-options', *QUICK)
+    assert again.returncode == 0
+    assert json.loads((tmp_path / 'results.json').read_text()) == cells
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (['--methods', 'none', 'magic'], "unknown methods ['magic']"),
+        (['--seeds', '1', '1'], '--seeds names something twice'),
+        (['--budgets', '7'], 'budget 7 is below the number of prompts (8)'),
+    ],
+)
+def test_bad_arguments(options, words, tmp_path):
+    done = run(tmp_path, *options)
+    assert done.returncode != 0 and words in done.stderr
+    assert not list(tmp_path.iterdir())

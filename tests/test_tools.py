@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step by step: the tools find and draw what the hook does, and training takes up their pool."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.runner import Runner
+
+from mmgap.prompts import load_prompts
+from mmgap.synthesis import SamplePool
+from tests.miniature import draw_waterbirds
+from tests.test_waterbirds_config import miniature_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def tool(name: str, *args: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / name), *map(str, args)],
+        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='2'),
+        capture_output=True,
+        text=True,
+    )
+
+
+def done(result: subprocess.CompletedProcess) -> str:
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout + result.stderr
+
+
+def contents(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob(pattern))}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, tiny_sd):
+    """A run of the hook, its config as a file, and the prompts and pool of the tools."""
+    folder = tmp_path_factory.mktemp('tools')
+    data = draw_waterbirds(folder / 'data', per_group=4)
+    config = miniature_config(data, tiny_sd, folder / 'work')
+    config.dump(folder / 'config.py')
+    runner = Runner.from_cfg(config)
+    runner.train()
+    weights = folder / 'work' / 'gap_round.pth'  # as they were when the hook searched
+    common = (folder / 'config.py', '--checkpoint', weights)
+    done(tool('search_prompts.py', *common, '--out', folder / 'prompts'))
+    draw = (*common, '--prompts', folder / 'prompts', '--out', folder / 'pool')
+    done(tool('generate.py', *draw, '--num', 6))
+    return folder, draw
+
+
+def test_tools_find_and_draw_what_the_hook_does(run):
+    folder, _ = run
+    gap = folder / 'work' / 'gap'
+    prompts = contents(folder / 'prompts', '*.safetensors')
+    assert len(prompts) == 2 and prompts == contents(gap / 'prompts', '*.safetensors')
+    rows = json.loads((folder / 'prompts' / 'summary.json').read_text())
+    assert rows['prompts'] == json.loads((gap / 'summary.json').read_text())['rounds'][0]['prompts']
+    assert rows['seed'] == 0 and rows['versions']['torch'] and rows['seconds'] > 0
+    assert contents(folder / 'pool', 'images/*') == contents(gap / 'pool', 'images/*')
+    manifest = (folder / 'pool' / 'manifest.jsonl').read_bytes()
+    assert manifest == (gap / 'pool' / 'manifest.jsonl').read_bytes()
+    assert (folder / 'pool' / 'contact_sheet.png').stat().st_size > 1000
+    assert not list(folder.glob('**/*.tmp'))
+
+
+def test_generate_goes_on_and_takes_words(run):
+    folder, draw = run
+    before = contents(folder / 'pool', 'images/*')
+    assert '4 images drawn' in done(tool('generate.py', *draw, '--num', 10))
+    after = contents(folder / 'pool', 'images/*')
+    assert len(after) == 10 and before.items() <= after.items()
+    config, out = folder / 'config.py', folder / 'words'
+    done(tool('generate.py', config, '--text', 'a b', 'c', '--num', 4, '--out', out))
+    samples = SamplePool(out).samples
+    assert [sample.prompt_id.split('@')[0] for sample in samples] == ['a_b', 'a_b', 'c', 'c']
+    assert {sample.target_loss_image for sample in samples} == {None}
+
+
+def test_search_goes_on_from_its_checkpoint(run):
+    folder, draw = run
+    before = contents(folder / 'prompts', '*.safetensors')
+    out = done(tool('search_prompts.py', *draw[:3], '--out', folder / 'prompts'))
+    assert 'goes on from' in out and 'search step' not in out
+    assert contents(folder / 'prompts', '*.safetensors') == before
+    assert len(load_prompts(folder / 'prompts')) == 2
+
+
+def test_training_on_the_pool(run):
+    """Step by step: a config without the hook that names the mix."""
+    folder, _ = run
+    config = folder / 'mixed.py'
+    config.write_text(
+        "_base_ = ['config.py']\n"
+        'custom_hooks = []\n'
+        'train_cfg = dict(max_epochs=1)\n'
+        f'work_dir = {str(folder / "mixed")!r}\n'
+        'train_dataloader = dict(dataset=dict(_delete_=True, '
+        f"type='mmgap.SyntheticMixDataset', pool={str(folder / 'pool')!r}, ratio=0.5, "
+        "mode='extend', dataset={{_base_.train_dataloader.dataset}}))\n"
+    )
+    out = done(tool('train.py', config))
+    # 18 real samples and as many generated ones, in batches of 8.
+    assert 'Epoch(train) [1][5/5]' in out and 'worst_group' in out
+    assert (folder / 'mixed' / 'epoch_1.pth').is_file()
+
+
+def test_bad_input(run, tmp_path):
+    folder, draw = run
+    config = folder / 'config.py'
+    for args, words in (
+        ((config, '--num', 3, '--out', tmp_path), 'give --prompts, --text or both'),
+        ((config, '--text', 'a', '--num', 0, '--out', tmp_path), '--num must be at least 1'),
+        ((config, '--prompts', 'none', '--num', 3, '--out', tmp_path), "'none' does not exist"),
+        (('none.py', '--text', 'a', '--num', 3, '--out', tmp_path), "'none.py' does not exist"),
+    ):
+        result = tool('generate.py', *args)
+        assert result.returncode != 0 and words in result.stderr
+        assert not list(tmp_path.iterdir())

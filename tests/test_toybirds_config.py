@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job on the embedded world, shortened; the whole one is in README."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmgap.synthesis import SamplePool
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_loop_closes_on_the_embedded_world(tmp_path):
+    config = Config.fromfile(ROOT / 'configs' / 'gap_resnet18_toybirds.py')
+    config.work_dir = str(tmp_path)
+    config.val_dataloader = config.val_cfg = config.val_evaluator = None
+    config.train_cfg.max_epochs = 3
+    config.test_dataloader.dataset.size = 400
+    hook = config.custom_hooks[0]
+    hook.update(start=1, budget=64)
+    hook.search.update(prompts_per_class=1, steps=12, holdout=8)
+    hook.synthesis.num_inference_steps = 5
+    Runner.from_cfg(config).train()
+    summary = json.loads((tmp_path / 'gap' / 'summary.json').read_text())
+    before, after = summary['before'], summary['after']
+    assert before['worst_group'] < 0.35, 'the base model does not fall for the shortcut'
+    assert before['adjusted'] > 0.9
+    assert after['worst_group'] > before['worst_group']
+    prompts = summary['rounds'][0]['prompts']
+    losses = [(p['target_loss_before'], p['target_loss_after']) for p in prompts]
+    assert sum(after for _, after in losses) > sum(before for before, _ in losses)
+    pool = SamplePool(tmp_path / 'gap' / 'pool')
+    assert len(pool) == 64 and summary['versions']['toyworld']
+    images = [s.target_loss_image for s in pool.samples]
+    sources = [s.target_loss_source for s in pool.samples]
+    assert sum(images) > sum(sources), 'the target does not find the images harder'
+
+
+def test_packaged_weights_are_small():
+    folder = ROOT / 'mmgap' / 'toyworld' / 'weights'
+    total = sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
+    assert total <= 24e6
+
+
+def test_unknown_packaged_weights():
+    from mmgap.weights import resolve
+
+    with pytest.raises(FileNotFoundError, match='mmgap://toybirds-resnet18'):
+        resolve('mmgap://toybirds-resnet19')

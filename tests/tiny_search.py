@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A prompt search with tiny models, also to be run and killed in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+from mmgap.feedback import AdversarialLoss, TargetModel
+from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.prompts import PromptBank
+from mmgap.search import PromptSearch, initial_prompts
+from tests.conftest import DrawnDataset
+from tests.tiny import tiny_classifier
+
+SCHEDULE = [dict(type='CosineAnnealingLR', T_max=8, eta_min=1e-4, end=8)]
+
+
+def make(generator, sources, feedback=None, target=None, lr=0.02, **settings):
+    """A search, and the prompts that it starts from."""
+    defaults = dict(steps=4, num_inference_steps=2, images_per_prompt=2, holdout=2, max_restarts=0)
+    search = PromptSearch(
+        generator,
+        target or TargetModel(tiny_classifier(), input_size=(16, 16)),
+        feedback or [AdversarialLoss('flip')],
+        sources,
+        optim_wrapper=dict(optimizer=dict(type='Adam', lr=lr)),
+        **(defaults | settings),
+    )
+    return search, initial_prompts(generator.prompts, sources.classes, 1, [3, 2])
+
+
+def run_in_a_process(folder: Path, steps_before_death: int | None) -> None:
+    """One search in ``folder``; killed in the middle of a step, or run to its end."""
+    torch.set_num_threads(2)
+    generator = InpaintingGenerator(str(folder / 'sd'), guidance_scale=3.0)
+    sources = SourceSet(DrawnDataset(folder / 'drawn'), generator.size)
+    search, prompts = make(
+        generator, sources, steps=6, checkpoint_interval=1, param_scheduler=SCHEDULE
+    )
+    step, count = search._step, []
+
+    def counted(active):
+        result = step(active)
+        count.append(1)
+        if len(count) == steps_before_death:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    search._step = counted
+    search.run(prompts, folder / 'search.safetensors', PromptBank(folder / 'bank'))
+    (folder / 'steps.txt').write_text(str(len(count)))
