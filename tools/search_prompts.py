@@ -77,7 +77,7 @@ def main() -> None:
             prompts=rows,
             seed=components.seed,
             seconds=time.time() - began,
-            versions=environment(),
+            versions=environment(components.sources.dataset.metainfo),
         ),
     )
     logger.info(f'[gap] {len(rows)} prompts in {out}')

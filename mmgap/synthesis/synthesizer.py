@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 
 from mmgap.feedback import AdversarialLoss, TargetModel
-from mmgap.files import weights_fingerprint
+from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import Condition, SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.seeds import derive_rng, derive_seed
@@ -131,7 +131,7 @@ class Synthesizer:
             OSError: When the disk is full; complete images stay.
         """
         plan = self.plan(prompts, count, round)
-        names = [f'{p.id}@{weights_fingerprint(p)[:8]}' for p in prompts]
+        names = [f'{p.id}@{_content(p)}' for p in prompts]
         generator = self.generator.fingerprint()
         start = sum(sample.round < round for sample in pool.samples)
 
@@ -233,3 +233,9 @@ class Synthesizer:
             f'[gap] synthesis {done}/{count}: {each * 1000:.0f} ms an image, '
             f'{(count - done) * each:.0f} s left'
         )
+
+
+def _content(prompt: SoftPrompt) -> str:
+    """Eight hex digits that name what a prompt says, whatever its id."""
+    parts = [weights_fingerprint(prompt), prompt.template, prompt.joiner]
+    return fingerprint(parts)[:8]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import pytest
+from mmengine.registry import init_default_scope
 
 from mmgap.datasets import SyntheticDataset
 from mmgap.registry import DATASETS
@@ -11,8 +12,11 @@ from tests.pools import fill_pool
 
 def test_samples_and_pipeline(tmp_path):
     pool = fill_pool(tmp_path, 5)
-    config = dict(type='mmgap.SyntheticDataset', pool=str(tmp_path), metainfo=dict(classes=('a', 'b')))
-    pipeline = [dict(type='mmpretrain.LoadImageFromFile'), dict(type='mmpretrain.PackInputs')]
+    config = dict(
+        type='mmgap.SyntheticDataset', pool=str(tmp_path), metainfo=dict(classes=('a', 'b'))
+    )
+    init_default_scope('mmpretrain')
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
     dataset = DATASETS.build(dict(config, pipeline=pipeline))
     assert len(dataset) == 5 and dataset.metainfo['classes'] == ('a', 'b')
     assert dataset.get_data_info(3) == dict(

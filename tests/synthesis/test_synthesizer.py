@@ -135,27 +135,30 @@ def test_interrupted_run_goes_on_to_the_same_pool(tmp_path, run):
 
 
 def test_other_settings_are_drawn_again(tmp_path, run, generator, prompts):
-    pool = SamplePool(tmp_path)
+    folder = tmp_path / 'pool'
+    pool = SamplePool(folder)
     run(pool)
-    before = contents(tmp_path)
+    before = contents(folder)
     # Crossed, prompts p0, p1 … take turns by twos: the fifth image is the first one of p2.
     moved = [*prompts[:2], SoftPrompt(prompts[2].embeddings.flip(1) * 5, 'p2', label=0), prompts[3]]
     assert run(pool, prompts=moved) == 6
-    after = contents(tmp_path)
-    changed = [i for i in range(10) if after[f'{i:06d}.png'] != before[f'{i:06d}.png']]
+    after = contents(folder)
+    assert all(after[f'{i:06d}.png'] == before[f'{i:06d}.png'] for i in (0, 1, 2, 3, 6, 7, 8, 9))
+    lines = [files['manifest.jsonl'].splitlines() for files in (before, after)]
+    changed = [i for i, (old, new) in enumerate(zip(*lines, strict=True)) if old != new]
     assert changed == [4, 5]
-    assert run(pool) == 6 and contents(tmp_path) == before
+    assert run(pool) == 6 and contents(folder) == before
     guided = generator.guidance_scale
     try:
         generator.guidance_scale = guided + 1
-        assert run(pool) == 10 and contents(tmp_path) != before
+        assert run(pool) == 10 and contents(folder) != before
     finally:
         generator.guidance_scale = guided
-    assert run(pool, steps=3) == run(pool) == 10 and contents(tmp_path) == before
-    assert run(pool, count=3) == 0 and len(contents(tmp_path)) == 4
+    assert run(pool, steps=3) == run(pool) == 10 and contents(folder) == before
+    assert run(pool, count=3) == 0 and len(contents(folder)) == 4
     assert run(pool, count=4, round=1) == 4 and run(pool, count=4, round=1) == 0
     assert [sample.round for sample in pool.samples] == [0] * 3 + [1] * 4
-    assert run(pool) == 7 and contents(tmp_path) == before  # a round drops those after it
+    assert run(pool) == 7 and contents(folder) == before  # a round drops those after it
 
 
 def test_images_do_not_depend_on_the_batch_size(tmp_path, run):
