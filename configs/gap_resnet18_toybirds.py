@@ -45,7 +45,7 @@ custom_hooks = [
             batch_size=24,
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
         ),
-        synthesis=dict(num_inference_steps=15, batch_size=40),
+        synthesis=dict(num_inference_steps=10, batch_size=40),
         ratio=0.5,
         start=3,
         budget=400,
@@ -55,7 +55,7 @@ custom_hooks = [
 # What tools/benchmark.py compares at equal budgets: `layers` are fine-tuned from one base
 # checkpoint per seed with the same steps; half of each batch is generated.
 benchmark = dict(
-    steps=60,
+    steps=40,
     optimizers=dict(
         last=dict(type='SGD', lr=0.1, momentum=0.9),
         all=dict(type='SGD', lr=0.01, momentum=0.9),

@@ -26,6 +26,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import Runner
 
+from mmgap.compat import allow_checkpoint_history
 from mmgap.files import fingerprint, weights_fingerprint, write_json
 from mmgap.generators import SourceSet
 from mmgap.hooks.components import Components
@@ -94,6 +95,7 @@ class Benchmark:
         config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
         config.train_cfg = dict(by_epoch=False, max_iters=self.settings.steps)
         config.optim_wrapper = dict(optimizer=dict(self.settings.optimizers[layers]))
+        config.param_scheduler = None
         config.load_from = str(base)
         config.custom_hooks = [dict(type='LastLayerOnly')] if layers == 'last' else []
         report = self.run(config)
@@ -212,7 +214,6 @@ class Benchmark:
         config.custom_hooks = []
         config.val_dataloader = config.val_cfg = config.val_evaluator = None
         config.default_hooks.checkpoint = None
-        config.param_scheduler = None
         config.log_level = 'WARNING'
         return config
 
@@ -289,13 +290,14 @@ def main() -> None:
         config=fingerprint(config.to_dict()),
     )
     shared = args.out / 'meta.json'
-    if shared.exists():
+    if shared.exists() and (args.out / 'cells').exists():
         before = json.loads(shared.read_text())
         if before['config'] != meta['config'] or max(before['budgets']) < max(args.budgets):
             raise SystemExit(
                 f'{args.out} holds results of another config or of smaller budgets; choose '
                 'another --out'
             )
+    allow_checkpoint_history()
     benchmark = Benchmark(config, args.out, sorted(args.budgets))
     meta['budgets'] = sorted(args.budgets)
     parts = benchmark.parts(args.seeds[0])
