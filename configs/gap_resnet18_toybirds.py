@@ -12,9 +12,7 @@ model = dict(
         stem_channels=32,
         deep_stem=True,
         # Stands in for ImageNet weights: has seen birds and places, uncorrelated.
-        init_cfg=dict(
-            type='Pretrained', checkpoint='mmgap://toybirds-resnet18', prefix='backbone'
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint='mmgap://toybirds-resnet18', prefix='backbone'),
     ),
     head=dict(num_classes=2, in_channels=256, topk=(1,)),
 )
@@ -39,7 +37,7 @@ custom_hooks = [
         search=dict(
             prompts_per_class=4,
             tokens=5,
-            steps=40,
+            steps=20,
             num_inference_steps=5,
             images_per_prompt=3,
             batch_size=24,

@@ -121,6 +121,8 @@ class InpaintingGenerator:
         """
         condition = condition.to(self.device)
         drawn = self.draw(condition, prompt_embeds, seeds, num_inference_steps)
+        # Half precision cannot hold 256 levels: what is kept would not come back exactly.
+        drawn = drawn.to(torch.promote_types(drawn.dtype, torch.float32))
         return torch.where(condition.masks, condition.images.to(drawn.dtype) / 255, drawn)
 
     def draw(

@@ -136,7 +136,7 @@ class PromptEncoder:
             places.append(marks + [False] * (len(rows[-1]) - len(marks)))
         device = self.text_encoder.device
         mask = torch.tensor(places, device=device)
-        with self._spliced(mask, torch.cat([p.embeddings for p in prompts]).to(device)):
+        with self._spliced(mask, torch.cat([p.embeddings.to(device) for p in prompts])):
             return self._hidden_states(torch.tensor(rows))
 
     def _token_ids(self, text: str) -> list[int]:

@@ -11,10 +11,20 @@ from .canvas import SIZE, XX, YY, Canvas
 
 WALL_DEPTH = 5.0  # metres
 
-RGB = {'red': (0.80, 0.12, 0.12), 'orange': (0.95, 0.52, 0.10), 'yellow': (0.95, 0.85, 0.18),
-       'green': (0.16, 0.58, 0.20), 'teal': (0.08, 0.58, 0.58), 'blue': (0.15, 0.30, 0.82),
-       'purple': (0.50, 0.18, 0.68), 'pink': (0.97, 0.55, 0.72), 'brown': (0.45, 0.27, 0.14),
-       'black': (0.13, 0.13, 0.14), 'white': (0.92, 0.92, 0.91), 'grey': (0.52, 0.52, 0.53)}
+RGB = {
+    'red': (0.80, 0.12, 0.12),
+    'orange': (0.95, 0.52, 0.10),
+    'yellow': (0.95, 0.85, 0.18),
+    'green': (0.16, 0.58, 0.20),
+    'teal': (0.08, 0.58, 0.58),
+    'blue': (0.15, 0.30, 0.82),
+    'purple': (0.50, 0.18, 0.68),
+    'pink': (0.97, 0.55, 0.72),
+    'brown': (0.45, 0.27, 0.14),
+    'black': (0.13, 0.13, 0.14),
+    'white': (0.92, 0.92, 0.91),
+    'grey': (0.52, 0.52, 0.53),
+}
 
 
 def _striped_curtain(c: Canvas, period: float) -> np.ndarray:
@@ -26,13 +36,14 @@ def _brick_wall(c: Canvas, period: float) -> np.ndarray:
     height = int(period * 0.6)
     row = YY // height
     joint = (YY % height < 1) | ((XX + (row % 2) * (period / 2)) % period < 1.2)
-    return np.where(joint, 0.0, 0.80 + 0.2 * ((row * 7 + (XX + (row % 2) * (period / 2)) // period
-                                               * 5) % 3) / 2)
+    return np.where(
+        joint, 0.0, 0.80 + 0.2 * ((row * 7 + (XX + (row % 2) * (period / 2)) // period * 5) % 3) / 2
+    )
 
 
 def _checkerboard(c: Canvas, period: float) -> np.ndarray:
     x, y = XX + c.rng.integers(0, 16), YY + c.rng.integers(0, 16)
-    return ((x // (period * 0.6) + y // (period * 0.6)) % 2)
+    return (x // (period * 0.6) + y // (period * 0.6)) % 2
 
 
 def _dotted_wallpaper(c: Canvas, period: float) -> np.ndarray:
@@ -66,7 +77,8 @@ def _plaid_blanket(c: Canvas, period: float) -> np.ndarray:
     x, y = XX + c.rng.uniform(0, 9), YY + c.rng.uniform(0, 9)
     broad = (x % (1.5 * period) < 0.6 * period) * 0.5 + (y % (1.5 * period) < 0.6 * period) * 0.5
     thin = (np.abs(x % (1.5 * period) - 1.05 * period) < 0.7) | (
-        np.abs(y % (1.5 * period) - 1.05 * period) < 0.7)
+        np.abs(y % (1.5 * period) - 1.05 * period) < 0.7
+    )
     return np.where(thin, 0.0, 1.0 - 0.75 * broad)
 
 
@@ -89,7 +101,7 @@ def _stone_mosaic(c: Canvas, period: float) -> np.ndarray:
     py, px = (grid[:, None] + jitter[0]).ravel(), (grid[None] + jitter[1]).ravel()
     py, px = py.astype(np.float32), px.astype(np.float32)
     # Two nearest stones at half resolution; doubled afterwards (it is the dearest pattern).
-    d = ((YY[::2, ::2, None] - py) ** 2 + (XX[::2, ::2, None] - px) ** 2)
+    d = (YY[::2, ::2, None] - py) ** 2 + (XX[::2, ::2, None] - px) ** 2
     nearest = np.argmin(d, -1)
     tone = (nearest * 7 % 5) / 4.0
     edge = np.zeros_like(tone)
@@ -109,12 +121,19 @@ def _scaly_roof(c: Canvas, period: float) -> np.ndarray:
 
 
 _PATTERNS: dict[str, tuple[Callable[[Canvas, float], np.ndarray], float]] = {
-    'striped curtain': (_striped_curtain, 10.0), 'brick wall': (_brick_wall, 13.0),
-    'checkerboard': (_checkerboard, 14.0), 'dotted wallpaper': (_dotted_wallpaper, 11.0),
-    'zigzag carpet': (_zigzag_carpet, 12.0), 'wooden fence': (_wooden_fence, 10.0),
-    'tiled floor': (_tiled_floor, 12.0), 'plaid blanket': (_plaid_blanket, 13.0),
-    'ringed mural': (_ringed_mural, 14.0), 'diamond quilt': (_diamond_quilt, 14.0),
-    'stone mosaic': (_stone_mosaic, 12.0), 'scaly roof': (_scaly_roof, 13.0)}
+    'striped curtain': (_striped_curtain, 10.0),
+    'brick wall': (_brick_wall, 13.0),
+    'checkerboard': (_checkerboard, 14.0),
+    'dotted wallpaper': (_dotted_wallpaper, 11.0),
+    'zigzag carpet': (_zigzag_carpet, 12.0),
+    'wooden fence': (_wooden_fence, 10.0),
+    'tiled floor': (_tiled_floor, 12.0),
+    'plaid blanket': (_plaid_blanket, 13.0),
+    'ringed mural': (_ringed_mural, 14.0),
+    'diamond quilt': (_diamond_quilt, 14.0),
+    'stone mosaic': (_stone_mosaic, 12.0),
+    'scaly roof': (_scaly_roof, 13.0),
+}
 
 
 def paint_backdrop(c: Canvas, name: str) -> None:

@@ -50,7 +50,8 @@ class ToyBirdsBackend(BaseStorageBackend):
         if match is None or match[1] not in SIZES:
             raise FileNotFoundError(
                 f'{str(filepath)!r} is not drawn here; paths look like '
-                f'{PREFIX}://SPLIT/000123.png or …_mask.png with SPLIT one of {tuple(SIZES)}')
+                f'{PREFIX}://SPLIT/000123.png or …_mask.png with SPLIT one of {tuple(SIZES)}'
+            )
         return _draw(match[1], int(match[2]))[match[3] is not None]
 
     def get_text(self, filepath: str, encoding: str = 'utf-8') -> str:

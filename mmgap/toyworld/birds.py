@@ -40,18 +40,66 @@ class BirdShape:
 
 # (low, high) of each proportion, drawn uniformly.
 _RANGES = {
-    'songbird': ((0.60, 0.72), (0.05, 0.12), (0.22, 0.26), (0.13, 0.20), (0.22, 0.32),
-                 (0.35, 0.50), (-0.3, 0.1), (0.25, 0.55)),
-    'wren': ((0.66, 0.78), (0.02, 0.10), (0.22, 0.26), (0.12, 0.18), (0.20, 0.30),
-             (0.30, 0.42), (0.7, 1.1), (0.05, 0.3)),
-    'pigeon': ((0.55, 0.66), (0.10, 0.18), (0.17, 0.21), (0.10, 0.16), (0.18, 0.28),
-               (0.40, 0.55), (-0.2, 0.1), (0.2, 0.45)),
-    'heron': ((0.40, 0.50), (0.62, 0.85), (0.13, 0.16), (0.36, 0.48), (0.50, 0.70),
-              (0.12, 0.22), (-0.5, -0.1), (0.15, 0.4)),
-    'duck': ((0.42, 0.52), (0.38, 0.52), (0.16, 0.19), (0.26, 0.34), (0.12, 0.22),
-             (0.14, 0.24), (0.2, 0.6), (-0.05, 0.1)),
-    'stork': ((0.44, 0.54), (0.48, 0.66), (0.14, 0.17), (0.40, 0.52), (0.62, 0.80),
-              (0.14, 0.24), (-0.4, 0.0), (0.05, 0.25)),
+    'songbird': (
+        (0.60, 0.72),
+        (0.05, 0.12),
+        (0.22, 0.26),
+        (0.13, 0.20),
+        (0.22, 0.32),
+        (0.35, 0.50),
+        (-0.3, 0.1),
+        (0.25, 0.55),
+    ),
+    'wren': (
+        (0.66, 0.78),
+        (0.02, 0.10),
+        (0.22, 0.26),
+        (0.12, 0.18),
+        (0.20, 0.30),
+        (0.30, 0.42),
+        (0.7, 1.1),
+        (0.05, 0.3),
+    ),
+    'pigeon': (
+        (0.55, 0.66),
+        (0.10, 0.18),
+        (0.17, 0.21),
+        (0.10, 0.16),
+        (0.18, 0.28),
+        (0.40, 0.55),
+        (-0.2, 0.1),
+        (0.2, 0.45),
+    ),
+    'heron': (
+        (0.40, 0.50),
+        (0.62, 0.85),
+        (0.13, 0.16),
+        (0.36, 0.48),
+        (0.50, 0.70),
+        (0.12, 0.22),
+        (-0.5, -0.1),
+        (0.15, 0.4),
+    ),
+    'duck': (
+        (0.42, 0.52),
+        (0.38, 0.52),
+        (0.16, 0.19),
+        (0.26, 0.34),
+        (0.12, 0.22),
+        (0.14, 0.24),
+        (0.2, 0.6),
+        (-0.05, 0.1),
+    ),
+    'stork': (
+        (0.44, 0.54),
+        (0.48, 0.66),
+        (0.14, 0.17),
+        (0.40, 0.52),
+        (0.62, 0.80),
+        (0.14, 0.24),
+        (-0.4, 0.0),
+        (0.05, 0.25),
+    ),
 }
 
 
@@ -99,16 +147,23 @@ def draw_bird(rng: np.random.Generator, kind: str) -> Bird:
     return _compose(shape, length, facing, feet, centre, colours)
 
 
-def _ellipse(px: np.ndarray, py: np.ndarray, cx: float, cy: float, a: float, b: float,
-             angle: float) -> np.ndarray:
+def _ellipse(
+    px: np.ndarray, py: np.ndarray, cx: float, cy: float, a: float, b: float, angle: float
+) -> np.ndarray:
     """Approximate signed distance (px, negative inside) to a tilted ellipse."""
     c, s = np.cos(angle), np.sin(angle)
     u, v = (px - cx) * (c / a) - (py - cy) * (s / a), (px - cx) * (s / b) + (py - cy) * (c / b)
     return (np.sqrt(u * u + v * v) - 1) * min(a, b)
 
 
-def _limb(px: np.ndarray, py: np.ndarray, start: tuple[float, float], end: tuple[float, float],
-          thick: float, thin: float) -> np.ndarray:
+def _limb(
+    px: np.ndarray,
+    py: np.ndarray,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    thick: float,
+    thin: float,
+) -> np.ndarray:
     """Signed distance (px) to a stroke that tapers from radius ``thick`` to ``thin``."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     along = ((px - start[0]) * dx + (py - start[1]) * dy) / (dx * dx + dy * dy + 1e-6)
@@ -117,8 +172,14 @@ def _limb(px: np.ndarray, py: np.ndarray, start: tuple[float, float], end: tuple
     return np.sqrt(ox * ox + oy * oy) - (thick + along * (thin - thick))
 
 
-def _compose(shape: BirdShape, length: float, facing: float, feet: float, centre: float,
-             colours: list[np.ndarray]) -> Bird:
+def _compose(
+    shape: BirdShape,
+    length: float,
+    facing: float,
+    feet: float,
+    centre: float,
+    colours: list[np.ndarray],
+) -> Bird:
     # Local axes: x toward the beak, y down; mirrored by `facing`.
     a, b = length / 2, shape.girth * length / 2
     body_y = feet - shape.legs * length - b * 0.8
@@ -133,24 +194,32 @@ def _compose(shape: BirdShape, length: float, facing: float, feet: float, centre
 
     breast, rear = on_body(a * 0.72, -b * 0.3), on_body(-a * 0.85, 0.0)
     bend = (breast[0] + shape.neck * length * 0.28, breast[1] - shape.neck * length * 0.5)
-    head = (breast[0] + shape.neck * length * 0.30 + shape.head * length * 0.4,
-            breast[1] - shape.neck * length * 0.95 - shape.head * length * 0.45)
+    head = (
+        breast[0] + shape.neck * length * 0.30 + shape.head * length * 0.4,
+        breast[1] - shape.neck * length * 0.95 - shape.head * length * 0.45,
+    )
     radius = shape.head * length
     beak_from = (head[0] + radius * 0.7, head[1] + radius * 0.1)
     beak_to = (beak_from[0] + shape.beak * length + 1.0, beak_from[1] + 0.6)
-    tail_to = (rear[0] - shape.tail * length * np.cos(shape.tail_up),
-               rear[1] - shape.tail * length * np.sin(shape.tail_up))
+    tail_to = (
+        rear[0] - shape.tail * length * np.cos(shape.tail_up),
+        rear[1] - shape.tail * length * np.sin(shape.tail_up),
+    )
     neck_width = max(0.085 * length, 1.15) if shape.neck > 0.25 else 0.2 * length
 
     body = _ellipse(px, py, 0.0, 0.0, a, b, shape.tilt)
     tail = _limb(px, py, rear, tail_to, 0.13 * length, 0.07 * length)
-    neck = np.minimum(_limb(px, py, breast, bend, neck_width * 1.35, neck_width),
-                      _limb(px, py, bend, head, neck_width, neck_width))
+    neck = np.minimum(
+        _limb(px, py, breast, bend, neck_width * 1.35, neck_width),
+        _limb(px, py, bend, head, neck_width, neck_width),
+    )
     skull = np.hypot(px - head[0], py - head[1]) - radius
     beak = _limb(px, py, beak_from, beak_to, 1.25, 0.45)
     hip = b * 0.55
-    legs = np.minimum(_limb(px, py, (-1.6, hip), (-1.9, feet - body_y), 0.75, 0.7),
-                      _limb(px, py, (2.0, hip), (2.4, feet - body_y), 0.75, 0.7))
+    legs = np.minimum(
+        _limb(px, py, (-1.6, hip), (-1.9, feet - body_y), 0.75, 0.7),
+        _limb(px, py, (2.0, hip), (2.4, feet - body_y), 0.75, 0.7),
+    )
     wing = _ellipse(px, py, *on_body(-a * 0.18, -b * 0.05), a * 0.60, b * 0.52, shape.tilt + 0.1)
 
     main, wing_colour, accent = colours

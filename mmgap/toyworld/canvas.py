@@ -16,8 +16,16 @@ ROWS = np.arange(SIZE, dtype=np.float32)
 YY, XX = np.meshgrid(ROWS, ROWS, indexing='ij')
 
 # Standard deviations of the Gaussian blur (rows, columns) in pixels, per kind of noise.
-_KINDS = {'cloud': (4.0, 9.0), 'blob': (3.0, 3.0), 'leaf': (1.1, 1.1), 'grain': (0.45, 0.45),
-          'swell': (1.0, 5.0), 'upright': (5.0, 0.7), 'broad': (8.0, 8.0), 'patch': (1.2, 4.0)}
+_KINDS = {
+    'cloud': (4.0, 9.0),
+    'blob': (3.0, 3.0),
+    'leaf': (1.1, 1.1),
+    'grain': (0.45, 0.45),
+    'swell': (1.0, 5.0),
+    'upright': (5.0, 0.7),
+    'broad': (8.0, 8.0),
+    'patch': (1.2, 4.0),
+}
 
 
 @cache
@@ -27,7 +35,7 @@ def noise_table(kind: str) -> np.ndarray:
     table = rng.standard_normal((_TABLE, _TABLE))
     freq = np.fft.fftfreq(_TABLE)
     sy, sx = _KINDS[kind]
-    blur = np.exp(-2 * np.pi ** 2 * ((sy * freq[:, None]) ** 2 + (sx * freq[None]) ** 2))
+    blur = np.exp(-2 * np.pi**2 * ((sy * freq[:, None]) ** 2 + (sx * freq[None]) ** 2))
     table = np.fft.ifft2(np.fft.fft2(table) * blur).real
     table = (table - table.mean()) / table.std()
     # Rounded, so that the last bits of an FFT library cannot reach a pixel.
@@ -68,17 +76,18 @@ class Canvas:
     def noise(self, kind: str, height: int = SIZE, width: int = SIZE) -> np.ndarray:
         """A random crop (view) of a noise table."""
         top, left = self.rng.integers(0, (_TABLE - height + 1, _TABLE - width + 1))
-        return noise_table(kind)[top:top + height, left:left + width]
+        return noise_table(kind)[top : top + height, left : left + width]
 
     def line(self, kind: str = 'broad') -> np.ndarray:
         """A random row of 64 smooth values, standard deviation about 1."""
         top, left = self.rng.integers(0, (_TABLE, _TABLE - SIZE + 1))
-        return noise_table(kind)[top, left:left + SIZE]
+        return noise_table(kind)[top, left : left + SIZE]
 
     def colour(self, red: float, green: float, blue: float, spread: float = 0.03) -> np.ndarray:
         """A colour with a little individual variation."""
-        return (np.array((red, green, blue), np.float32)
-                + self.rng.uniform(-spread, spread, 3).astype(np.float32))
+        return np.array((red, green, blue), np.float32) + self.rng.uniform(
+            -spread, spread, 3
+        ).astype(np.float32)
 
     def ground_depth(self, horizon: int) -> np.ndarray:
         """Sets the ground plane below ``horizon``; returns depth per row, (64 - horizon,)."""
@@ -90,7 +99,7 @@ class Canvas:
     def fill(self, top: int, bottom: int, upper: np.ndarray, lower: np.ndarray) -> None:
         """Fills rows ``top:bottom`` with a vertical gradient of two colours."""
         mix = np.linspace(0, 1, max(bottom - top, 1), dtype=np.float32)[:, None]
-        self.image[top:bottom] = (upper * (1 - mix) + lower * mix)[:bottom - top, None]
+        self.image[top:bottom] = (upper * (1 - mix) + lower * mix)[: bottom - top, None]
 
     def shade(self, top: int, texture: np.ndarray, amount: float) -> None:
         """Brightens and darkens rows from ``top`` on by a texture, (64 - top, 64)."""

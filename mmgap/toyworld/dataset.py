@@ -37,8 +37,12 @@ class ToyBirds(BaseDataset):
         ValueError: If the split is unknown or the size is not positive.
     """
 
-    METAINFO = {'dataset_type': 'toybirds', 'classes': BIRDS, 'groups': GROUPS,
-                'world_version': WORLD_VERSION}
+    METAINFO = {
+        'dataset_type': 'toybirds',
+        'classes': BIRDS,
+        'groups': GROUPS,
+        'world_version': WORLD_VERSION,
+    }
 
     def __init__(self, split: str = 'train', size: int | None = None, **kwargs: Any) -> None:
         if split not in SIZES:
@@ -61,8 +65,9 @@ class ToyBirds(BaseDataset):
             info: dict[str, Any] = {'img_path': image_path(self.split, index)}
             if self.split not in UNLABELLED:
                 drawn = record(self.split, index)
-                info.update(gt_label=drawn.label, group=drawn.group,
-                            mask_path=mask_path(self.split, index))
+                info.update(
+                    gt_label=drawn.label, group=drawn.group, mask_path=mask_path(self.split, index)
+                )
             infos.append(info)
         return infos
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from .canvas import FAR, ROWS, SIZE, XX, YY, Canvas
 
-_SKIES = {'day': ((0.30, 0.56, 0.92), (0.74, 0.87, 0.97)),
-          'dusk': ((0.42, 0.26, 0.50), (1.00, 0.60, 0.28)),
-          'night': ((0.02, 0.03, 0.13), (0.10, 0.14, 0.31))}
+_SKIES = {
+    'day': ((0.30, 0.56, 0.92), (0.74, 0.87, 0.97)),
+    'dusk': ((0.42, 0.26, 0.50), (1.00, 0.60, 0.28)),
+    'night': ((0.02, 0.03, 0.13), (0.10, 0.14, 0.31)),
+}
 
 
 def _sky(c: Canvas, bottom: int) -> None:
@@ -26,8 +28,9 @@ def _sky(c: Canvas, bottom: int) -> None:
         c.image[:bottom] += cloud * (bright - c.image[:bottom])
 
 
-def _below(c: Canvas, line: np.ndarray, colour: np.ndarray, depth: float,
-           until: int = SIZE) -> np.ndarray:
+def _below(
+    c: Canvas, line: np.ndarray, colour: np.ndarray, depth: float, until: int = SIZE
+) -> np.ndarray:
     """Paints everything below a ridge line (64,) of rows, down to row ``until``."""
     mask = (YY >= line) & (YY < until)
     c.paint(mask, colour, depth)
@@ -58,10 +61,10 @@ def lake(c: Canvas) -> None:
     c.image[peaks & (YY < ridge + 3)] = (0.93, 0.94, 0.98)  # snow on the ridge
     woods = horizon - 3.2 - 0.9 * c.line('leaf')
     _below(c, woods, c.colour(0.13, 0.30, 0.20), 50.0, horizon)
-    mirror = c.image[horizon - 1::-1][:SIZE - horizon]
+    mirror = c.image[horizon - 1 :: -1][: SIZE - horizon]
     water = c.colour(0.50, 0.74, 0.76)
     c.image[horizon:] = water
-    c.image[horizon:horizon + len(mirror)] = 0.62 * mirror + 0.38 * water
+    c.image[horizon : horizon + len(mirror)] = 0.62 * mirror + 0.38 * water
     rows = ROWS[horizon:, None] - horizon
     ripple = np.sin(rows * 1.9 + c.noise('cloud', SIZE - horizon))
     c.shade(horizon, ripple, 0.05)
@@ -89,12 +92,19 @@ def marsh(c: Canvas) -> None:
         depth = 90.0 / (base - horizon + 1)
         c.image[top:bottom, column] = green
         c.depth[top:bottom, column] = depth
-        c.image[top:top + 6, column:column + 2] = (0.36, 0.19, 0.08)
-        c.depth[top:top + 6, column:column + 2] = depth
+        c.image[top : top + 6, column : column + 2] = (0.36, 0.19, 0.08)
+        c.depth[top : top + 6, column : column + 2] = depth
 
 
-def _trunk(c: Canvas, x: float, width: float, bottom: int, colour: np.ndarray, depth: float,
-           texture: np.ndarray | None) -> None:
+def _trunk(
+    c: Canvas,
+    x: float,
+    width: float,
+    bottom: int,
+    colour: np.ndarray,
+    depth: float,
+    texture: np.ndarray | None,
+) -> None:
     left, right = max(int(round(x)), 0), min(int(round(x + width)), SIZE)
     if right <= left:
         return
@@ -119,7 +129,7 @@ def forest(c: Canvas) -> None:
     slots = c.rng.permutation(8) * 8.6 - 3
     for k, slot in enumerate(slots):
         near = (k + 1) / len(slots)
-        width = 2.2 + 5.2 * near ** 1.3 + c.rng.uniform(-0.4, 0.6)
+        width = 2.2 + 5.2 * near**1.3 + c.rng.uniform(-0.4, 0.6)
         bottom = min(horizon + int(1 + 15 * near * near), SIZE)
         brown = c.colour(0.44, 0.28, 0.15, 0.04) * (0.62 + 0.38 * near)
         _trunk(c, slot + c.rng.uniform(0, 4), width, bottom, brown, 14.0 - 10.0 * near, bark)
@@ -144,8 +154,9 @@ def bamboo(c: Canvas) -> None:
         width = 2.0 + 1.9 * near
         x = slot + c.rng.uniform(0, 1.6)
         bottom = min(horizon + int(1 + 14 * near * near), SIZE)
-        green = (near * c.colour(0.36, 0.62, 0.14, 0.04)
-                 + (1 - near) * np.array((0.58, 0.74, 0.30), np.float32))
+        green = near * c.colour(0.36, 0.62, 0.14, 0.04) + (1 - near) * np.array(
+            (0.58, 0.74, 0.30), np.float32
+        )
         _trunk(c, x, width, bottom, green, 13.0 - 9.5 * near, None)
         gap = int(c.rng.integers(9, 13))
         rings = slice(int(c.rng.integers(0, gap)), bottom, gap)
@@ -173,18 +184,22 @@ def desert(c: Canvas) -> None:
         light = np.where(dune, (1 - fade) * 0.97 + fade * side, 0)
         c.image[dune] = sand * light[dune][:, None]
         c.depth[dune] = np.minimum(depth, 90.0 / np.maximum(YY[dune] - horizon + 1, 2.0))
-    rows = ROWS[horizon + 10:, None]
+    rows = ROWS[horizon + 10 :, None]
     c.shade(horizon + 10, np.sin(rows * 2.1 + 2.0 * c.noise('cloud', SIZE - horizon - 10)), 0.05)
     if c.rng.random() < 0.8:
         x, foot = int(c.rng.integers(4, 56)), horizon + int(c.rng.integers(6, 14))
         tall, green = int(c.rng.integers(14, 20)), c.colour(0.20, 0.42, 0.16)
-        for left, right, top, bottom in ((0, 4, tall, 0), (-4, 0, tall - 7, tall - 10),
-                                         (-4, -2, tall - 3, tall - 8), (4, 8, tall - 5, tall - 8),
-                                         (6, 8, tall - 1, tall - 6)):
+        for left, right, top, bottom in (
+            (0, 4, tall, 0),
+            (-4, 0, tall - 7, tall - 10),
+            (-4, -2, tall - 3, tall - 8),
+            (4, 8, tall - 5, tall - 8),
+            (6, 8, tall - 1, tall - 6),
+        ):
             box = (slice(foot - top, foot - bottom), slice(max(x + left, 0), max(x + right, 0)))
             c.image[box] = green
             c.depth[box] = 90.0 / (foot - horizon + 1)
-        c.image[foot - tall:foot, x + 1:x + 2] = green * 1.45
+        c.image[foot - tall : foot, x + 1 : x + 2] = green * 1.45
 
 
 def meadow(c: Canvas) -> None:
@@ -195,8 +210,9 @@ def meadow(c: Canvas) -> None:
     c.fill(horizon, SIZE, c.colour(0.58, 0.80, 0.30), c.colour(0.25, 0.60, 0.12))
     _below(c, horizon - 2 - 1.5 * c.line(), c.colour(0.42, 0.68, 0.30), 58.0, horizon)
     c.shade(horizon, c.noise('upright', SIZE - horizon), 0.14)
-    palette = np.array(((0.93, 0.15, 0.15), (1.0, 0.87, 0.10), (0.97, 0.97, 0.97),
-                        (0.66, 0.24, 0.80)), np.float32)
+    palette = np.array(
+        ((0.93, 0.15, 0.15), (1.0, 0.87, 0.10), (0.97, 0.97, 0.97), (0.66, 0.24, 0.80)), np.float32
+    )
     count = 46
     rows = (horizon + 2 + (SIZE - horizon - 4) * c.rng.random(count) ** 0.8).astype(int)
     columns = c.rng.integers(0, SIZE - 2, count)
@@ -242,19 +258,27 @@ def city(c: Canvas) -> None:
         c.depth[top:horizon, a:b] = 20.0
         for row in range(top + 2, horizon - 4, 5):
             for offset in (0, 1):
-                c.image[row:row + 2, max(left + 2 + offset, 0):max(b - 1, 0):4] = glass
-                c.image[row + 1, max(left + 2 + offset, 0):max(b - 1, 0):4] = glass * 0.8
-        c.image[top:horizon, max(b - 1, 0):b] *= 0.6
+                c.image[row : row + 2, max(left + 2 + offset, 0) : max(b - 1, 0) : 4] = glass
+                c.image[row + 1, max(left + 2 + offset, 0) : max(b - 1, 0) : 4] = glass * 0.8
+        c.image[top:horizon, max(b - 1, 0) : b] *= 0.6
         left = right
     c.fill(horizon, SIZE, c.colour(0.36, 0.36, 0.38), c.colour(0.27, 0.27, 0.29))
-    c.image[horizon:horizon + 3] = c.colour(0.66, 0.65, 0.63)
+    c.image[horizon : horizon + 3] = c.colour(0.66, 0.65, 0.63)
     row, start = horizon + 11 + int(c.rng.integers(0, 4)), int(c.rng.integers(0, 12))
     dash = (XX[0] + start) % 14 < 8
-    c.image[row:row + 2, dash] = (0.92, 0.90, 0.82)
+    c.image[row : row + 2, dash] = (0.92, 0.90, 0.82)
     c.shade(horizon, c.noise('grain', SIZE - horizon), 0.04)
 
 
 PAINTERS: dict[str, Callable[[Canvas], None]] = {
-    'ocean': ocean, 'lake': lake, 'marsh': marsh, 'forest': forest, 'bamboo': bamboo,
-    'desert': desert, 'meadow': meadow, 'snow field': snow_field, 'city': city}
+    'ocean': ocean,
+    'lake': lake,
+    'marsh': marsh,
+    'forest': forest,
+    'bamboo': bamboo,
+    'desert': desert,
+    'meadow': meadow,
+    'snow field': snow_field,
+    'city': city,
+}
 __all__ = ['FAR', 'PAINTERS']

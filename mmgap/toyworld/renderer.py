@@ -53,8 +53,10 @@ def render(scene: Scene, subtype: str | None = None) -> Rendering:
         The picture, its mask and its depth.
     """
     if subtype is not None and subtype not in SUBTYPES.get(scene.bird, ()):
-        raise ValueError(f'subtype={subtype!r} is no sub-type of bird={scene.bird!r}; use one of '
-                         f'{SUBTYPES.get(scene.bird, ())}')
+        raise ValueError(
+            f'subtype={subtype!r} is no sub-type of bird={scene.bird!r}; use one of '
+            f'{SUBTYPES.get(scene.bird, ())}'
+        )
     # Independent streams: the bird is the same in every place.
     behind, front = (np.random.default_rng([WORLD_VERSION, scene.seed, k]) for k in (0, 1))
     canvas = Canvas(behind, scene.time)
@@ -78,8 +80,7 @@ def render(scene: Scene, subtype: str | None = None) -> Rendering:
     return Rendering(pixels, mask.astype(np.uint8) * 255, depth)
 
 
-def _place_bird(image: np.ndarray, depth: np.ndarray, bird: Bird, horizon: int,
-                time: str) -> None:
+def _place_bird(image: np.ndarray, depth: np.ndarray, bird: Bird, horizon: int, time: str) -> None:
     """Composites a bird and its small shadow in place; hard edges keep the mask exact."""
     columns = np.flatnonzero(bird.mask.any(0))
     if len(columns) == 0:
@@ -91,8 +92,9 @@ def _place_bird(image: np.ndarray, depth: np.ndarray, bird: Bird, horizon: int,
     depth[bird.mask] = 90.0 / (bird.feet - horizon + 1.0) if bird.feet > horizon else 3.0
 
 
-def _weather(image: np.ndarray, depth: np.ndarray, mask: np.ndarray, scene: Scene,
-             rng: np.random.Generator) -> None:
+def _weather(
+    image: np.ndarray, depth: np.ndarray, mask: np.ndarray, scene: Scene, rng: np.random.Generator
+) -> None:
     if scene.weather == 'fog':
         density = rng.uniform(0.09, 0.13)
         haze = 0.30 + 0.40 * (1 - np.exp(-density * depth))
@@ -103,7 +105,7 @@ def _weather(image: np.ndarray, depth: np.ndarray, mask: np.ndarray, scene: Scen
         image += 0.35 * (grey - image)
         image *= 0.86
         top, left = rng.integers(0, 129, 2)
-        streaks = rain_table()[top:top + SIZE, left:left + SIZE, None] * 0.6
+        streaks = rain_table()[top : top + SIZE, left : left + SIZE, None] * 0.6
         image += streaks * (np.array(_RAIN[scene.time], np.float32) - image)
 
 

@@ -11,8 +11,16 @@ from .renderer import WORLD_VERSION
 from .vocabulary import BIRDS, LAND_PLACES, TIMES, WATER_PLACES, WEATHERS, Scene
 
 # Default number of records. The order is part of the scenes' seeds: only append.
-SIZES = {'train': 1200, 'val_id': 400, 'val': 400, 'guidance': 64, 'guidance_shift': 16,
-         'test': 1000, 'test_shift': 1000, 'test_final': 1000}
+SIZES = {
+    'train': 1200,
+    'val_id': 400,
+    'val': 400,
+    'guidance': 64,
+    'guidance_shift': 16,
+    'test': 1000,
+    'test_shift': 1000,
+    'test_final': 1000,
+}
 GROUPS = tuple(f'{bird}-{place}' for bird in BIRDS for place in ('land', 'water'))
 _CORRELATED = ('train', 'val_id')
 _SHIFTED = ('guidance_shift', 'test_shift')

@@ -27,8 +27,18 @@ def build_tokenizer() -> CLIPTokenizer:
     from transformers import AddedToken, CLIPTokenizer
 
     tokenizer = CLIPTokenizer(
-        vocab={token: k for k, token in enumerate(SPECIAL)}, merges=[], unk_token=UNKNOWN,
-        bos_token=BOS, eos_token=EOS, pad_token=EOS, model_max_length=CONTEXT_LENGTH)
-    tokenizer.add_tokens([AddedToken(word, single_word=word != ',', normalized=True,
-                                     special=False) for word in words()])
+        vocab={token: k for k, token in enumerate(SPECIAL)},
+        merges=[],
+        unk_token=UNKNOWN,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        model_max_length=CONTEXT_LENGTH,
+    )
+    tokenizer.add_tokens(
+        [
+            AddedToken(word, single_word=word != ',', normalized=True, special=False)
+            for word in words()
+        ]
+    )
     return tokenizer

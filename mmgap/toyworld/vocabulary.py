@@ -14,11 +14,34 @@ WATER_PLACES = ('ocean', 'lake')
 TIMES = ('day', 'dusk', 'night')
 WEATHERS = ('clear', 'fog', 'rain')
 
-COLOURS = ('red', 'orange', 'yellow', 'green', 'teal', 'blue', 'purple', 'pink', 'brown',
-           'black', 'white', 'grey')
-PATTERNS = ('striped curtain', 'brick wall', 'checkerboard', 'dotted wallpaper', 'zigzag carpet',
-            'wooden fence', 'tiled floor', 'plaid blanket', 'ringed mural', 'diamond quilt',
-            'stone mosaic', 'scaly roof')
+COLOURS = (
+    'red',
+    'orange',
+    'yellow',
+    'green',
+    'teal',
+    'blue',
+    'purple',
+    'pink',
+    'brown',
+    'black',
+    'white',
+    'grey',
+)
+PATTERNS = (
+    'striped curtain',
+    'brick wall',
+    'checkerboard',
+    'dotted wallpaper',
+    'zigzag carpet',
+    'wooden fence',
+    'tiled floor',
+    'plaid blanket',
+    'ringed mural',
+    'diamond quilt',
+    'stone mosaic',
+    'scaly roof',
+)
 BACKDROPS = tuple(f'{colour} {pattern}' for pattern in PATTERNS for colour in COLOURS)
 
 # How a place is put into a sentence: the usual phrase first, then other ways to say it.
@@ -35,16 +58,26 @@ PLACE_PHRASES = {
 }
 # Words for several places at once; a caption uses them now and then.
 BROAD_PHRASES = {
-    'ocean': ('on the water', 'on water'), 'lake': ('on the water', 'on water'),
-    'forest': ('on land', 'among trees'), 'bamboo': ('on land', 'among green plants'),
-    'desert': ('on land',), 'meadow': ('on land', 'on grass'), 'city': ('on land',),
-    'marsh': ('in a wetland',), 'snow field': ('on land',),
+    'ocean': ('on the water', 'on water'),
+    'lake': ('on the water', 'on water'),
+    'forest': ('on land', 'among trees'),
+    'bamboo': ('on land', 'among green plants'),
+    'desert': ('on land',),
+    'meadow': ('on land', 'on grass'),
+    'city': ('on land',),
+    'marsh': ('in a wetland',),
+    'snow field': ('on land',),
 }
-TIME_PHRASES = {'day': ('by day', 'at day', 'in daylight'), 'dusk': ('at dusk', 'at sunset'),
-                'night': ('at night', 'in the dark')}
-WEATHER_PHRASES = {'clear': ('in clear weather', 'under a clear sky'),
-                   'fog': ('in fog', 'in foggy weather', 'in mist'),
-                   'rain': ('in rain', 'in rainy weather', 'in the rain')}
+TIME_PHRASES = {
+    'day': ('by day', 'at day', 'in daylight'),
+    'dusk': ('at dusk', 'at sunset'),
+    'night': ('at night', 'in the dark'),
+}
+WEATHER_PHRASES = {
+    'clear': ('in clear weather', 'under a clear sky'),
+    'fog': ('in fog', 'in foggy weather', 'in mist'),
+    'rain': ('in rain', 'in rainy weather', 'in the rain'),
+}
 _OPENERS = ('', '', '', '', 'a photo of ', 'a picture of ', 'an image of ')
 
 
@@ -68,13 +101,18 @@ class Scene:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, known in (('bird', self.bird, (None, *BIRDS)), ('time', self.time, TIMES),
-                                   ('weather', self.weather, WEATHERS)):
+        for name, value, known in (
+            ('bird', self.bird, (None, *BIRDS)),
+            ('time', self.time, TIMES),
+            ('weather', self.weather, WEATHERS),
+        ):
             if value not in known:
                 raise ValueError(f'{name}={value!r} is unknown; use one of {known}')
         if self.place not in PLACES and self.place not in _BACKDROP_SET:
-            raise ValueError(f'place={self.place!r} is neither one of {PLACES} nor a backdrop such '
-                             f'as {BACKDROPS[0]!r}')
+            raise ValueError(
+                f'place={self.place!r} is neither one of {PLACES} nor a backdrop such '
+                f'as {BACKDROPS[0]!r}'
+            )
         if self.seed < 0:
             raise ValueError(f'seed={self.seed} must not be negative')
 
@@ -111,8 +149,11 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
         noun = f'{_article(scene.place)} {scene.place}'
         text = f'a {scene.bird} in front of {noun}' if scene.bird else noun
     else:
-        text = (f'a {scene.bird} {PLACE_PHRASES[scene.place][0]}' if scene.bird
-                else _place_noun(scene.place))
+        text = (
+            f'a {scene.bird} {PLACE_PHRASES[scene.place][0]}'
+            if scene.bird
+            else _place_noun(scene.place)
+        )
     if scene.time != 'day':
         text += f' {TIME_PHRASES[scene.time][0]}'
     if scene.weather != 'clear':
@@ -140,8 +181,11 @@ def _varied_caption(scene: Scene, rng: np.random.Generator) -> str:
     if kind < 0.06:  # a single word or two: what the scene is, and nothing else
         return scene.place if rng.random() < 0.7 or not scene.bird else scene.bird
     if kind < 0.14:  # tags
-        tags = [scene.place, *([bird] if bird else []),
-                *[w for w in (scene.time, scene.weather) if rng.random() < 0.9]]
+        tags = [
+            scene.place,
+            *([bird] if bird else []),
+            *[w for w in (scene.time, scene.weather) if rng.random() < 0.9],
+        ]
         return ', '.join(tags[i] for i in rng.permutation(len(tags)))
     if scene.is_backdrop:
         noun = f'{_article(scene.place)} {scene.place}'
@@ -163,8 +207,16 @@ def _varied_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 def words() -> list[str]:
     """All words of the world in a fixed order, the comma first."""
-    texts = [*BIRDS, 'bird', *PLACES, *TIMES, *WEATHERS, *COLOURS, *PATTERNS,
-             'a an the in front of on at by with photo picture image']
+    texts = [
+        *BIRDS,
+        'bird',
+        *PLACES,
+        *TIMES,
+        *WEATHERS,
+        *COLOURS,
+        *PATTERNS,
+        'a an the in front of on at by with photo picture image',
+    ]
     for phrases in (PLACE_PHRASES, BROAD_PHRASES, TIME_PHRASES, WEATHER_PHRASES):
         texts += [phrase for options in phrases.values() for phrase in options]
     return list(dict.fromkeys([',', *' '.join(texts).split()]))

@@ -72,8 +72,9 @@ def test_text_prompt_equals_the_text(tiny_sd, drawn):
     assert (images - reference).abs().max() <= 1e-5
 
 
-def test_kept_pixels_are_the_resized_source(tiny_sd, drawn):
-    generator = InpaintingGenerator(str(tiny_sd))
+@pytest.mark.parametrize('precision', [{}, dict(autocast='bfloat16'), dict(dtype='bfloat16')])
+def test_kept_pixels_are_the_resized_source(precision, tiny_sd, drawn):
+    generator = InpaintingGenerator(str(tiny_sd), **precision)
     condition = SourceSet(drawn, generator.size).load(range(6))
     embeds = generator.prompts.encode([generator.prompts.random_prompt(2, 0, 'p')])
     with torch.no_grad():

@@ -47,8 +47,12 @@ def test_sizes_and_groups(split):
 def test_metainfo():
     meta = ToyBirds('test').metainfo
     assert meta['classes'] == ('landbird', 'waterbird')
-    assert meta['groups'] == ('landbird-land', 'landbird-water', 'waterbird-land',
-                              'waterbird-water')
+    assert meta['groups'] == (
+        'landbird-land',
+        'landbird-water',
+        'waterbird-land',
+        'waterbird-water',
+    )
     assert meta['train_group_counts'] == (600, 0, 0, 600)
     assert ToyBirds('train', size=10).metainfo['train_group_counts'] == (5, 0, 0, 5)
 
@@ -60,7 +64,8 @@ def test_conditions():
         assert abs(clear_days - 0.85) < 0.03
     for split in ('test_shift', 'guidance_shift'):
         assert {(s.time, s.weather) for s in (record(split, i).scene for i in range(50))} == {
-            ('night', 'fog')}
+            ('night', 'fog')
+        }
 
 
 def test_no_scene_is_in_two_splits():
@@ -87,15 +92,22 @@ def test_stock_pipeline_in_workers():
     pytest.importorskip('mmpretrain')
     from mmpretrain.registry import DATASETS as PRETRAIN_DATASETS
     from mmpretrain.utils import register_all_modules
+
     register_all_modules()
-    dataset = PRETRAIN_DATASETS.build({
-        'type': 'mmgap.ToyBirds', 'split': 'val', 'size': 8,
-        'pipeline': [{'type': 'LoadImageFromFile'}, {'type': 'PackInputs'}]})
+    dataset = PRETRAIN_DATASETS.build(
+        {
+            'type': 'mmgap.ToyBirds',
+            'split': 'val',
+            'size': 8,
+            'pipeline': [{'type': 'LoadImageFromFile'}, {'type': 'PackInputs'}],
+        }
+    )
     dataset = pickle.loads(pickle.dumps(dataset))
     batch = next(iter(DataLoader(dataset, 8, num_workers=1, collate_fn=pseudo_collate)))
     assert tuple(batch['inputs'][3].shape) == (3, 64, 64)
-    np.testing.assert_array_equal(batch['inputs'][3].permute(1, 2, 0).numpy()[..., ::-1],
-                                  render(record('val', 3).scene).image)
+    np.testing.assert_array_equal(
+        batch['inputs'][3].permute(1, 2, 0).numpy()[..., ::-1], render(record('val', 3).scene).image
+    )
     assert int(batch['data_samples'][3].gt_label) == 1
 
 
@@ -105,8 +117,9 @@ def test_bad_arguments(arguments):
         ToyBirds(**arguments)
 
 
-@pytest.mark.parametrize('path', ['toybirds://nowhere/000001.png', 'toybirds://val/one.png',
-                                  'toybirds://val/000001.jpg'])
+@pytest.mark.parametrize(
+    'path', ['toybirds://nowhere/000001.png', 'toybirds://val/one.png', 'toybirds://val/000001.jpg']
+)
 def test_bad_paths(path):
     assert not fileio.exists(path)
     with pytest.raises(FileNotFoundError, match='SPLIT'):

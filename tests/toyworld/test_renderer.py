@@ -24,8 +24,9 @@ def test_shapes_and_determinism(place):
     assert one.mask.shape == (64, 64) and set(np.unique(one.mask)) == {0, 255}
     assert one.depth.shape == (64, 64) and one.depth.dtype == np.float32
     assert one.depth.min() > 0.5 and one.depth.max() <= FAR
-    for a, b in zip((one.image, one.mask, one.depth), (two.image, two.mask, two.depth),
-                    strict=True):
+    for a, b in zip(
+        (one.image, one.mask, one.depth), (two.image, two.mask, two.depth), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -51,9 +52,15 @@ def test_same_bird_in_every_place():
 
 
 def test_kinds_differ_in_shape():
-    heights = {bird: np.mean([np.ptp(np.flatnonzero(render(Scene(bird, 'ocean', seed=s)).mask
-                                                    .any(1))) for s in range(60)])
-               for bird in BIRDS}
+    heights = {
+        bird: np.mean(
+            [
+                np.ptp(np.flatnonzero(render(Scene(bird, 'ocean', seed=s)).mask.any(1)))
+                for s in range(60)
+            ]
+        )
+        for bird in BIRDS
+    }
     assert heights['waterbird'] > heights['landbird'] + 3
 
 
@@ -67,25 +74,32 @@ def test_bird_depth_meets_the_ground():
 
 def test_night_is_darker_and_fog_is_paler():
     for place in (*PLACES, BACKDROPS[0]):
-        by = {(t, w): np.mean([render(Scene(None, place, t, w, s)).image for s in range(5)])
-              for t in TIMES for w in WEATHERS}
+        by = {
+            (t, w): np.mean([render(Scene(None, place, t, w, s)).image for s in range(5)])
+            for t in TIMES
+            for w in WEATHERS
+        }
         assert 12 < by['night', 'clear'] < 0.7 * by['day', 'clear']
-        contrast = [np.mean([render(Scene(None, place, 'day', w, s)).image.std()
-                             for s in range(5)]) for w in ('clear', 'fog')]
+        contrast = [
+            np.mean([render(Scene(None, place, 'day', w, s)).image.std() for s in range(5)])
+            for w in ('clear', 'fog')
+        ]
         assert contrast[1] < 0.8 * contrast[0]
 
 
 def test_places_differ():
     for k, place in enumerate(PLACES):
-        for other in PLACES[k + 1:]:
+        for other in PLACES[k + 1 :]:
             assert difference(Scene(None, place, seed=1), Scene(None, other, seed=1)) > 15
 
 
 def test_caption():
     assert caption(Scene('landbird', 'forest', 'night', 'fog')) == (
-        'a landbird in a forest at night in fog')
+        'a landbird in a forest at night in fog'
+    )
     assert caption(Scene('waterbird', 'red striped curtain')) == (
-        'a waterbird in front of a red striped curtain')
+        'a waterbird in front of a red striped curtain'
+    )
     assert caption(Scene(None, 'lake', 'dusk', 'rain')) == 'a lake at dusk in rain'
     assert caption(Scene(None, 'orange brick wall')) == 'an orange brick wall'
 
@@ -94,8 +108,13 @@ def test_captions_use_the_vocabulary_alone():
     known, rng = set(words()), np.random.default_rng(0)
     seen = set()
     for k in range(6000):
-        scene = Scene((None, *BIRDS)[k % 3], (PLACES * 10 + BACKDROPS)[int(rng.integers(234))],
-                      TIMES[int(rng.integers(3))], WEATHERS[int(rng.integers(3))], k)
+        scene = Scene(
+            (None, *BIRDS)[k % 3],
+            (PLACES * 10 + BACKDROPS)[int(rng.integers(234))],
+            TIMES[int(rng.integers(3))],
+            WEATHERS[int(rng.integers(3))],
+            k,
+        )
         for text in (caption(scene), caption(scene, rng)):
             used = text.replace(',', ' ,').split()
             assert used and set(used) <= known and len(used) <= 28, text
@@ -103,10 +122,16 @@ def test_captions_use_the_vocabulary_alone():
     assert seen == known
 
 
-@pytest.mark.parametrize('arguments', [
-    {'bird': 'penguin', 'place': 'ocean'}, {'bird': None, 'place': 'moon'},
-    {'bird': None, 'place': 'city', 'time': 'noon'}, {'bird': None, 'place': 'city', 'seed': -1},
-    {'bird': None, 'place': 'city', 'weather': 'hail'}])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'bird': 'penguin', 'place': 'ocean'},
+        {'bird': None, 'place': 'moon'},
+        {'bird': None, 'place': 'city', 'time': 'noon'},
+        {'bird': None, 'place': 'city', 'seed': -1},
+        {'bird': None, 'place': 'city', 'weather': 'hail'},
+    ],
+)
 def test_bad_scenes(arguments):
     with pytest.raises(ValueError, match='='):
         Scene(**arguments)

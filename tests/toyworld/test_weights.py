@@ -20,7 +20,8 @@ def pipe():
     from diffusers import StableDiffusionInpaintPipeline
 
     pipe = StableDiffusionInpaintPipeline.from_pretrained(
-        resolve('mmgap://toybirds-sd'), safety_checker=None, torch_dtype=torch.float32)
+        resolve('mmgap://toybirds-sd'), safety_checker=None, torch_dtype=torch.float32
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -28,12 +29,15 @@ def pipe():
 def test_hashes_and_size():
     frozen = json.loads((FOLDER / 'hashes.json').read_text())
     assert frozen['world_version'] == WORLD_VERSION
-    files = {str(p.relative_to(FOLDER)): p for p in FOLDER.rglob('*')
-             if p.is_file() and p.name != 'hashes.json'}
+    files = {
+        str(p.relative_to(FOLDER)): p
+        for p in FOLDER.rglob('*')
+        if p.is_file() and p.name != 'hashes.json'
+    }
     assert set(files) == set(frozen['sha256'])
     for name, path in files.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == frozen['sha256'][name], name
-    assert sum(p.stat().st_size for p in files.values()) <= 24 * 2 ** 20
+    assert sum(p.stat().st_size for p in files.values()) <= 24 * 2**20
     assert not [name for name in files if name.endswith(('.bin', '.pt', '.pth', '.pkl'))]
 
 
@@ -44,8 +48,13 @@ def test_tokenizer_round_trip(tmp_path, pipe):
     built.save_pretrained(tmp_path)
     loaded = CLIPTokenizer.from_pretrained(tmp_path)
     unknown = built.convert_tokens_to_ids(UNKNOWN)
-    for text in ('', 'a landbird in a forest at night, in fog', 'Red striped curtain',
-                 'a penguin on the ocean', 'comic, cartoon'):
+    for text in (
+        '',
+        'a landbird in a forest at night, in fog',
+        'Red striped curtain',
+        'a penguin on the ocean',
+        'comic, cartoon',
+    ):
         ids = built(text).input_ids
         assert ids == loaded(text).input_ids == pipe.tokenizer(text).input_ids
         assert (unknown in ids) == ('penguin' in text or 'comic' in text)
@@ -78,13 +87,22 @@ def test_prompts_decide_what_is_drawn(pipe):
     grey = [Image.new('RGB', (64, 64), (127, 127, 127))] * 8
     drawn = {}
     for place in ('forest', 'ocean'):
-        drawn[place] = pipe([f'a {place}'] * 8, image=grey,
-                            mask_image=[Image.new('L', (64, 64), 255)] * 8, height=64, width=64,
-                            num_inference_steps=5, guidance_scale=5.0, strength=1.0,
-                            generator=torch.Generator().manual_seed(0),
-                            output_type='np').images.mean(0)
-    real = {place: np.mean([render(Scene(None, place, seed=s)).image / 255 for s in range(8)], 0)
-            for place in drawn}
+        drawn[place] = pipe(
+            [f'a {place}'] * 8,
+            image=grey,
+            mask_image=[Image.new('L', (64, 64), 255)] * 8,
+            height=64,
+            width=64,
+            num_inference_steps=5,
+            guidance_scale=5.0,
+            strength=1.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type='np',
+        ).images.mean(0)
+    real = {
+        place: np.mean([render(Scene(None, place, seed=s)).image / 255 for s in range(8)], 0)
+        for place in drawn
+    }
     for place, other in (('forest', 'ocean'), ('ocean', 'forest')):
         gap = [np.abs(drawn[place] - real[p]).mean() for p in (place, other)]
         assert gap[0] < 0.6 * gap[1]
@@ -96,8 +114,9 @@ def test_backbone_fits_the_stock_class():
 
     state = CheckpointLoader.load_checkpoint('mmgap://toybirds-resnet18')
     assert all(k.startswith('backbone.') for k in state)
-    backbone = mmpretrain_models.ResNet(depth=18, base_channels=32, stem_channels=32,
-                                        deep_stem=True, out_indices=(3,))
+    backbone = mmpretrain_models.ResNet(
+        depth=18, base_channels=32, stem_channels=32, deep_stem=True, out_indices=(3,)
+    )
     backbone.load_state_dict({k.removeprefix('backbone.'): v for k, v in state.items()})
 
 
@@ -112,8 +131,9 @@ def test_clip_names_the_place(pipe):
     images = np.stack([render(Scene(None, p, seed=s)).image for p in places for s in range(4)])
     ids = pipe.tokenizer([f'a {p}' for p in places], padding='max_length', return_tensors='pt')
     with torch.no_grad():
-        image = model.encode_image(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1,
-                                   normalize=True)
+        image = model.encode_image(
+            torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, normalize=True
+        )
         text = model.encode_text(ids.input_ids, normalize=True)
     best = (image @ text.t()).argmax(1).numpy()
     assert np.mean(best == np.repeat(np.arange(len(places)), 4)) > 0.9

@@ -63,7 +63,7 @@ def render_all(scenes: list[Scene], cache: Path | None = None) -> np.ndarray:
     """Draws all scenes in two processes: (N, 64, 64, 3) uint8; kept in the file ``cache``."""
     if cache is not None and cache.exists():
         return np.load(cache)
-    chunks = [scenes[i:i + 250] for i in range(0, len(scenes), 250)]
+    chunks = [scenes[i : i + 250] for i in range(0, len(scenes), 250)]
     with Pool(2) as pool:
         images = np.concatenate(pool.map(_render_many, chunks))
     if cache is not None:
@@ -85,15 +85,16 @@ def batches(number: int, size: int, seed: int) -> Iterator[np.ndarray]:
     while True:
         order = rng.permutation(number)
         for start in range(0, number - size + 1, size):
-            yield order[start:start + size]
+            yield order[start : start + size]
 
 
 def autocast(device: str) -> torch.autocast:
     return torch.autocast(device, dtype=torch.bfloat16)
 
 
-def save_state(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer,
-               step: int) -> None:
+def save_state(
+    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int
+) -> None:
     """Writes what a training needs to go on, as one safetensors file."""
     tensors = {'step': torch.tensor(step)}
     for name, part in (('model', model), ('average', average)):
@@ -105,13 +106,15 @@ def save_state(path: Path, model: nn.Module, average: nn.Module, optimizer: torc
     os.replace(path.with_suffix('.tmp'), path)
 
 
-def load_state(path: Path, model: nn.Module, average: nn.Module,
-               optimizer: torch.optim.Optimizer) -> int:
+def load_state(
+    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
     """Reads what :func:`save_state` wrote; returns the step."""
     tensors = load_file(path)
     for name, part in (('model', model), ('average', average)):
-        part.load_state_dict({k[len(name) + 1:]: v for k, v in tensors.items()
-                              if k.startswith(name + '/')})
+        part.load_state_dict(
+            {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(name + '/')}
+        )
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith('optimizer/'):
@@ -135,8 +138,11 @@ class Progress:
         if step % self.every == 0 or step == self.total:
             now = time.time()
             means = ' '.join(f'{k} {v / self.count:.4f}' for k, v in self.sums.items())
-            print(f'{step}/{self.total} {means} {(now - self.last) / self.count:.3f} s/step '
-                  f'{now - self.start:.0f} s', flush=True)
+            print(
+                f'{step}/{self.total} {means} {(now - self.last) / self.count:.3f} s/step '
+                f'{now - self.start:.0f} s',
+                flush=True,
+            )
             self.sums, self.count, self.last = {}, 0, now
 
 
@@ -155,8 +161,12 @@ def parser(description: str, **defaults: int) -> argparse.ArgumentParser:
     """Arguments that all scripts share; ``defaults`` become integer options."""
     result = argparse.ArgumentParser(description=description)
     result.add_argument('--out', type=Path, default=WEIGHTS, help='folder for the weights')
-    result.add_argument('--cache', type=Path, default=Path('work_dirs/toyworld'),
-                        help='folder for rendered scenes and checkpoints to resume from')
+    result.add_argument(
+        '--cache',
+        type=Path,
+        default=Path('work_dirs/toyworld'),
+        help='folder for rendered scenes and checkpoints to resume from',
+    )
     result.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     for name, value in defaults.items():
         result.add_argument(f'--{name}', type=int, default=value)

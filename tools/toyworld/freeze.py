@@ -18,11 +18,10 @@ def main() -> None:
     parser.add_argument('--weights', type=Path, default=WEIGHTS)
     folder = parser.parse_args().weights
     files = sorted(p for p in folder.rglob('*') if p.is_file() and p.name != 'hashes.json')
-    hashes = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-              for p in files}
+    hashes = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     total = sum(p.stat().st_size for p in files)
     write_meta(folder / 'hashes.json', bytes=total, sha256=hashes)
-    print(f'{len(files)} files, {total / 2 ** 20:.2f} MB')
+    print(f'{len(files)} files, {total / 2**20:.2f} MB')
 
 
 if __name__ == '__main__':

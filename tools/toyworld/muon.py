@@ -33,8 +33,9 @@ class Muon(torch.optim.Optimizer):
     """Args: module (its parameters), learning rate, weight decay, and names (parts of parameter
     names) that stay with AdamW though they are matrices."""
 
-    def __init__(self, module: nn.Module, lr: float, weight_decay: float = 0.01,
-                 plain: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, module: nn.Module, lr: float, weight_decay: float = 0.01, plain: tuple[str, ...] = ()
+    ) -> None:
         matrices, others = [], []
         for name, parameter in module.named_parameters():
             is_matrix = parameter.ndim in (2, 4) and not any(p in name for p in plain)
@@ -72,8 +73,11 @@ class Muon(torch.optim.Optimizer):
     @staticmethod
     def _adam(parameter: nn.Parameter, state: dict, lr: float) -> None:
         if not state:
-            state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter),
-                         square=torch.zeros_like(parameter))
+            state.update(
+                step=torch.zeros(()),
+                mean=torch.zeros_like(parameter),
+                square=torch.zeros_like(parameter),
+            )
         state['step'] += 1
         state['mean'].lerp_(parameter.grad, 0.1)
         state['square'].lerp_(parameter.grad.square(), 0.01)

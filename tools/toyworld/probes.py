@@ -29,8 +29,12 @@ class Net(nn.Module):
         super().__init__()
         self.backbone = ResNet(**BACKBONE)
         state = load_file(weights)
-        self.backbone.load_state_dict({k.removeprefix('backbone.'): v.float()
-                                       if v.is_floating_point() else v for k, v in state.items()})
+        self.backbone.load_state_dict(
+            {
+                k.removeprefix('backbone.'): v.float() if v.is_floating_point() else v
+                for k, v in state.items()
+            }
+        )
         self.heads = nn.ModuleList(nn.Linear(256, n) for n in sizes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -42,8 +46,9 @@ class Net(nn.Module):
         return [head(features) for head in self.heads]
 
 
-def fit(net: Net, images: np.ndarray, labels: np.ndarray, steps: int, rate: float,
-        seed: int) -> None:
+def fit(
+    net: Net, images: np.ndarray, labels: np.ndarray, steps: int, rate: float, seed: int
+) -> None:
     """Trains the whole network; labels are (N, heads), -1 where there is none."""
     rng, x, y = np.random.default_rng(seed), torch.from_numpy(images), torch.from_numpy(labels)
     optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.01)
@@ -52,8 +57,9 @@ def fit(net: Net, images: np.ndarray, labels: np.ndarray, steps: int, rate: floa
     for step in range(steps):
         index = torch.from_numpy(rng.choice(len(x), 64))
         batch = x[index].flip(2) if step % 2 else x[index]
-        loss = sum(F.cross_entropy(p, y[index, k], ignore_index=-1)
-                   for k, p in enumerate(net(batch)))
+        loss = sum(
+            F.cross_entropy(p, y[index, k], ignore_index=-1) for k, p in enumerate(net(batch))
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -78,8 +84,10 @@ def scene_classifier(weights: Path, number: int = 4000, steps: int = 400) -> Net
 @torch.no_grad()
 def classify(net: Net, images: np.ndarray) -> np.ndarray:
     """(N, heads) best classes."""
-    parts = [torch.stack([p.argmax(1) for p in net(torch.from_numpy(images[i:i + 128]))], 1)
-             for i in range(0, len(images), 128)]
+    parts = [
+        torch.stack([p.argmax(1) for p in net(torch.from_numpy(images[i : i + 128]))], 1)
+        for i in range(0, len(images), 128)
+    ]
     return torch.cat(parts).numpy()
 
 
@@ -87,8 +95,12 @@ def split_arrays(split: str, number: int) -> tuple[np.ndarray, np.ndarray, np.nd
     """Pictures, masks, labels and groups of the first records of a ToyBirds split."""
     records = [record(split, i) for i in range(number)]
     drawn = [render(r.scene) for r in records]
-    return (np.stack([d.image for d in drawn]), np.stack([d.mask for d in drawn]),
-            np.array([r.label for r in records]), np.array([r.group for r in records]))
+    return (
+        np.stack([d.image for d in drawn]),
+        np.stack([d.mask for d in drawn]),
+        np.array([r.label for r in records]),
+        np.array([r.group for r in records]),
+    )
 
 
 def biased_classifier(weights: Path, images: np.ndarray, labels: np.ndarray, seed: int) -> Net:
@@ -101,12 +113,18 @@ def biased_classifier(weights: Path, images: np.ndarray, labels: np.ndarray, see
 
 @torch.no_grad()
 def extract(net: Net, images: np.ndarray) -> torch.Tensor:
-    return torch.cat([net.features(torch.from_numpy(images[i:i + 128]))
-                      for i in range(0, len(images), 128)])
+    return torch.cat(
+        [net.features(torch.from_numpy(images[i : i + 128])) for i in range(0, len(images), 128)]
+    )
 
 
-def last_layer(net: Net, real: tuple[torch.Tensor, np.ndarray],
-               extra: tuple[torch.Tensor, np.ndarray], seed: int, steps: int = 400) -> nn.Linear:
+def last_layer(
+    net: Net,
+    real: tuple[torch.Tensor, np.ndarray],
+    extra: tuple[torch.Tensor, np.ndarray],
+    seed: int,
+    steps: int = 400,
+) -> nn.Linear:
     """Fine-tunes a copy of the last layer; half of each batch comes from ``extra``."""
     head = nn.Linear(256, 2)
     head.load_state_dict(net.heads[0].state_dict())

@@ -55,12 +55,18 @@ class Painter:
         from diffusers import StableDiffusionInpaintPipeline
 
         self.pipe = StableDiffusionInpaintPipeline.from_pretrained(
-            folder, safety_checker=None, torch_dtype=torch.float32)
+            folder, safety_checker=None, torch_dtype=torch.float32
+        )
         self.pipe.set_progress_bar_config(disable=True)
         self.steps, self.guidance_scale = steps, guidance_scale
 
-    def __call__(self, prompts: list[str], images: np.ndarray | None = None,
-                 masks: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    def __call__(
+        self,
+        prompts: list[str],
+        images: np.ndarray | None = None,
+        masks: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> np.ndarray:
         """Draws (N, 64, 64, 3) uint8; pixels under ``masks`` (255) stay as in ``images``."""
         if images is None:
             images = np.full((len(prompts), 64, 64, 3), 127, np.uint8)
@@ -69,19 +75,33 @@ class Painter:
         for start in range(0, len(prompts), 32):
             part = slice(start, min(start + 32, len(prompts)))
             drawn = self.pipe(
-                prompts[part], image=[Image.fromarray(i) for i in images[part]],
-                mask_image=[Image.fromarray(255 - m) for m in masks[part]], height=64, width=64,
-                strength=1.0, num_inference_steps=self.steps, guidance_scale=self.guidance_scale,
-                generator=[torch.Generator().manual_seed(seed * 100_000 + k)
-                           for k in range(part.start, part.stop)], output_type='np').images
+                prompts[part],
+                image=[Image.fromarray(i) for i in images[part]],
+                mask_image=[Image.fromarray(255 - m) for m in masks[part]],
+                height=64,
+                width=64,
+                strength=1.0,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance_scale,
+                generator=[
+                    torch.Generator().manual_seed(seed * 100_000 + k)
+                    for k in range(part.start, part.stop)
+                ],
+                output_type='np',
+            ).images
             parts.append((drawn * 255 + 0.5).astype(np.uint8))
         return np.where((masks > 0)[..., None], images, np.concatenate(parts))
 
 
 def all_scenes(repeats: int) -> list[Scene]:
     """Every place, time and weather, with and without birds; and backdrops on clear days."""
-    scenes = [Scene(bird, place, t, w) for bird in (None, *BIRDS) for place in PLACES
-              for t in TIMES for w in WEATHERS]
+    scenes = [
+        Scene(bird, place, t, w)
+        for bird in (None, *BIRDS)
+        for place in PLACES
+        for t in TIMES
+        for w in WEATHERS
+    ]
     return (scenes + [Scene(None, b) for b in BACKDROPS[::5]]) * repeats
 
 
@@ -117,8 +137,9 @@ def real_counter_examples(number: int) -> tuple[np.ndarray, np.ndarray]:
     """Renderings of the groups that training lacks; from records of val beyond its size."""
     index = [i for i in range(10_000, 10_000 + 2 * number) if record('val', i).group in (1, 2)]
     index = index[:number]
-    images, _, labels, _ = (np.concatenate(parts) for parts in zip(
-        *(_one('val', i) for i in index), strict=True))
+    images, _, labels, _ = (
+        np.concatenate(parts) for parts in zip(*(_one('val', i) for i in index), strict=True)
+    )
     return images, labels
 
 
@@ -138,33 +159,50 @@ def place_gain(painter: Painter, backbone: Path, train, number: int, seeds: int)
     for seed in range(seeds):
         index = np.random.default_rng([21, seed]).permutation(len(labels))[:number]
         names = [(WATER_PLACES, LAND_PLACES)[labels[i]][k % 2] for k, i in enumerate(index)]
-        prompts = [caption(Scene(BIRDS[labels[i]], name))
-                   for i, name in zip(index, names, strict=True)]
+        prompts = [
+            caption(Scene(BIRDS[labels[i]], name)) for i, name in zip(index, names, strict=True)
+        ]
         drawn = painter(prompts, images[index], masks[index], 3 + seed)
         sheet = (images[index[:16]], drawn[:16], prompts[:16]) if sheet is None else sheet
         net = biased_classifier(backbone, images, labels, seed)
         real, test = extract(net, images), extract(net, test_images)
-        heads = {'base': net.heads[0],
-                 'real': last_layer(net, (real, labels),
-                                    (extract(net, real_images), real_labels), seed),
-                 'exact_place': last_layer(net, (real, labels),
-                                           (extract(net, drawn), labels[index]), seed)}
+        heads = {
+            'base': net.heads[0],
+            'real': last_layer(net, (real, labels), (extract(net, real_images), real_labels), seed),
+            'exact_place': last_layer(
+                net, (real, labels), (extract(net, drawn), labels[index]), seed
+            ),
+        }
         for name, head in heads.items():
             predicted = head(test).argmax(1).numpy()
             values[name].append(worst_group(predicted, test_labels, test_groups))
         print(seed, {k: round(v[-1], 3) for k, v in values.items()}, flush=True)
     base, real, exact = (float(np.mean(values[k])) for k in ('base', 'real', 'exact_place'))
-    return {'base_worst_group': base, 'real_worst_group': real, 'exact_place_worst_group': exact,
-            'exact_place_gain': (exact - base) / max(real - base, 1e-6), 'per_seed': values,
-            'sheet': sheet}
+    return {
+        'base_worst_group': base,
+        'real_worst_group': real,
+        'exact_place_worst_group': exact,
+        'exact_place_gain': (exact - base) / max(real - base, 1e-6),
+        'per_seed': values,
+        'sheet': sheet,
+    }
 
 
 def contact_sheet(painter: Painter, pairs, path: Path) -> None:
     """Generated pictures with their captions, doubled in size; then sources beside inpaintings."""
     scenes = [Scene(None, p) for p in PLACES]
-    scenes += [Scene(BIRDS[k % 2], p, t, w) for k, p in enumerate(PLACES) for t, w in
-               (('day', 'clear'), ('night', 'clear'), ('dusk', 'clear'), ('day', 'fog'),
-                ('day', 'rain'), ('night', 'fog'))]
+    scenes += [
+        Scene(BIRDS[k % 2], p, t, w)
+        for k, p in enumerate(PLACES)
+        for t, w in (
+            ('day', 'clear'),
+            ('night', 'clear'),
+            ('dusk', 'clear'),
+            ('day', 'fog'),
+            ('day', 'rain'),
+            ('night', 'fog'),
+        )
+    ]
     scenes += [Scene(None, b) for b in BACKDROPS[5::8]]
     texts = [caption(s) for s in scenes]
     cells = list(zip(painter(texts, seed=9), texts, strict=True))
@@ -190,8 +228,9 @@ def contact_sheet(painter: Painter, pairs, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--weights', type=Path, default=WEIGHTS)
     parser.add_argument('--steps', type=int, default=15, help='DDIM steps')
@@ -203,15 +242,20 @@ def main() -> None:
     painter = Painter(args.weights / 'toybirds-sd', args.steps, args.guidance_scale)
     backbone = args.weights / 'toybirds-resnet18.safetensors'
     train = split_arrays('train', 1200)
-    report = {'steps': args.steps, 'guidance_scale': args.guidance_scale, 'seeds': args.seeds,
-              'images': args.images}
+    report = {
+        'steps': args.steps,
+        'guidance_scale': args.guidance_scale,
+        'seeds': args.seeds,
+        'images': args.images,
+    }
     gains = place_gain(painter, backbone, train, args.images, args.seeds)
     sheet = gains.pop('sheet')
     net = scene_classifier(backbone)
     scenes = all_scenes(1)
     rendered = classify(net, render_all(scenes)) == np.array([scene_labels(s) for s in scenes])
-    report['rendered'] = dict(zip(('place', 'time', 'weather'), rendered.mean(0).round(4).tolist(),
-                                  strict=True))
+    report['rendered'] = dict(
+        zip(('place', 'time', 'weather'), rendered.mean(0).round(4).tolist(), strict=True)
+    )
     report |= controllability(painter, net)
     report['inpainted_place'] = inpainted_place(painter, net, train)
     report['vae_psnr'] = vae_psnr(painter, split_arrays('test', 200)[0])

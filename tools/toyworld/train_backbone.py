@@ -22,8 +22,13 @@ from mmgap.toyworld.birds import SUBTYPES
 from mmgap.toyworld.renderer import Scene, render
 from mmgap.toyworld.vocabulary import BACKDROPS, BIRDS, COLOURS, PATTERNS, PLACES, TIMES, WEATHERS
 
-BACKBONE = {'depth': 18, 'base_channels': 32, 'stem_channels': 32, 'deep_stem': True,
-            'out_indices': (3,)}
+BACKBONE = {
+    'depth': 18,
+    'base_channels': 32,
+    'stem_channels': 32,
+    'deep_stem': True,
+    'out_indices': (3,),
+}
 # The mean and std that configs give to their data preprocessor (RGB, 0..255).
 MEAN, STD = 127.5, 127.5
 _KINDS = [(None, None)] + [(bird, sub) for bird in BIRDS for sub in SUBTYPES[bird]]
@@ -66,8 +71,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, args.steps, pct_start=0.15)
 
     def predict(x: torch.Tensor) -> list[torch.Tensor]:
-        x = ((x.to(args.device).float() - MEAN) / STD).contiguous(
-            memory_format=torch.channels_last)
+        x = ((x.to(args.device).float() - MEAN) / STD).contiguous(memory_format=torch.channels_last)
         features = backbone(x)[0].mean((2, 3))
         return [head(features) for head in heads]
 
@@ -77,8 +81,10 @@ def main() -> None:
         x, y = images[index], labels[index].to(args.device)
         if step % 2:
             x = x.flip(-1)
-        losses = [w * F.cross_entropy(p, y[:, k], ignore_index=-1)
-                  for k, (w, p) in enumerate(zip(weights, predict(x), strict=True))]
+        losses = [
+            w * F.cross_entropy(p, y[:, k], ignore_index=-1)
+            for k, (w, p) in enumerate(zip(weights, predict(x), strict=True))
+        ]
         optimizer.zero_grad(set_to_none=True)
         sum(losses).backward()
         optimizer.step()
@@ -86,12 +92,14 @@ def main() -> None:
         report(step, kind=losses[0], place=losses[1])
     model.eval()
     with torch.no_grad():
-        found = torch.stack([p.argmax(1) for p in predict(images[args.scenes:])], 1).cpu()
-    held_out = labels[args.scenes:]
+        found = torch.stack([p.argmax(1) for p in predict(images[args.scenes :])], 1).cpu()
+    held_out = labels[args.scenes :]
     for k, name in enumerate(('sub-type', 'place', 'time', 'weather')):
         print(f'{name}: {(found[:, k] == held_out[:, k]).float().mean():.3f}')
-    state = {f'backbone.{k}': v.half().contiguous() if v.is_floating_point() else v
-             for k, v in backbone.state_dict().items()}
+    state = {
+        f'backbone.{k}': v.half().contiguous() if v.is_floating_point() else v
+        for k, v in backbone.state_dict().items()
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     temporary = args.out / '.toybirds-resnet18.tmp'
     save_file(state, temporary, metadata={'format': 'pt'})

@@ -24,15 +24,30 @@ def config() -> dict:
     tokenizer = build_tokenizer()
     return {
         'embed_dim': 128,
-        'vision_cfg': {'image_size': 64, 'layers': 4, 'width': 128, 'head_width': 32,
-                       'patch_size': 8, 'mlp_ratio': 3.0},
-        'text_cfg': {'context_length': CONTEXT_LENGTH, 'vocab_size': len(tokenizer), 'width': 128,
-                     'heads': 4, 'layers': 2, 'mlp_ratio': 3.0, 'pool_type': 'eos',
-                     'pad_id': tokenizer.pad_token_id, 'eos_id': tokenizer.eos_token_id}}
+        'vision_cfg': {
+            'image_size': 64,
+            'layers': 4,
+            'width': 128,
+            'head_width': 32,
+            'patch_size': 8,
+            'mlp_ratio': 3.0,
+        },
+        'text_cfg': {
+            'context_length': CONTEXT_LENGTH,
+            'vocab_size': len(tokenizer),
+            'width': 128,
+            'heads': 4,
+            'layers': 2,
+            'mlp_ratio': 3.0,
+            'pool_type': 'eos',
+            'pad_id': tokenizer.pad_token_id,
+            'eos_id': tokenizer.eos_token_id,
+        },
+    }
 
 
 def main() -> None:
-    args = parser(__doc__, steps=900, batch=192, scenes=24000).parse_args()
+    args = parser(__doc__, steps=600, batch=192, scenes=24000).parse_args()
     import open_clip
 
     torch.manual_seed(7)
@@ -47,18 +62,23 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, args.steps, pct_start=0.1)
 
     def tokens(texts: list[str]) -> torch.Tensor:
-        return tokenizer(texts, padding='max_length', truncation=True,
-                         return_tensors='pt').input_ids.to(args.device)
+        return tokenizer(
+            texts, padding='max_length', truncation=True, return_tensors='pt'
+        ).input_ids.to(args.device)
 
-    report, order, rng = Progress(args.steps), batches(len(scenes), args.batch, 7), \
-        np.random.default_rng(7)
+    report, order, rng = (
+        Progress(args.steps),
+        batches(len(scenes), args.batch, 7),
+        np.random.default_rng(7),
+    )
     target = torch.arange(args.batch, device=args.device)
     for step in range(1, args.steps + 1):
         index = next(order)
         with autocast(args.device):
             image = model.encode_image(to_input(images[index], args.device), normalize=True)
-            text = model.encode_text(tokens([caption(scenes[i], rng) for i in index]),
-                                     normalize=True)
+            text = model.encode_text(
+                tokens([caption(scenes[i], rng) for i in index]), normalize=True
+            )
         logits = model.logit_scale.exp() * image.float() @ text.float().t()
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
         optimizer.zero_grad(set_to_none=True)
@@ -76,8 +96,9 @@ def main() -> None:
         text = model.encode_text(tokens(texts), normalize=True)
         best = (image @ text.t()).argmax(1).cpu()
     exact = np.mean([texts[int(k)] == texts[i] for i, k in enumerate(best)])
-    place = np.mean([held_out[int(k)].place == s.place for s, k in zip(held_out, best,
-                                                                       strict=True)])
+    place = np.mean(
+        [held_out[int(k)].place == s.place for s, k in zip(held_out, best, strict=True)]
+    )
     print(f'of 400 held-out captions the best is the right one: {exact:.3f}; place: {place:.3f}')
     state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     args.out.mkdir(parents=True, exist_ok=True)

@@ -43,16 +43,32 @@ def build() -> nn.ModuleDict:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = build_tokenizer()
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=CONTEXT_LENGTH, projection_dim=128,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.convert_tokens_to_ids(EOS),
-        pad_token_id=tokenizer.pad_token_id))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=CONTEXT_LENGTH,
+            projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.convert_tokens_to_ids(EOS),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
     unet = UNet2DConditionModel(
-        sample_size=32, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8,
-        block_out_channels=(32, 64, 96, 128), attention_head_dim=4, cross_attention_dim=128,
+        sample_size=32,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        block_out_channels=(32, 64, 96, 128),
+        attention_head_dim=4,
+        cross_attention_dim=128,
         down_block_types=('DownBlock2D', 'DownBlock2D', *('CrossAttnDownBlock2D',) * 2),
-        up_block_types=(*('CrossAttnUpBlock2D',) * 2, 'UpBlock2D', 'UpBlock2D'))
+        up_block_types=(*('CrossAttnUpBlock2D',) * 2, 'UpBlock2D', 'UpBlock2D'),
+    )
     # The fused kernel's backward pass is several times slower than this on so few tokens.
     unet.set_attn_processor(AttnProcessor())
     return nn.ModuleDict({'text': text, 'unet': unet})
@@ -63,9 +79,16 @@ def build_scheduler():
 
     # Sampling starts from pure noise, so the last training step must be pure noise too.
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', clip_sample=False,
-        set_alpha_to_one=False, prediction_type='v_prediction', rescale_betas_zero_snr=True,
-        timestep_spacing='trailing', steps_offset=1)
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule='scaled_linear',
+        clip_sample=False,
+        set_alpha_to_one=False,
+        prediction_type='v_prediction',
+        rescale_betas_zero_snr=True,
+        timestep_spacing='trailing',
+        steps_offset=1,
+    )
 
 
 @torch.no_grad()
@@ -74,7 +97,7 @@ def encode_latents(vae, images: np.ndarray, device: str) -> torch.Tensor:
     parts = []
     for start in range(0, len(images), 128):
         with autocast(device):
-            mean = vae.encode(to_input(images[start:start + 128], device)).latent_dist.mean
+            mean = vae.encode(to_input(images[start : start + 128], device)).latent_dist.mean
         parts.append((mean * vae.config.scaling_factor).half().cpu().contiguous())
     return torch.cat(parts).contiguous()
 
@@ -97,9 +120,15 @@ def save_pipeline(networks: nn.ModuleDict, vae, folder: Path) -> None:
     temporary = folder.with_name(folder.name + '.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     pipe = StableDiffusionInpaintPipeline(
-        vae=vae, text_encoder=networks['text'], tokenizer=build_tokenizer(),
-        unet=networks['unet'], scheduler=build_scheduler(), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False)
+        vae=vae,
+        text_encoder=networks['text'],
+        tokenizer=build_tokenizer(),
+        unet=networks['unet'],
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     pipe.to(torch.float16).save_pretrained(temporary)
     vae.float()
@@ -108,7 +137,7 @@ def save_pipeline(networks: nn.ModuleDict, vae, folder: Path) -> None:
 
 
 def main() -> None:
-    args = parser(__doc__, steps=4400, batch=32, scenes=24000, save_every=600).parse_args()
+    args = parser(__doc__, steps=2600, batch=32, scenes=24000, save_every=300).parse_args()
     torch.manual_seed(2)
     from diffusers import AutoencoderKL
 
@@ -121,7 +150,8 @@ def main() -> None:
         latents = load_file(cached)['latents']
     else:
         latents = encode_latents(
-            vae, render_all(scenes, args.cache / f'sd_{args.scenes}.npy'), args.device)
+            vae, render_all(scenes, args.cache / f'sd_{args.scenes}.npy'), args.device
+        )
         save_file({'latents': latents}, cached)
     print(f'latents {tuple(latents.shape)} std {latents.float().std():.3f}', flush=True)
 
@@ -129,7 +159,8 @@ def main() -> None:
     for name, part in model.items():
         print(name, f'{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M', flush=True)
     average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
+    )
     optimizer = Muon(model, RATE, plain=('embedding', 'conv_in', 'conv_out'))
 
     def rate(step: int) -> float:
@@ -148,13 +179,19 @@ def main() -> None:
         for group in optimizer.param_groups:
             group['lr'] = RATE * rate(step)
         index = next(order)
-        ids = tokenizer([draw_caption(scenes[i], rng) for i in index], padding='max_length',
-                        truncation=True, return_tensors='pt').input_ids.to(args.device)
+        ids = tokenizer(
+            [draw_caption(scenes[i], rng) for i in index],
+            padding='max_length',
+            truncation=True,
+            return_tensors='pt',
+        ).input_ids.to(args.device)
         clean = latents[index].float().to(args.device)
         noise = torch.randn(clean.shape, generator=generator).to(args.device)
         # One stratum per sample: a batch covers all times evenly.
-        times = (torch.randperm(len(index), generator=generator)
-                 + torch.rand(len(index), generator=generator)) / len(index)
+        times = (
+            torch.randperm(len(index), generator=generator)
+            + torch.rand(len(index), generator=generator)
+        ) / len(index)
         times = (FIRST_TIME + times * (1000 - FIRST_TIME)).long().clamp(max=999).to(args.device)
         a = alphas[times].sqrt()[:, None, None, None]
         b = (1 - alphas[times]).sqrt()[:, None, None, None]

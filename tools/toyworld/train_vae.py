@@ -28,9 +28,17 @@ def build():
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, norm_num_groups=8, layers_per_block=1,
-        block_out_channels=(32, 48), down_block_types=('DownEncoderBlock2D',) * 2,
-        up_block_types=('UpDecoderBlock2D',) * 2, mid_block_add_attention=False, sample_size=64)
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        norm_num_groups=8,
+        layers_per_block=1,
+        block_out_channels=(32, 48),
+        down_block_types=('DownEncoderBlock2D',) * 2,
+        up_block_types=('UpDecoderBlock2D',) * 2,
+        mid_block_add_attention=False,
+        sample_size=64,
+    )
     # With the default of 0 the noise drowns the channels, and they become copies of one another.
     with torch.no_grad():
         vae.quant_conv.weight[4:].zero_()
@@ -43,7 +51,7 @@ def psnr(vae, images, device: str) -> float:
     """Peak signal-to-noise ratio in dB of the autoencoder's means, over all images at once."""
     error = 0.0
     for start in range(0, len(images), 64):
-        x = to_input(images[start:start + 64], device)
+        x = to_input(images[start : start + 64], device)
         y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
         error += float(((x - y) / 2).pow(2).mean()) * len(x) / len(images)
     return -10 * math.log10(error)
@@ -51,7 +59,7 @@ def psnr(vae, images, device: str) -> float:
 
 # (steps, peak learning rate, whether the decoder alone learns): the diffusion model may be trained
 # on the latents of the first two cycles while the third sharpens the decoder.
-CYCLES = ((2400, 2.5e-3, False), (1200, 1.5e-3, False), (900, 1.5e-3, True))
+CYCLES = ((2400, 2.5e-3, False), (1200, 1.5e-3, False), (700, 1.5e-3, True))
 
 
 def train_cycle(vae, images: np.ndarray, args, cycle: int) -> None:
@@ -86,8 +94,12 @@ def train_cycle(vae, images: np.ndarray, args, cycle: int) -> None:
 def save(vae, images: np.ndarray, args) -> None:
     """Sets the scaling factor and writes the autoencoder in half precision."""
     vae.eval()
-    latents = torch.cat([vae.encode(to_input(images[i:i + 64], args.device)).latent_dist.mean
-                         for i in range(0, 2048, 64)])
+    latents = torch.cat(
+        [
+            vae.encode(to_input(images[i : i + 64], args.device)).latent_dist.mean
+            for i in range(0, 2048, 64)
+        ]
+    )
     print('means', latents.mean((0, 2, 3)).tolist(), 'std', latents.std((0, 2, 3)).tolist())
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     half = copy.deepcopy(vae).to(torch.float16)
