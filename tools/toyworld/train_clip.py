@@ -47,7 +47,7 @@ def config() -> dict:
 
 
 def main() -> None:
-    args = parser(__doc__, steps=600, batch=192, scenes=24000).parse_args()
+    args = parser(__doc__, steps=320, batch=128, scenes=24000).parse_args()
     import open_clip
 
     torch.manual_seed(7)
@@ -59,7 +59,7 @@ def main() -> None:
     model = open_clip.model.CLIP(**settings).to(args.device)
     print(f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters', flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, args.steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, args.steps, pct_start=0.1)
 
     def tokens(texts: list[str]) -> torch.Tensor:
         return tokenizer(
