@@ -247,13 +247,13 @@ class Broken:
     weight = 1.0
 
     def __init__(self, at: int, value: float = float('nan')) -> None:
-        self.at, self.value, self.calls = at, value, 0
+        self.at, self.value, self.calls = at, str(value), 0
 
     def __call__(self, logits, labels):
         self.calls += 1
         loss = AdversarialLoss('flip')(logits, labels)
         if self.calls == self.at:
-            loss = loss + torch.tensor([0.0, 0.0, self.value, 0.0])
+            loss = loss + torch.tensor([0.0, 0.0, float(self.value), 0.0])
         return loss
 
 
