@@ -205,7 +205,7 @@ class PromptSearch:
     ) -> None:
         """Book one step of one prompt: stop it, start it again, or let the optimiser move it."""
         step = len(state.losses)
-        if step % max(1, self.steps // 3) == 0:
+        if step & (step - 1) == 0:  # 0, 1, 2, 4, 8, …: most happens early
             state.snapshots[step] = state.prompt.embeddings.detach().clone()
         state.total += 1
         state.losses.append(loss)

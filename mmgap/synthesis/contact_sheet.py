@@ -16,7 +16,7 @@ from mmgap.files import write_bytes
 from mmgap.generators import SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.search import FoundPrompt
-from mmgap.seeds import derive_seed
+from mmgap.seeds import derive_rng, derive_seed
 from mmgap.synthesis.sample_pool import SamplePool
 
 LINE = 14  # height of a line of text in pixels
@@ -45,9 +45,9 @@ def write_contact_sheet(
         pairs: Number of source and generated pairs.
     """
     samples = [sample for sample in pool.samples if sample.round == round]
-    chosen = [
-        samples[i] for i in np.linspace(0, len(samples) - 1, min(pairs, len(samples)), dtype=int)
-    ]
+    # At random: even steps would keep meeting the same few prompts.
+    order = derive_rng('contact sheet', round).permutation(len(samples))
+    chosen = [samples[i] for i in sorted(order[:pairs])]
     shown = sources.load([sample.source_index for sample in chosen]).images if chosen else []
     rows = []
     for start in range(0, len(chosen), 8):

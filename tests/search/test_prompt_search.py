@@ -69,7 +69,7 @@ def test_target_fails_more_on_sources_that_it_never_saw(generator, sources):
         assert (result.target_loss_before, result.accuracy_before) == pytest.approx(old)
         assert (result.target_loss_after, result.accuracy_after) == pytest.approx(new)
         assert result.steps == 12
-        assert list(result.snapshots) == [0, 4, 8, 12]
+        assert list(result.snapshots) == [0, 1, 2, 4, 8, 12]
         assert torch.equal(result.snapshots[12], result.prompt.embeddings)
     assert all(r.target_loss_after > r.target_loss_before + 0.05 for r in found), found
     assert json.dumps(found[1].summary(sources.classes)).startswith('{"id": "b-0", "class": "b"')
