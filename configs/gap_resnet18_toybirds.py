@@ -54,7 +54,7 @@ custom_hooks = [
 # What tools/benchmark.py compares at equal budgets: `layers` are fine-tuned from one base
 # checkpoint per seed with the same steps; half of each batch is generated.
 benchmark = dict(
-    steps=40,
+    steps=80,
     optimizers=dict(
         last=dict(type='SGD', lr=0.1, momentum=0.9),
         all=dict(type='SGD', lr=0.01, momentum=0.9),

@@ -95,7 +95,9 @@ class Benchmark:
         config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
         config.train_cfg = dict(by_epoch=False, max_iters=self.settings.steps)
         config.optim_wrapper = dict(optimizer=dict(self.settings.optimizers[layers]))
-        config.param_scheduler = None
+        # Without decay the last steps' noise decides the worst group.
+        decay = dict(type='CosineAnnealingLR', by_epoch=False, T_max=self.settings.steps)
+        config.param_scheduler = decay
         config.load_from = str(base)
         config.custom_hooks = [dict(type='LastLayerOnly')] if layers == 'last' else []
         report = self.run(config)
