@@ -1,5 +1,6 @@
 # Adversarial prompts on Waterbirds with Stable Diffusion 1.5: the paper's settings
 # (arXiv 2403.15309), but prompts are drawn with the birds of both classes (cross=True).
+# The training schedule, images_per_prompt and patience are ours.
 #
 # Data: data/waterbirds (see README). Weights: a folder or hub id, set below. On a GPU of less than
 # 24 GB lower search.batch_size first, then set gradient=dict(mode='shortcut', checkpoint=True).
