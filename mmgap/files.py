@@ -13,6 +13,9 @@ from typing import Any
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` holds either its old content or all of the new one.
 
+    What a killed writer leaves (``.NAME.tmp``) is taken over by the next one of the same file, so
+    two processes must not write one file at the same time.
+
     Args:
         path: The file to write. Its folder is made when missing.
         data: The content.
@@ -22,7 +25,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.{path.name}.tmp')
     try:
         with open(temporary, 'wb') as file:
             file.write(data)

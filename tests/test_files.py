@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 
@@ -37,6 +38,22 @@ def test_full_disk_leaves_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b'old'
     assert os.listdir(tmp_path) == ['a.bin']
+
+
+def test_killed_writer_leaves_nothing_for_good(tmp_path):
+    """SIGKILL while the data are on their way to the disk; then the file is written again."""
+    path = tmp_path / 'a.bin'
+    path.write_bytes(b'old')
+    code = (
+        'import os, signal, sys; from mmgap.files import write_bytes; '
+        'os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL); '
+        'write_bytes(sys.argv[1], bytes(100))'
+    )
+    killed = subprocess.run([sys.executable, '-c', code, str(path)], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b'old' and len(os.listdir(tmp_path)) == 2
+    write_bytes(path, b'new')
+    assert path.read_bytes() == b'new' and os.listdir(tmp_path) == ['a.bin']
 
 
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path):

@@ -23,7 +23,7 @@ from mmgap.compat import (
     restart_workers,
 )
 from mmgap.datasets import SyntheticMixDataset
-from mmgap.files import write_json
+from mmgap.files import write_bytes, write_json
 from mmgap.hooks.components import (
     build_search,
     build_sources,
@@ -293,7 +293,7 @@ class GAPHook(Hook):
         if dist.is_main_process():
             final = os.path.join(runner.work_dir, name)
             os.replace(os.path.join(runner.work_dir, f'.{name}'), final)
-            Path(runner.work_dir, 'last_checkpoint').write_text(final)
+            write_bytes(Path(runner.work_dir, 'last_checkpoint'), final.encode())
         dist.barrier()
 
     def _elapsed(self) -> dict[str, float]:
