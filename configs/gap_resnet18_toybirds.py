@@ -42,6 +42,7 @@ custom_hooks = [
             images_per_prompt=3,
             batch_size=24,
             stop_loss=0.05,  # driven further, the look around the bird breaks
+            stop_window=2,
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
         ),
         synthesis=dict(num_inference_steps=10, batch_size=40),
@@ -54,10 +55,10 @@ custom_hooks = [
 # What tools/benchmark.py compares at equal budgets: `layers` are fine-tuned from one base
 # checkpoint per seed with the same steps; half of each batch is generated.
 benchmark = dict(
-    steps=80,
+    steps=160,
     optimizers=dict(
         last=dict(type='SGD', lr=0.1, momentum=0.9),
-        all=dict(type='SGD', lr=0.01, momentum=0.9),
+        all=dict(type='SGD', lr=0.004, momentum=0.9),
     ),
     agnostic=['a bird', 'a photo of a bird', 'a picture of a bird', 'an image of a bird'],
     prompts='configs/prompts/toybirds.txt',

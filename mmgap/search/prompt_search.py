@@ -45,6 +45,8 @@ class PromptSearch:
         param_scheduler: Configs of MMEngine's parameter schedulers, counted in steps.
         stop_loss: A prompt stops when its loss falls below this; it keeps the embeddings that
             reached it, those before that step's update.
+        stop_window: Latest steps whose mean loss is compared with ``stop_loss``: with few images
+            per step, a single one may be low by luck.
         max_restarts: How often a prompt that does not move may start again from a new draw.
         patience: Steps after which a prompt is looked at for a restart.
         min_drop: Share of its loss that a prompt must have lost by then, unless the target already
@@ -72,6 +74,7 @@ class PromptSearch:
         optim_wrapper: dict[str, Any] | None = None,
         param_scheduler: Sequence[dict[str, Any]] = (),
         stop_loss: float | None = None,
+        stop_window: int = 1,
         max_restarts: int = 2,
         patience: int = 20,
         min_drop: float = 0.1,
@@ -85,6 +88,7 @@ class PromptSearch:
             num_inference_steps=num_inference_steps,
             images_per_prompt=images_per_prompt,
             batch_size=batch_size,
+            stop_window=stop_window,
             patience=patience,
             holdout=holdout,
             checkpoint_interval=checkpoint_interval,
@@ -108,6 +112,7 @@ class PromptSearch:
         )
         self.param_scheduler = list(param_scheduler)
         self.stop_loss = stop_loss
+        self.stop_window = stop_window
         self.max_restarts = max_restarts
         self.patience = patience
         self.min_drop = min_drop
@@ -210,13 +215,19 @@ class PromptSearch:
         state.total += 1
         state.losses.append(loss)
         state.hits.append(hit)
-        if self.stop_loss is not None and loss < self.stop_loss:
+        if self._reached(state):
             state.done = True
         elif self._stuck(state) and state.restarts < self.max_restarts:
             self._restart(state, optimizer)
         else:
             state.prompt.embeddings.grad = gradient
             state.done = len(state.losses) >= self.steps
+
+    def _reached(self, state: SearchState) -> bool:
+        recent = state.losses[-self.stop_window :]
+        if self.stop_loss is None or len(recent) < self.stop_window:
+            return False
+        return sum(recent) / self.stop_window < self.stop_loss
 
     def _stuck(self, state: SearchState) -> bool:
         if len(state.losses) != self.patience:

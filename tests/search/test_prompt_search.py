@@ -216,6 +216,18 @@ def test_early_stop_keeps_the_embeddings_that_reached_it(generator, sources, mon
     assert [result.steps for result in found] == [3, 5]
 
 
+def test_one_lucky_step_does_not_stop_a_prompt(generator, sources, monkeypatch):
+    losses = [0.05, 1.0, 0.05, 0.06, 0.0]
+
+    def lucky(self, active):
+        ones = [torch.ones_like(state.prompt.embeddings) for state in active]
+        return [losses[len(s.losses)] for s in active], [0.0] * len(active), ones
+
+    monkeypatch.setattr(PromptSearch, '_step', lucky)
+    search, prompts = make(generator, sources, steps=5, stop_loss=0.1, stop_window=2)
+    assert [result.steps for result in search.run(prompts)] == [4, 4]
+
+
 def test_prompts_that_do_not_move_start_again(generator, sources, monkeypatch):
     tried = []
 
