@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded world: birds on places, drawn by rules, and the tiny models that know it."""
 
-from .dataset import ToyBirds
-from .renderer import WORLD_VERSION, Rendering, render
-from .vocabulary import Scene, caption
+from mmgap.toyworld.dataset import ToyBirds
+from mmgap.toyworld.renderer import WORLD_VERSION, Rendering, render
+from mmgap.toyworld.vocabulary import Scene, caption
 
 __all__ = ['WORLD_VERSION', 'Rendering', 'Scene', 'ToyBirds', 'caption', 'render']

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .canvas import SIZE, XX, YY, Canvas
+from mmgap.toyworld.canvas import SIZE, XX, YY, Canvas
 
 WALL_DEPTH = 5.0  # metres
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 import cv2
 from mmengine.fileio import BaseStorageBackend, register_backend
 
-from .renderer import render
-from .splits import SIZES, record
+from mmgap.toyworld.renderer import render
+from mmgap.toyworld.splits import SIZES, record
 
 PREFIX = 'toybirds'
 _PATTERN = re.compile(rf'{PREFIX}://(\w+)/(\d+)(_mask)?\.png')

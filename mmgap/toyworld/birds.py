@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .canvas import SIZE, XX, YY
+from mmgap.toyworld.canvas import SIZE, XX, YY
 
 # Sub-types used to pretrain the backbone; the world itself names only the two kinds.
 SUBTYPES = {'landbird': ('songbird', 'wren', 'pigeon'), 'waterbird': ('heron', 'duck', 'stork')}

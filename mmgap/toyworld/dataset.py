@@ -8,11 +8,10 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 
 from mmgap.registry import DATASETS
-
-from .backend import image_path, mask_path
-from .renderer import WORLD_VERSION
-from .splits import GROUPS, SIZES, UNLABELLED, record
-from .vocabulary import BIRDS
+from mmgap.toyworld.backend import image_path, mask_path
+from mmgap.toyworld.renderer import WORLD_VERSION
+from mmgap.toyworld.splits import GROUPS, SIZES, UNLABELLED, record
+from mmgap.toyworld.vocabulary import BIRDS
 
 
 @DATASETS.register_module()

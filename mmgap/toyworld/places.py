@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .canvas import FAR, ROWS, SIZE, XX, YY, Canvas
+from mmgap.toyworld.canvas import FAR, ROWS, SIZE, XX, YY, Canvas
 
 _SKIES = {
     'day': ((0.30, 0.56, 0.92), (0.74, 0.87, 0.97)),

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .backdrops import paint_backdrop
-from .birds import SUBTYPES, Bird, draw_bird
-from .canvas import FAR, SIZE, XX, YY, Canvas, rain_table
-from .places import PAINTERS
-from .vocabulary import Scene, caption
+from mmgap.toyworld.backdrops import paint_backdrop
+from mmgap.toyworld.birds import SUBTYPES, Bird, draw_bird
+from mmgap.toyworld.canvas import FAR, SIZE, XX, YY, Canvas, rain_table
+from mmgap.toyworld.places import PAINTERS
+from mmgap.toyworld.vocabulary import Scene, caption
 
 WORLD_VERSION = 1
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .renderer import WORLD_VERSION
-from .vocabulary import BIRDS, LAND_PLACES, TIMES, WATER_PLACES, WEATHERS, Scene
+from mmgap.toyworld.renderer import WORLD_VERSION
+from mmgap.toyworld.vocabulary import BIRDS, LAND_PLACES, TIMES, WATER_PLACES, WEATHERS, Scene
 
 # Default number of records. The order is part of the scenes' seeds: only append.
 SIZES = {

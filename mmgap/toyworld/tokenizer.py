@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .vocabulary import words
+from mmgap.toyworld.vocabulary import words
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
