@@ -120,22 +120,18 @@ def test_backbone_fits_the_stock_class():
     backbone.load_state_dict({k.removeprefix('backbone.'): v for k, v in state.items()})
 
 
-def test_clip_names_the_place(pipe):
+def test_clip_names_the_place():
+    """open_clip reads model, preprocessing and tokenizer from the folder as it stands."""
     open_clip = pytest.importorskip('open_clip')
-    from safetensors.torch import load_file
-
-    if not (FOLDER / 'toybirds-clip.safetensors').exists():
-        pytest.skip('the tiny CLIP is not packaged yet')
-    model = open_clip.model.CLIP(**json.loads((FOLDER / 'toybirds-clip.json').read_text()))
-    model.load_state_dict(load_file(FOLDER / 'toybirds-clip.safetensors'))
-    model.float().eval()
+    name = f'local-dir:{FOLDER / "toybirds-clip"}'
+    model, tokenizer = open_clip.create_model(name).eval(), open_clip.get_tokenizer(name)
+    assert model.visual.preprocess_cfg['mean'] == model.visual.preprocess_cfg['std'] == [0.5] * 3
     places = ('ocean', 'lake', 'forest', 'bamboo', 'city', 'desert')
     images = np.stack([render(Scene(None, p, seed=s)).image for p in places for s in range(4)])
-    ids = pipe.tokenizer([f'a {p}' for p in places], padding='max_length', return_tensors='pt')
     with torch.no_grad():
         image = model.encode_image(
             torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, normalize=True
         )
-        text = model.encode_text(ids.input_ids, normalize=True)
+        text = model.encode_text(tokenizer([f'a {p}' for p in places]), normalize=True)
     best = (image @ text.t()).argmax(1).numpy()
     assert np.mean(best == np.repeat(np.arange(len(places)), 4)) > 0.9

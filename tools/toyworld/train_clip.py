@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the tiny CLIP, an ``open_clip`` model, on the same captions as the tiny Stable Diffusion.
 
-Writes ``OUT/toybirds-clip.safetensors`` and ``OUT/toybirds-clip.json`` (open_clip's model config).
-Its tokens are those of ``toybirds-sd/tokenizer``; pictures go in as RGB scaled to [-1, 1].
+Writes ``OUT/toybirds-clip``, a folder that open_clip reads as it stands:
+``open_clip.create_model('local-dir:OUT/toybirds-clip')``, and ``get_tokenizer`` likewise.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
 from common import Progress, autocast, batches, draw_scenes, parser, render_all, to_input
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from transformers import CLIPTokenizer
 
 from mmgap.toyworld.renderer import caption
 from mmgap.toyworld.tokenizer import CONTEXT_LENGTH, build_tokenizer
@@ -100,13 +103,24 @@ def main() -> None:
         [held_out[int(k)].place == s.place for s, k in zip(held_out, best, strict=True)]
     )
     print(f'of 400 held-out captions the best is the right one: {exact:.3f}; place: {place:.3f}')
+    save(args.out / 'toybirds-clip', model, tokenizer)
+
+
+def save(folder: Path, model: torch.nn.Module, tokenizer: CLIPTokenizer) -> None:
+    """Write the folder, complete or not at all."""
+    temporary = folder.with_name(f'.{folder.name}.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer.save_pretrained(temporary)
     state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-    args.out.mkdir(parents=True, exist_ok=True)
-    temporary = args.out / '.toybirds-clip.tmp'
-    save_file(state, temporary, metadata={'format': 'pt'})
-    os.replace(temporary, args.out / 'toybirds-clip.safetensors')
-    temporary.write_text(json.dumps(settings, indent=2) + '\n')
-    os.replace(temporary, args.out / 'toybirds-clip.json')
+    save_file(state, temporary / 'open_clip_model.safetensors', metadata={'format': 'pt'})
+    settings = config()
+    # Any name makes open_clip take the tokenizer of this folder.
+    settings['text_cfg']['hf_tokenizer_name'] = folder.name
+    half = [0.5, 0.5, 0.5]
+    about = {'model_cfg': settings, 'preprocess_cfg': {'mean': half, 'std': half}}
+    (temporary / 'open_clip_config.json').write_text(json.dumps(about, indent=2) + '\n')
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
 
 
 if __name__ == '__main__':
