@@ -164,7 +164,7 @@ class Benchmark:
         synthesizer = parts.synthesizer()
         synthesizer.cross = method != 'ap-own'
         pool = SamplePool(folder)
-        synthesizer.run(prompts, max(self.budgets), pool, target, parts.hook.feedback)
+        synthesizer.run(prompts, max(self.budgets), pool, target, parts.feedback)
         with target.frozen():
             judged = [search.evaluate(prompt) for prompt in prompts]
         losses, accuracies = zip(*judged, strict=True)

@@ -74,7 +74,7 @@ def main() -> None:
     components = Components(config)
     prompts = collect_prompts(components, args.prompts, args.text)
     target = components.target(args.checkpoint) if args.checkpoint is not None else None
-    feedback = components.hook.feedback
+    feedback = components.feedback if target is not None else ()
     synthesizer = components.synthesizer()
     began = time.time()
     drawn = synthesizer.run(prompts, args.num, pool, target, feedback)

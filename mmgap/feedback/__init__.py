@@ -1,7 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feedback: what the model in training, and later a target distribution, say of an image."""
+"""Feedback: what the model in training and the target distribution say of an image."""
 
 from mmgap.feedback.adversarial_loss import AdversarialLoss, adversarial_loss
+from mmgap.feedback.base import Draft, Feedback, total_feedback
+from mmgap.feedback.clip_model import ClipModel
+from mmgap.feedback.image_guidance import ImageGuidance, feature_distance
+from mmgap.feedback.inversion_guidance import InversionGuidance
+from mmgap.feedback.target_images import TargetImages
 from mmgap.feedback.target_model import TargetModel, TargetOutput
+from mmgap.feedback.text_guidance import TextGuidance, hidden_state_distance
 
-__all__ = ['AdversarialLoss', 'TargetModel', 'TargetOutput', 'adversarial_loss']
+__all__ = [
+    'AdversarialLoss',
+    'ClipModel',
+    'Draft',
+    'Feedback',
+    'ImageGuidance',
+    'InversionGuidance',
+    'TargetImages',
+    'TargetModel',
+    'TargetOutput',
+    'TextGuidance',
+    'adversarial_loss',
+    'feature_distance',
+    'hidden_state_distance',
+    'total_feedback',
+]

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmgap.feedback.base import Draft, Feedback
 from mmgap.registry import TASK_UTILS
 
 MODES = ('flip', 'untargeted', 'targeted', 'uniform')
@@ -56,26 +59,32 @@ def adversarial_loss(
 
 
 @TASK_UTILS.register_module()
-class AdversarialLoss:
+class AdversarialLoss(Feedback):
     """Feedback of the model in training; see :func:`adversarial_loss`.
 
     Args:
         mode: ``'flip'``, ``'untargeted'``, ``'targeted'`` or ``'uniform'``.
         target: The class for ``'targeted'``.
         logit_scale: Factor on the logits, positive.
-        weight: Weight of this loss among the feedback's.
+        floor: An image whose loss is below it counts as ``floor`` and gives no gradient: it is
+            fooled well enough, and guidance goes on alone. None for no floor.
+        **kwargs: As for :class:`~mmgap.feedback.base.Feedback`.
 
     Raises:
         ValueError: If a setting is out of range.
     """
+
+    needs = 'target'
 
     def __init__(
         self,
         mode: str = 'untargeted',
         target: int | None = None,
         logit_scale: float = 1.0,
-        weight: float = 1.0,
+        floor: float | None = None,
+        **kwargs: Any,
     ) -> None:
+        super().__init__(**kwargs)
         if mode not in MODES:
             raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
         if mode == 'targeted' and target is None:
@@ -85,10 +94,12 @@ class AdversarialLoss:
         self.mode = mode
         self.target = target
         self.logit_scale = logit_scale
-        self.weight = weight
+        self.floor = floor
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """``(B,)``: the loss of each sample, without the weight."""
-        return adversarial_loss(
-            logits, labels.to(logits.device), self.mode, self.target, self.logit_scale
+    def __call__(self, draft: Draft) -> Tensor:
+        """``(B,)``: the loss of each image, without the weight."""
+        logits = draft.output.logits
+        loss = adversarial_loss(
+            logits, draft.labels.to(logits.device), self.mode, self.target, self.logit_scale
         )
+        return loss if self.floor is None else loss.clamp(min=self.floor)

@@ -16,6 +16,7 @@ from torch import Tensor
 from mmgap.compat import differentiable_call
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators.condition import Condition
+from mmgap.generators.denoising import denoising_loss
 from mmgap.generators.gradient import GradientPolicy
 from mmgap.prompts import PromptEncoder
 from mmgap.registry import TASK_UTILS
@@ -177,6 +178,11 @@ class InpaintingGenerator:
             calls = self._num_calls(num_inference_steps)
             with self.gradient.applied([pipe.unet], pipe.vae.decoder, calls):
                 return differentiable_call(pipe)(**arguments).images
+
+    def denoising_loss(self, images: Tensor, prompt_embeds: Tensor, seeds: Sequence[int]) -> Tensor:
+        """``(B,)``: how badly prompts explain images; see :mod:`mmgap.generators.denoising`."""
+        with self._autocast():
+            return denoising_loss(self.pipeline, images, prompt_embeds, seeds)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that name weights and settings: equal ones draw equal images."""

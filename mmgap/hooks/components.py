@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -13,7 +16,7 @@ from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
 
 from mmgap.compat import allow_checkpoint_history
-from mmgap.feedback import AdversarialLoss, TargetModel
+from mmgap.feedback import Feedback, TargetModel
 from mmgap.generators import SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.registry import HOOKS, TASK_UTILS
@@ -70,10 +73,48 @@ def build_target(
     )
 
 
+def prepare_feedback(
+    feedback: Sequence[Feedback],
+    generator: Any,
+    classes: Sequence[str],
+    evaluation: Sequence[Any],
+    cache: Path | None = None,
+) -> None:
+    """Prepare the terms, and make sure that none of them looks at evaluation images.
+
+    Args:
+        feedback: The terms.
+        generator: Draws images.
+        classes: Class names.
+        evaluation: Datasets that the run validates or tests on.
+        cache: Folder for features that are worth keeping.
+
+    Raises:
+        ValueError: If a term's target images are among the evaluation images.
+    """
+    for term in feedback:
+        term.prepare(generator, classes, cache)
+    guiding = {_same_path(path) for term in feedback for path in term.target_images()}
+    if not guiding:
+        return
+    for dataset in evaluation:
+        for i in range(len(dataset)):
+            path = dataset.get_data_info(i).get('img_path')
+            if path and _same_path(path) in guiding:
+                raise ValueError(
+                    f'target image {path} is also an image of {type(dataset).__name__}, which the '
+                    'run is evaluated on; take other images for guidance'
+                )
+
+
+def _same_path(path: str) -> str:
+    return path if '://' in path else os.path.realpath(path)
+
+
 def build_search(
     generator: Any,
     target: TargetModel,
-    feedback: Sequence[AdversarialLoss],
+    feedback: Sequence[Feedback],
     sources: SourceSet,
     initial: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -85,7 +126,7 @@ def build_search(
     Args:
         generator: Draws images.
         target: The model to search against.
-        feedback: Losses to minimise.
+        feedback: Prepared terms to minimise.
         sources: Labelled, masked images.
         initial: Arguments of :func:`~mmgap.search.initial_prompts`.
         settings: Arguments of :class:`~mmgap.search.PromptSearch`.
@@ -164,10 +205,18 @@ class Components:
             load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
         return build_target(model.to(get_device()), self._config, self.hook.target_cfg)
 
+    @cached_property
+    def feedback(self) -> list[Feedback]:
+        """The hook's terms, prepared."""
+        settings = [self._config.get(f'{name}_dataloader') for name in ('val', 'test')]
+        evaluation = [DATASETS.build(s['dataset']) for s in settings if s]
+        prepare_feedback(self.hook.feedback, self.generator, self.sources.classes, evaluation)
+        return self.hook.feedback
+
     def search(self, target: TargetModel) -> tuple[PromptSearch, list[SoftPrompt]]:
         """The search and the prompts that it starts from."""
         hook = self.hook
-        parts = (self.generator, target, hook.feedback, self.sources)
+        parts = (self.generator, target, self.feedback, self.sources)
         return build_search(*parts, hook.initial_cfg, hook.search_cfg, self.seed)
 
     def synthesizer(self) -> Synthesizer:

@@ -29,6 +29,7 @@ from mmgap.hooks.components import (
     build_sources,
     build_synthesizer,
     build_target,
+    prepare_feedback,
     split_search,
 )
 from mmgap.hooks.summary import environment, group_report, summary_table
@@ -207,6 +208,13 @@ class GAPHook(Hook):
         target = build_target(runner.model, runner.cfg, self.target_cfg)
         pool = SamplePool(self.folder / 'pool')
         began = time.time()
+        evaluation = [
+            getattr(runner, f'{name}_loop').dataloader.dataset
+            for name in ('val', 'test')
+            if getattr(runner, f'_{name}_loop') is not None
+        ]
+        features = self.folder / 'features'
+        prepare_feedback(self.feedback, generator, sources.classes, evaluation, features)
         which = (self.seed, number)
         settings = (self.initial_cfg, self.search_cfg)
         search, prompts = build_search(generator, target, self.feedback, sources, *settings, *which)

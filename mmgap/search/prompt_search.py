@@ -15,12 +15,13 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import Tensor, nn
 
-from mmgap.feedback import AdversarialLoss, TargetModel
+from mmgap.feedback import Feedback, TargetModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import SourceSet
 from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.search.checkpoint import load_search, save_search
 from mmgap.search.judgement import Judge
+from mmgap.search.scorer import Job, Scorer
 from mmgap.search.state import FoundPrompt, NonFiniteLossError, SearchState
 from mmgap.seeds import derive_rng, derive_seed
 
@@ -35,7 +36,7 @@ class PromptSearch:
     Args:
         generator: Draws images, e.g. :class:`~mmgap.generators.InpaintingGenerator`.
         target: The model in training.
-        feedback: Losses to minimise, summed by their weights.
+        feedback: Prepared terms to minimise, summed by their weights.
         sources: Labelled, masked images.
         steps: Steps per prompt.
         num_inference_steps: Denoising steps of an image.
@@ -58,14 +59,14 @@ class PromptSearch:
         seed: Seed of every draw.
 
     Raises:
-        ValueError: If a count is not positive or there is no feedback.
+        ValueError: If a count is not positive, or a step has no active feedback.
     """
 
     def __init__(
         self,
         generator: Any,
         target: TargetModel,
-        feedback: Sequence[AdversarialLoss],
+        feedback: Sequence[Feedback],
         sources: SourceSet,
         steps: int = 1000,
         num_inference_steps: int = 5,
@@ -97,8 +98,12 @@ class PromptSearch:
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f'search {name} must be at least 1, got {value}')
-        if not feedback:
-            raise ValueError('search feedback is empty: there would be nothing to minimise')
+        for step in {0, *(term.end for term in feedback if term.end is not None)}:
+            if step < steps and not any(term.active(step) for term in feedback):
+                raise ValueError(
+                    f'search feedback is empty at step {step}: there would be nothing to minimise; '
+                    'look at the weights, starts and ends of its terms'
+                )
         self.generator = generator
         self.target = target
         self.feedback = list(feedback)
@@ -123,12 +128,14 @@ class PromptSearch:
         self._settings = dict(counts, optim_wrapper=self.optim_wrapper, seed=seed)
         self._settings |= dict(param_scheduler=self.param_scheduler, stop_loss=stop_loss)
         self._settings |= dict(max_restarts=max_restarts, min_drop=min_drop)
-        kinds = [dict(vars(loss), type=type(loss).__name__) for loss in self.feedback]
-        self._settings |= dict(feedback=kinds)
+        self._settings |= dict(feedback=[term.about() for term in self.feedback])
         # Configs may hold classes; what goes into files must be plain.
         self._settings = json.loads(json.dumps(self._settings, default=str))
         self._judge = Judge(generator, target, sources, num_inference_steps, batch_size, seed)
         self._search_sources, self._held_out = {}, {}
+        self._scorer = Scorer(
+            generator, target, self.feedback, sources, num_inference_steps, batch_size
+        )
 
     def run(
         self,
@@ -260,69 +267,8 @@ class PromptSearch:
             count = self.images_per_prompt
             chosen = rng.choice(pool, count, replace=len(pool) < count)
             seeds = rng.integers(2**62, size=count)
-            jobs += [(place, int(i), int(s)) for i, s in zip(chosen, seeds, strict=True)]
-        losses, hits = torch.zeros(len(active)), torch.zeros(len(active))
-        gradients = [torch.zeros_like(state.prompt.embeddings) for state in active]
-        for start in range(0, len(jobs), self.batch_size):
-            self._add_batch(jobs[start : start + self.batch_size], active, losses, hits, gradients)
-        count = self.images_per_prompt
-        return (losses / count).tolist(), (hits / count).tolist(), gradients
-
-    def _add_batch(
-        self,
-        jobs: list[tuple[int, int, int]],
-        active: list[SearchState],
-        losses: Tensor,
-        hits: Tensor,
-        gradients: list[Tensor],
-    ) -> None:
-        places = sorted({place for place, _, _ in jobs})
-        prompts = [active[place].prompt for place in places]
-        row = torch.tensor([places.index(place) for place, _, _ in jobs])
-        condition = self.sources.load([source for _, source, _ in jobs])
-        with torch.enable_grad():
-            embeds = self.generator.prompts.encode(prompts)
-            images = self.generator(
-                condition,
-                embeds[row.to(embeds.device)],
-                [seed for _, _, seed in jobs],
-                self.num_inference_steps,
-            )
-            output = self.target(images, condition.labels)
-            loss = sum(f.weight * f(output.logits, condition.labels) for f in self.feedback)
-            total = loss.sum() / self.images_per_prompt
-            grads = torch.autograd.grad(total, [p.embeddings for p in prompts])
-        self._check_finite(jobs, active, loss, places, grads)
-        where = torch.tensor([place for place, _, _ in jobs])
-        losses.index_add_(0, where, loss.detach().float().cpu())
-        right = output.predictions.cpu() == condition.labels.cpu()
-        hits.index_add_(0, where, right.float())
-        for place, grad in zip(places, grads, strict=True):
-            gradients[place] += grad
-
-    def _check_finite(
-        self,
-        jobs: list[tuple[int, int, int]],
-        active: list[SearchState],
-        loss: Tensor,
-        places: list[int],
-        grads: Sequence[Tensor],
-    ) -> None:
-        for (place, source, seed), value in zip(jobs, loss.tolist(), strict=True):
-            if value - value != 0:
-                state = active[place]
-                raise NonFiniteLossError(
-                    f'the loss of prompt {state.prompt.id} at step {len(state.losses)} is {value} '
-                    f'on source {source} with seed {seed}; the prompt is kept as it was before'
-                )
-        for place, grad in zip(places, grads, strict=True):
-            if not torch.isfinite(grad).all():
-                state = active[place]
-                used = [source for p, source, _ in jobs if p == place]
-                raise NonFiniteLossError(
-                    f'the gradient of prompt {state.prompt.id} at step {len(state.losses)} is not '
-                    f'finite on sources {used}; the prompt is kept as it was before'
-                )
+            jobs += [Job(place, int(i), int(s)) for i, s in zip(chosen, seeds, strict=True)]
+        return self._scorer(active, jobs)
 
     def _split(self, label: int | None) -> tuple[Any, Any]:
         """Sources to search with and held-out ones, of one class or of all."""
@@ -368,11 +314,14 @@ class PromptSearch:
                 hub.update_scalar(f'gap/loss/{state.prompt.id}', state.losses[-1])
         known = [state for state in active if state.losses]
         loss = sum(state.losses[-1] for state in known) / max(1, len(known))
-        hits = sum(state.hits[-1] for state in known) / max(1, len(known))
+        hits = [state.hits[-1] for state in known if state.hits[-1] == state.hits[-1]]
+        accuracy = f', target accuracy {sum(hits) / len(hits):.2f}' if hits else ''
+        terms = [f'{name} {sum(v) / len(v):.3f}' for name, v in self._scorer.means.items()]
+        terms = f' ({", ".join(terms)})' if len(terms) > 1 else ''
         left = max(self.steps - len(state.losses) for state in active)
         self._log(
-            f'search step {step}: {len(active)} prompts, loss {loss:.3f}, target accuracy '
-            f'{hits:.2f}, {seconds:.2f} s a step, at most {left * seconds:.0f} s left'
+            f'search step {step}: {len(active)} prompts, loss {loss:.3f}{terms}{accuracy}, '
+            f'{seconds:.2f} s a step, at most {left * seconds:.0f} s left'
         )
 
     @staticmethod

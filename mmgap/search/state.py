@@ -24,7 +24,8 @@ class SearchState:
         prompt: The prompt itself.
         initial: ``(n, width)``, its embeddings at the latest (re)start.
         losses: Feedback loss of each step since then, mean over the step's images.
-        hits: Share of each step's images that the target still names right.
+        hits: Share of each step's images that the target still names right; NaN where no active
+            feedback asks it.
         total: Steps in all, those before the restarts included.
         restarts: How often it started again.
         done: Whether it has stopped.

@@ -13,7 +13,7 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor
 
-from mmgap.feedback import AdversarialLoss, TargetModel
+from mmgap.feedback import Draft, Feedback, TargetModel, total_feedback
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import Condition, SourceSet
 from mmgap.prompts import SoftPrompt
@@ -107,7 +107,7 @@ class Synthesizer:
         count: int,
         pool: SamplePool,
         target: TargetModel | None = None,
-        feedback: Sequence[AdversarialLoss] = (),
+        feedback: Sequence[Feedback] = (),
         round: int = 0,
     ) -> int:
         """Draw ``count`` images of a round; goes on where an interrupted run stopped.
@@ -120,7 +120,8 @@ class Synthesizer:
             count: Images of this round.
             pool: Where they go. Everything after this round in it is dropped.
             target: The model in training, whose losses go into the manifest.
-            feedback: Losses whose sum goes into the manifest.
+            feedback: Prepared terms; the weighted sum of those that look at the image goes into
+                the manifest.
             round: Number of the round.
 
         Returns:
@@ -159,13 +160,11 @@ class Synthesizer:
             for at in range(done - done % self.batch_size, len(plan), self.batch_size):
                 batch = plan[at : at + self.batch_size]
                 condition = self.sources.load([drawing.source for drawing in batch])
-                images = self.generator(
-                    condition,
-                    embeds[[drawing.prompt for drawing in batch]],
-                    [drawing.seed for drawing in batch],
-                    self.num_inference_steps,
-                )
-                judged = self._judge(condition, images, target, feedback)
+                hidden = embeds[[drawing.prompt for drawing in batch]]
+                seeds = [drawing.seed for drawing in batch]
+                images = self.generator(condition, hidden, seeds, self.num_inference_steps)
+                draft = Draft(hidden, condition.labels, seeds, images)
+                judged = self._judge(condition, draft, target, feedback)
                 self._check_finite(batch, images, judged)
                 pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
                 for i, drawing in enumerate(batch):
@@ -192,9 +191,9 @@ class Synthesizer:
     @staticmethod
     def _judge(
         condition: Condition,
-        images: Tensor,
+        draft: Draft,
         target: TargetModel | None,
-        feedback: Sequence[AdversarialLoss],
+        feedback: Sequence[Feedback],
     ) -> dict[str, list[float | None]]:
         """Losses of a batch, for the manifest."""
         unknown: list[float | None] = [None] * len(condition)
@@ -203,12 +202,13 @@ class Synthesizer:
             return {name: unknown for name in names}
         with target.frozen():
             source = target(condition.images.float() / 255, condition.labels)
-            image = target(images, condition.labels)
-        total = sum(f.weight * f(image.logits, condition.labels) for f in feedback)
+            image = draft.output = target(draft.images, condition.labels)
+        seeing = [term for term in feedback if term.needs != 'prompt']
+        total, _ = total_feedback(seeing, draft)
         return dict(
             target_loss_source=source.loss.tolist(),
             target_loss_image=image.loss.tolist(),
-            feedback=total.tolist() if feedback else unknown,
+            feedback=total.tolist() if seeing else unknown,
         )
 
     @staticmethod

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmgap.feedback import AdversarialLoss, adversarial_loss
+from mmgap.feedback import AdversarialLoss, Draft, TargetOutput, adversarial_loss
 
 
 def log_probabilities(logits):
@@ -21,6 +21,11 @@ REFERENCE = {
 }
 
 
+def draft(logits, labels):
+    output = TargetOutput(logits, torch.zeros(len(labels)))
+    return Draft(torch.zeros(len(labels), 1, 1), labels, range(len(labels)), output=output)
+
+
 @pytest.mark.parametrize('mode', REFERENCE)
 @pytest.mark.parametrize('scale', [1.0, 0.3])
 def test_formulas(mode, scale):
@@ -34,7 +39,7 @@ def test_formulas(mode, scale):
     ]
     target = 1 if mode == 'targeted' else None
     loss = AdversarialLoss(mode, target, logit_scale=scale, weight=3.0)
-    values = loss(torch.from_numpy(logits), torch.from_numpy(labels))
+    values = loss(draft(torch.from_numpy(logits), torch.from_numpy(labels)))
     np.testing.assert_allclose(values.numpy(), expected, rtol=1e-12)
 
 
@@ -54,6 +59,17 @@ def test_descent_makes_the_model_err(mode):
     loss = adversarial_loss(logits, labels, mode, target=1).sum()
     moved = logits - torch.autograd.grad(loss, logits)[0]
     assert (moved.argmax(dim=1) == 1).all()
+
+
+def test_below_the_floor_there_is_no_gradient():
+    logits = torch.tensor([[4.0, 0.0], [-3.0, 0.0]], requires_grad=True)
+    labels = torch.tensor([0, 0])
+    plain = adversarial_loss(logits, labels, 'flip')
+    values = AdversarialLoss('flip', floor=0.1)(draft(logits, labels))
+    assert plain[1] < 0.1
+    assert values[0] == plain[0] and values[1].item() == pytest.approx(0.1)
+    grad = torch.autograd.grad(values.sum(), logits)[0]
+    assert grad[0].abs().sum() > 0 and (grad[1] == 0).all()
 
 
 def test_bad_settings():

@@ -94,9 +94,9 @@ def test_nan_stops_and_keeps_the_last_good_prompt(data, tiny_sd, tmp_path, monke
     calls = [0]
     original = AdversarialLoss.__call__
 
-    def broken(self, logits, labels):
+    def broken(self, draft):
         calls[0] += 1
-        return original(self, logits, labels) * (float('nan') if calls[0] > 3 else 1.0)
+        return original(self, draft) * (float('nan') if calls[0] > 3 else 1.0)
 
     monkeypatch.setattr(AdversarialLoss, '__call__', broken)
     config = small_config(data, tiny_sd, tmp_path)

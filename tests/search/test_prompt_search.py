@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from mmgap.feedback import AdversarialLoss, TargetModel
+from mmgap.feedback import AdversarialLoss, TargetModel, TextGuidance
 from mmgap.generators import InpaintingGenerator, SourceSet
 from mmgap.prompts import PromptBank, load_prompt
 from mmgap.search import NonFiniteLossError, PromptSearch, initial_prompts
@@ -253,17 +253,16 @@ def test_prompts_that_do_not_move_start_again(generator, sources, monkeypatch):
     assert len(tried) == 14
 
 
-class Broken:
+class Broken(AdversarialLoss):
     """Feedback that says NaN of one sample at its ``at``-th call."""
 
-    weight = 1.0
-
     def __init__(self, at: int, value: float = float('nan')) -> None:
+        super().__init__('flip')
         self.at, self.value, self.calls = at, str(value), 0
 
-    def __call__(self, logits, labels):
+    def __call__(self, draft):
         self.calls += 1
-        loss = AdversarialLoss('flip')(logits, labels)
+        loss = super().__call__(draft)
         if self.calls == self.at:
             loss = loss + torch.tensor([0.0, 0.0, float(self.value), 0.0])
         return loss
@@ -285,11 +284,11 @@ def test_loss_that_is_not_finite_stops_the_search(value, generator, sources, tmp
 
 
 def test_gradient_that_is_not_finite_stops_the_search(generator, sources):
-    def square_root(logits, labels):
-        return (logits.sum(dim=1) * 0).abs().sqrt()
+    class SquareRoot(AdversarialLoss):
+        def __call__(self, draft):
+            return (draft.output.logits.sum(dim=1) * 0).abs().sqrt()
 
-    square_root.weight = 1.0
-    search, prompts = make(generator, sources, [square_root])
+    search, prompts = make(generator, sources, [SquareRoot()])
     start = embeddings(prompts)
     with pytest.raises(NonFiniteLossError, match='gradient of prompt a-0 at step 0'):
         search.run(prompts)
@@ -359,3 +358,45 @@ def test_bad_settings(generator, sources):
     search, prompts = make(generator, sources)
     with pytest.raises(ValueError, match='different ids'):
         search.run([prompts[0], prompts[0]])
+
+
+def test_text_guidance_alone_draws_nothing(generator, sources, monkeypatch):
+    """Steps that need no image build no diffusion graph; the prompt moves all the same."""
+    target = TextGuidance(['a b'])
+    target.prepare(generator, sources.classes)
+    search, prompts = make(generator, sources, [target], steps=30, lr=0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(generator), 'draw', lambda *_: pytest.fail('an image was drawn'))
+        patch.setattr(search._judge, 'compare', lambda state, _: state)
+        states = search.run(prompts)
+    assert all(state.losses[-1] < 0.9 * state.losses[0] for state in states)
+    assert all(hit != hit for state in states for hit in state.hits)
+
+
+def test_guidance_of_the_first_steps_only(generator, sources, monkeypatch):
+    """Terms count between their own start and end; only steps that need images draw."""
+    text = TextGuidance(['a b'], weight=2.0, end=2)
+    text.prepare(generator, sources.classes)
+    attack = AdversarialLoss('flip', start=1)
+    seen, drawn = [], []
+    call, draw = PromptSearch._step, type(generator).draw
+
+    def step(self, active):
+        drawn.clear()
+        result = call(self, active)
+        seen.append((sorted(self._scorer.means), bool(drawn)))
+        return result
+
+    monkeypatch.setattr(PromptSearch, '_step', step)
+    monkeypatch.setattr(type(generator), 'draw', lambda *args: drawn.append(1) or draw(*args))
+    search, prompts = make(generator, sources, [attack, text], steps=3)
+    search.run(prompts)
+    assert seen == [
+        (['TextGuidance'], False),
+        (['AdversarialLoss', 'TextGuidance'], True),
+        (['AdversarialLoss'], True),
+    ]
+    with pytest.raises(ValueError, match='feedback is empty at step 2'):
+        make(generator, sources, [text], steps=3)
+    with pytest.raises(ValueError, match='feedback is empty at step 0'):
+        make(generator, sources, [AdversarialLoss('flip', weight=0)], steps=3)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every feedback has in common: what it needs to see, its weight, and when it speaks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmgap.feedback.target_model import TargetOutput
+
+NEEDS = ('prompt', 'image', 'target')
+
+
+@dataclass
+class Draft:
+    """A batch as feedback sees it.
+
+    Attributes:
+        hidden: ``(B, length, width)``, the text encoder's hidden states of each image's prompt.
+        labels: ``(B,)`` classes.
+        seeds: One seed per image.
+        images: ``(B, 3, H, W)`` RGB in [0, 1]; None where no feedback needs images.
+        output: What the target says of the images; None where no feedback needs it.
+    """
+
+    hidden: Tensor
+    labels: Tensor
+    seeds: Sequence[int]
+    images: Tensor | None = None
+    output: TargetOutput | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Feedback:
+    """One term of what a prompt search minimises.
+
+    Args:
+        weight: Factor of this term; 0 switches it off.
+        start: First step of a prompt's search at which the term counts.
+        end: Step from which it counts no more; None for never. ``end=200`` is "only for the first
+            200 steps".
+
+    Attributes:
+        needs: ``'prompt'``, ``'image'`` or ``'target'``: the least that must be computed. A step
+            whose terms all need the prompt alone draws no image.
+
+    Raises:
+        ValueError: If the weight is negative or the steps are out of order.
+    """
+
+    needs = 'target'
+
+    def __init__(self, weight: float = 1.0, start: int = 0, end: int | None = None) -> None:
+        name = type(self).__name__
+        if not 0 <= weight < float('inf'):
+            raise ValueError(f'{name} weight must be at least 0 and finite, got {weight}')
+        if start < 0 or (end is not None and end <= start):
+            raise ValueError(f'{name} must have 0 <= start < end, got start={start}, end={end}')
+        self.weight = weight
+        self.start = start
+        self.end = end
+
+    def active(self, step: int) -> bool:
+        """Whether the term counts at this step of a prompt's search."""
+        return self.weight > 0 and self.start <= step and (self.end is None or step < self.end)
+
+    def prepare(self, generator: Any, classes: Sequence[str], cache: Path | None = None) -> None:
+        """Compute what does not change during a search. May be called again; then it is quick.
+
+        Args:
+            generator: Draws the images.
+            classes: Class names.
+            cache: Folder for what is worth keeping on disk; None for nowhere.
+        """
+
+    def target_images(self) -> list[str]:
+        """Paths of the images of the target distribution that a prepared term looks at."""
+        return []
+
+    def about(self) -> dict[str, Any]:
+        """Type and settings as plain data, for provenance and fingerprints."""
+        settings = {name: value for name, value in vars(self).items() if name[0] != '_'}
+        return json.loads(json.dumps(dict(settings, type=type(self).__name__), default=str))
+
+    def __call__(self, draft: Draft) -> Tensor:
+        """``(B,)``: the loss of each image, without the weight, to be minimised."""
+        raise NotImplementedError(f'{type(self).__name__} says nothing of a draft')
+
+
+def total_feedback(
+    feedback: Sequence[Feedback], draft: Draft, steps: Sequence[int] | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """Weighted sum of the terms.
+
+    Args:
+        feedback: The terms.
+        draft: The batch.
+        steps: Step of each image's prompt; None takes all terms whatever their start and end.
+
+    Returns:
+        ``(B,)`` with gradient, and the mean of each term by name, for the log.
+    """
+    total = torch.zeros(len(draft), device=draft.hidden.device)
+    means: dict[str, float] = {}
+    for term in feedback:
+        counts = [
+            term.weight > 0 if steps is None else term.active(s) for s in steps or draft.seeds
+        ]
+        if not any(counts):
+            continue
+        where = torch.tensor(counts, device=total.device)
+        loss = term(draft).to(total.device)
+        total = total + torch.where(where, term.weight * loss, 0.0)
+        means[type(term).__name__] = float(loss.detach()[where].mean())
+    return total, means

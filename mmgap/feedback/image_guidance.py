@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guidance toward a few unlabelled images of the target distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import MMLogger
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from mmgap.feedback.base import Draft, Feedback
+from mmgap.feedback.clip_model import ClipModel
+from mmgap.feedback.target_images import TargetImages
+from mmgap.files import fingerprint, write_bytes
+from mmgap.registry import TASK_UTILS
+
+DISTANCES = ('cosine', 'l2')
+
+
+def feature_distance(features: Tensor, targets: Tensor, distance: str) -> Tensor:
+    """Distance of features from a set of target features.
+
+    - ``cosine``: 1 - cosine to the targets' mean (arXiv 2403.15309, section 3).
+    - ``l2``: squared difference from their mean, each feature in units of the targets' variance,
+      averaged over features.
+
+    Args:
+        features: ``(B, width)``.
+        targets: ``(N, width)``; ``l2`` needs two at least.
+        distance: One of the above.
+
+    Returns:
+        ``(B,)``.
+    """
+    mean = targets.mean(dim=0)
+    if distance == 'cosine':
+        return 1 - F.cosine_similarity(features, mean[None], dim=1)
+    variance = targets.var(dim=0)
+    return ((features - mean).square() / (variance + 1e-6)).mean(dim=1)
+
+
+@TASK_UTILS.register_module()
+class ImageGuidance(Feedback):
+    """Pull generated images toward target images, in CLIP's space.
+
+    Args:
+        images: Folder or dataset config, see :class:`~mmgap.feedback.target_images.TargetImages`.
+        clip: Arguments of :class:`~mmgap.feedback.clip_model.ClipModel`.
+        distance: ``'cosine'`` or ``'l2'``, see :func:`feature_distance`.
+        limit: Take only the first so many images.
+        skip_corrupt: Leave images out that cannot be read.
+        **kwargs: As for :class:`~mmgap.feedback.base.Feedback`.
+
+    Raises:
+        ValueError: If the distance is unknown.
+    """
+
+    needs = 'image'
+
+    def __init__(
+        self,
+        images: str | Mapping[str, Any],
+        clip: Mapping[str, Any],
+        distance: str = 'cosine',
+        limit: int | None = None,
+        skip_corrupt: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if distance not in DISTANCES:
+            raise ValueError(f'distance must be one of {DISTANCES}, got {distance!r}')
+        self.images = images
+        self.clip = dict(clip)
+        self.distance = distance
+        self.limit = limit
+        self.skip_corrupt = skip_corrupt
+        self._model: ClipModel | None = None
+        self._features: Tensor | None = None
+        self._paths: list[str] = []
+
+    def prepare(self, generator: Any, classes: Sequence[str], cache: Path | None = None) -> None:
+        """Compute the target images' features, or read them from ``cache``.
+
+        Raises:
+            ValueError: If there are no images, one cannot be read, or they are labelled.
+        """
+        if self._features is not None:
+            return
+        targets = TargetImages(self.images, self.limit, self.skip_corrupt)
+        if self.distance == 'l2' and len(targets) < 2:
+            raise ValueError(
+                f"distance='l2' needs the variance of several images, {self.images!r} holds one"
+            )
+        self._paths = targets.paths
+        self._model = ClipModel(**self.clip)
+        key = fingerprint([self._model.fingerprint(), targets.fingerprint()])
+        path = cache / f'{key}.safetensors' if cache else None
+        if path is not None and path.is_file():
+            features = load_file(path)['features']
+        else:
+            with torch.no_grad():
+                rows = [
+                    self._model.encode_images(targets.load(i)[None]) for i in range(len(targets))
+                ]
+            features = torch.cat(rows).cpu()
+            if path is not None:
+                write_bytes(path, save(dict(features=features)))
+        self._features = features.to(self._model.device)
+        MMLogger.get_current_instance().info(f'[gap] {len(targets)} target images guide the search')
+
+    def target_images(self) -> list[str]:
+        """Paths of the target images."""
+        return self._paths
+
+    def __call__(self, draft: Draft) -> Tensor:
+        """``(B,)``: distance of each image from the target images."""
+        features = self._model.encode_images(draft.images)
+        return feature_distance(features, self._features, self.distance)

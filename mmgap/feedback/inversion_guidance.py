@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guidance by textual inversion: prompts that the generator would draw the target images with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmgap.feedback.base import Draft, Feedback
+from mmgap.feedback.target_images import TargetImages
+from mmgap.registry import TASK_UTILS
+from mmgap.seeds import derive_rng
+
+
+@TASK_UTILS.register_module()
+class InversionGuidance(Feedback):
+    """The textual-inversion loss on target images (arXiv 2208.01618, equation 2).
+
+    For each image of a step one target image is drawn, noise is added to it at a random timestep,
+    and the loss is the generator's error in telling that noise under the prompt. It needs no
+    generated image.
+
+    Args:
+        images: Folder or dataset config, see :class:`~mmgap.feedback.target_images.TargetImages`.
+        limit: Take only the first so many images.
+        skip_corrupt: Leave images out that cannot be read.
+        **kwargs: As for :class:`~mmgap.feedback.base.Feedback`.
+    """
+
+    needs = 'prompt'
+
+    def __init__(
+        self,
+        images: str | Mapping[str, Any],
+        limit: int | None = None,
+        skip_corrupt: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.images = images
+        self.limit = limit
+        self.skip_corrupt = skip_corrupt
+        self._targets: TargetImages | None = None
+        self._generator: Any = None
+
+    def prepare(self, generator: Any, classes: Sequence[str], cache: Path | None = None) -> None:
+        """Read the target images.
+
+        Raises:
+            ValueError: If there are no images, one cannot be read, or they are labelled.
+        """
+        self._generator = generator
+        if self._targets is None:
+            self._targets = TargetImages(self.images, self.limit, self.skip_corrupt)
+
+    def target_images(self) -> list[str]:
+        """Paths of the target images."""
+        return self._targets.paths if self._targets is not None else []
+
+    def __call__(self, draft: Draft) -> Tensor:
+        """``(B,)``: denoising error of each prompt on the target image that its seed draws."""
+        chosen = [
+            int(derive_rng(int(seed), 'inversion').integers(len(self._targets)))
+            for seed in draft.seeds
+        ]
+        images = torch.stack([self._targets.load(i, self._generator.size) for i in chosen])
+        return self._generator.denoising_loss(images, draft.hidden, draft.seeds)

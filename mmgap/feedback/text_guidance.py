@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guidance toward descriptions of the target distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgap.feedback.base import Draft, Feedback
+from mmgap.feedback.clip_model import ClipModel
+from mmgap.registry import TASK_UTILS
+
+DISTANCES = ('l2', 'cosine')
+SPACES = ('text_encoder', 'clip')
+
+
+def hidden_state_distance(hidden: Tensor, description: Tensor, distance: str) -> Tensor:
+    """Distance of prompts from a description in the text encoder's hidden states.
+
+    - ``l2``: mean squared error over tokens and width (arXiv 2403.15309, section 3).
+    - ``cosine``: 1 - cosine over the *feature* axis, averaged over tokens.
+
+    Args:
+        hidden: ``(B, length, width)`` hidden states.
+        description: ``(B, length, width)`` or ``(length, width)``.
+        distance: One of the above.
+
+    Returns:
+        ``(B,)``.
+    """
+    if distance == 'l2':
+        return (hidden - description).square().mean(dim=(1, 2))
+    return 1 - F.cosine_similarity(hidden, description.expand_as(hidden), dim=2).mean(dim=1)
+
+
+@TASK_UTILS.register_module()
+class TextGuidance(Feedback):
+    """Pull prompts, or their images, toward one or several descriptions.
+
+    Args:
+        descriptions: Sentences; or a list of them per class name, which tells the search the
+            answer for each class and is to be reported as such.
+        space: ``'text_encoder'`` compares hidden states of the generator's own text encoder: needs
+            no image and costs nothing. ``'clip'`` compares the generated image with the text.
+        distance: ``'l2'`` or ``'cosine'``; the clip space has the cosine only.
+        clip: Arguments of :class:`~mmgap.feedback.clip_model.ClipModel` for ``space='clip'``.
+        **kwargs: As for :class:`~mmgap.feedback.base.Feedback`.
+
+    Raises:
+        ValueError: If a setting is unknown, or there are no descriptions.
+    """
+
+    def __init__(
+        self,
+        descriptions: Sequence[str] | Mapping[str, Sequence[str]],
+        space: str = 'text_encoder',
+        distance: str = 'l2',
+        clip: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if space not in SPACES:
+            raise ValueError(f'space must be one of {SPACES}, got {space!r}')
+        if distance not in DISTANCES:
+            raise ValueError(f'distance must be one of {DISTANCES}, got {distance!r}')
+        if space == 'clip' and (clip is None or distance != 'cosine'):
+            raise ValueError(
+                "space='clip' needs clip=dict(model=…) and distance='cosine', got "
+                f'clip={clip!r} and distance={distance!r}'
+            )
+        if isinstance(descriptions, str):
+            raise ValueError(f'descriptions must be a list of sentences, got {descriptions!r}')
+        by_class = isinstance(descriptions, Mapping)
+        lists = list(descriptions.values()) if by_class else [descriptions]
+        if not lists or not all(lists) or any(isinstance(texts, str) for texts in lists):
+            raise ValueError(
+                f'descriptions must be lists of at least one sentence, got {descriptions!r}'
+            )
+        self.descriptions = (
+            {k: list(v) for k, v in descriptions.items()} if by_class else list(descriptions)
+        )
+        self.space = space
+        self.distance = distance
+        self.clip = dict(clip) if clip else None
+        self.needs = 'prompt' if space == 'text_encoder' else 'image'
+        self._model: ClipModel | None = None
+        self._towards: Tensor | None = None
+
+    def prepare(self, generator: Any, classes: Sequence[str], cache: Path | None = None) -> None:
+        """Encode the descriptions.
+
+        Raises:
+            ValueError: If a description is too long for the encoder, or a class has none.
+        """
+        if self._towards is not None:
+            return
+        if self.clip is not None:
+            self._model = ClipModel(**self.clip)
+        if not isinstance(self.descriptions, dict):
+            self._towards = self._mean(generator, self.descriptions)[None]
+            return
+        if set(self.descriptions) != set(classes):
+            raise ValueError(
+                f'descriptions are for {sorted(self.descriptions)}, the classes are '
+                f'{sorted(classes)}; give each class its own, or one list for all'
+            )
+        rows = [self._mean(generator, self.descriptions[name]) for name in classes]
+        self._towards = torch.stack(rows)
+
+    @torch.no_grad()
+    def _mean(self, generator: Any, texts: Sequence[str]) -> Tensor:
+        """Mean of the descriptions; states are brought back to the length that they have singly."""
+        if self._model is not None:
+            return self._model.encode_texts(texts).mean(dim=0)
+        states = generator.prompts.encode_text(texts).float()
+        mean = states.mean(dim=0)
+        length = states.flatten(1).norm(dim=1).mean()
+        return mean * (length / mean.norm().clamp(min=1e-12))
+
+    def __call__(self, draft: Draft) -> Tensor:
+        """``(B,)``: distance of each image, or of its prompt, from the description."""
+        towards = self._towards.to(draft.hidden.device)
+        rows = torch.zeros_like(draft.labels) if len(towards) == 1 else draft.labels
+        towards = towards[rows.to(towards.device)]
+        if self.space == 'clip':
+            return 1 - F.cosine_similarity(self._model.encode_images(draft.images), towards, dim=1)
+        return hidden_state_distance(draft.hidden.float(), towards, self.distance)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of a search: what feedback says of every active prompt, and in which direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmgap.feedback import Draft, Feedback, TargetModel, total_feedback
+from mmgap.generators import SourceSet
+from mmgap.search.state import NonFiniteLossError, SearchState
+
+
+class Job(NamedTuple):
+    """One image of a step: the prompt's place among the active ones, its source, its seed."""
+
+    place: int
+    source: int
+    seed: int
+
+
+class Scorer:
+    """Draw images where a prompt's terms need them, ask the terms, take the gradient.
+
+    Args:
+        generator: Draws images.
+        target: The model in training.
+        feedback: Prepared terms.
+        sources: Labelled, masked images.
+        num_inference_steps: Denoising steps of an image.
+        batch_size: Images drawn at a time.
+
+    Attributes:
+        means: Mean of each term in each batch of the latest step, for the log.
+    """
+
+    def __init__(
+        self,
+        generator: Any,
+        target: TargetModel,
+        feedback: Sequence[Feedback],
+        sources: SourceSet,
+        num_inference_steps: int,
+        batch_size: int,
+    ) -> None:
+        self.generator = generator
+        self.target = target
+        self.feedback = feedback
+        self.sources = sources
+        self.num_inference_steps = num_inference_steps
+        self.batch_size = batch_size
+        self.means: dict[str, list[float]] = {}
+
+    def __call__(
+        self, active: Sequence[SearchState], jobs: Sequence[Job]
+    ) -> tuple[list[float], list[float], list[Tensor]]:
+        """Score the images of a step.
+
+        Args:
+            active: The prompts that are searched, at their own steps.
+            jobs: The images, as many for each prompt.
+
+        Returns:
+            For each prompt: mean loss, share of images that the target names right (NaN if no
+            term asks it), and the loss's gradient.
+
+        Raises:
+            NonFiniteLossError: If a loss or a gradient is NaN or Inf.
+        """
+        count = len(jobs) // len(active)
+        losses, hits = torch.zeros(len(active)), torch.zeros(len(active))
+        gradients = [torch.zeros_like(state.prompt.embeddings) for state in active]
+        self.means = {}
+        needs = [self._needs(state) for state in active]
+        # Prompts whose terms need no image at their step must not build a diffusion graph.
+        for kind in (True, False):
+            part = [job for job in jobs if (needs[job.place] != 'prompt') == kind]
+            for start in range(0, len(part), self.batch_size):
+                batch = part[start : start + self.batch_size]
+                places = sorted({job.place for job in batch})
+                need = 'target' if any(needs[p] == 'target' for p in places) else needs[places[0]]
+                draft, loss = self._score(batch, active, places, need)
+                prompts = [active[place].prompt.embeddings for place in places]
+                grads = torch.autograd.grad(loss.sum() / count, prompts)
+                self._check_finite(batch, active, loss, places, grads)
+                where = torch.tensor([job.place for job in batch])
+                losses.index_add_(0, where, loss.detach().float().cpu())
+                hits.index_add_(0, where, self._right(draft))
+                for place, grad in zip(places, grads, strict=True):
+                    gradients[place] += grad
+        return (losses / count).tolist(), (hits / count).tolist(), gradients
+
+    def _needs(self, state: SearchState) -> str:
+        """The most that the terms which are active at a prompt's step need to see."""
+        needs = {term.needs for term in self.feedback if term.active(len(state.losses))}
+        return next(need for need in ('target', 'image', 'prompt') if need in needs)
+
+    @torch.enable_grad()
+    def _score(
+        self, batch: Sequence[Job], active: Sequence[SearchState], places: list[int], need: str
+    ) -> tuple[Draft, Tensor]:
+        embeds = self.generator.prompts.encode([active[place].prompt for place in places])
+        row = torch.tensor([places.index(job.place) for job in batch], device=embeds.device)
+        chosen, seeds = [job.source for job in batch], [job.seed for job in batch]
+        labels = torch.as_tensor(self.sources.labels[chosen], device=embeds.device)
+        draft = Draft(embeds[row], labels, seeds)
+        if need != 'prompt':
+            condition = self.sources.load(chosen)
+            draft.images = self.generator(condition, draft.hidden, seeds, self.num_inference_steps)
+        if need == 'target':
+            draft.output = self.target(draft.images, labels)
+        steps = [len(active[job.place].losses) for job in batch]
+        loss, means = total_feedback(self.feedback, draft, steps)
+        for name, value in means.items():
+            self.means.setdefault(name, []).append(value)
+        return draft, loss
+
+    @staticmethod
+    def _right(draft: Draft) -> Tensor:
+        if draft.output is None:
+            return torch.full((len(draft),), float('nan'))
+        return (draft.output.predictions.cpu() == draft.labels.cpu()).float()
+
+    @staticmethod
+    def _check_finite(
+        batch: Sequence[Job],
+        active: Sequence[SearchState],
+        loss: Tensor,
+        places: Sequence[int],
+        grads: Sequence[Tensor],
+    ) -> None:
+        for job, value in zip(batch, loss.tolist(), strict=True):
+            if value - value != 0:
+                state = active[job.place]
+                raise NonFiniteLossError(
+                    f'the loss of prompt {state.prompt.id} at step {len(state.losses)} is {value} '
+                    f'on source {job.source} with seed {job.seed}; the prompt is kept as it was '
+                    'before'
+                )
+        for place, grad in zip(places, grads, strict=True):
+            if not torch.isfinite(grad).all():
+                state = active[place]
+                used = [job.source for job in batch if job.place == place]
+                raise NonFiniteLossError(
+                    f'the gradient of prompt {state.prompt.id} at step {len(state.losses)} is not '
+                    f'finite on sources {used}; the prompt is kept as it was before'
+                )

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text, image and inversion guidance on tiny models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from mmgap.feedback import (
+    Draft,
+    ImageGuidance,
+    InversionGuidance,
+    TargetImages,
+    TextGuidance,
+    feature_distance,
+    hidden_state_distance,
+)
+from mmgap.generators import InpaintingGenerator
+
+CLIP = dict(model='mmgap://toybirds-clip', device='cpu')
+CLASSES = ('a', 'b')
+
+
+@pytest.fixture(scope='module')
+def generator(tiny_sd):
+    return InpaintingGenerator(str(tiny_sd), dtype='float64', device='cpu')
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five noise pictures, one of them in a subfolder."""
+    rng = np.random.default_rng(0)
+    for name in ('0.png', '1.PNG', '2.jpg', '3.png', 'sub/4.png'):
+        path = tmp_path / 'images' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(path)
+    (tmp_path / 'images' / 'notes.txt').write_text('no image')
+    return str(tmp_path / 'images')
+
+
+def draft(generator, texts, labels=None, images=None, seeds=None):
+    hidden = generator.prompts.encode_text(texts)
+    labels = torch.tensor(labels or [0] * len(texts))
+    return Draft(hidden, labels, seeds or list(range(len(texts))), images)
+
+
+@pytest.mark.parametrize('distance', ['l2', 'cosine'])
+def test_hidden_state_distance(distance):
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    towards = torch.randn(4, 6, dtype=torch.float64)
+    found = hidden_state_distance(hidden, towards, distance)
+    for row, value in zip(hidden.detach().numpy(), found.tolist(), strict=True):
+        other = towards.numpy()
+        if distance == 'l2':
+            expected = ((row - other) ** 2).mean()
+        else:  # per token, over its features
+            norms = np.linalg.norm(row, axis=1) * np.linalg.norm(other, axis=1)
+            expected = (1 - (row * other).sum(1) / norms).mean()
+        assert value == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda h: hidden_state_distance(h, towards, distance), hidden)
+
+
+def test_text_guidance_is_zero_at_the_description(generator):
+    term = TextGuidance(['a b'])
+    term.prepare(generator, CLASSES)
+    here, there = term(draft(generator, ['a b', 'c d'])).tolist()
+    assert here == pytest.approx(0, abs=1e-8) and there > 1e-3
+
+
+def test_mean_of_descriptions_keeps_their_length(generator):
+    term = TextGuidance(['a b', 'c d'])
+    term.prepare(generator, CLASSES)
+    states = generator.prompts.encode_text(['a b', 'c d']).float().flatten(1)
+    assert term._towards.norm() == pytest.approx(states.norm(dim=1).mean().item(), rel=1e-5)
+    direction = F.cosine_similarity(term._towards.flatten(), states.mean(0), dim=0)
+    assert direction == pytest.approx(1, abs=1e-6)
+
+
+def test_descriptions_by_class(generator):
+    term = TextGuidance(dict(b=['c d'], a=['a b']))
+    term.prepare(generator, CLASSES)
+    values = term(draft(generator, ['a b', 'a b', 'c d'], [0, 1, 1])).tolist()
+    assert values[0] == pytest.approx(0, abs=1e-8) == values[2] and values[1] > 1e-3
+    with pytest.raises(ValueError, match=r"descriptions are for \['a'\], the classes are"):
+        TextGuidance(dict(a=['a'])).prepare(generator, CLASSES)
+
+
+def test_clip_space_compares_image_and_text(generator):
+    term = TextGuidance(['a lake', 'an ocean'], space='clip', distance='cosine', clip=CLIP)
+    term.prepare(generator, CLASSES)
+    assert term.needs == 'image'
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        image = term._model.model.encode_image(2 * images - 1, normalize=True)
+        text = term._model.encode_texts(['a lake', 'an ocean']).mean(0)
+        expected = 1 - F.cosine_similarity(image, text[None])
+    torch.testing.assert_close(term(draft(generator, ['a', 'b'], images=images)), expected)
+
+
+@pytest.mark.parametrize('distance', ['cosine', 'l2'])
+def test_feature_distance(distance):
+    torch.manual_seed(0)
+    features = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    targets = torch.randn(7, 5, dtype=torch.float64)
+    found = feature_distance(features, targets, distance)
+    mean, variance = targets.numpy().mean(0), targets.numpy().var(0, ddof=1)
+    for row, value in zip(features.detach().numpy(), found.tolist(), strict=True):
+        if distance == 'cosine':
+            expected = 1 - row @ mean / np.linalg.norm(row) / np.linalg.norm(mean)
+        else:
+            expected = np.mean((row - mean) ** 2 / (variance + 1e-6))
+        assert value == pytest.approx(expected, rel=1e-9)
+    assert torch.autograd.gradcheck(lambda f: feature_distance(f, targets, distance), features)
+
+
+def test_image_features_are_computed_once(generator, folder, tmp_path, monkeypatch):
+    term = ImageGuidance(folder, CLIP)
+    term.prepare(generator, CLASSES, tmp_path / 'cache')
+    (file,) = (tmp_path / 'cache').iterdir()
+    again, other = ImageGuidance(folder, CLIP), ImageGuidance(folder, CLIP, limit=3)
+    monkeypatch.setattr('mmgap.feedback.image_guidance.write_bytes', lambda *_: pytest.fail('new'))
+    again.prepare(generator, CLASSES, tmp_path / 'cache')
+    assert torch.equal(again._features, term._features) and len(term._features) == 5
+    with pytest.raises(pytest.fail.Exception):  # other images have another file
+        other.prepare(generator, CLASSES, tmp_path / 'cache')
+    assert again.target_images() == TargetImages(folder).paths and file.suffix == '.safetensors'
+    image = TargetImages(folder).load(0)[None]
+    assert term(draft(generator, ['a'], images=image)) < term(
+        draft(generator, ['a'], images=torch.zeros_like(image))
+    )
+
+
+@pytest.mark.parametrize('channels', [4, 9])
+@pytest.mark.parametrize('kind', ['epsilon', 'v_prediction', 'sample'])
+def test_inversion_gradient_equals_finite_differences(channels, kind, tiny_sd, tiny_sd_9, folder):
+    path = tiny_sd if channels == 4 else tiny_sd_9
+    generator = InpaintingGenerator(
+        str(path), dtype='float64', device='cpu', scheduler=dict(prediction_type=kind)
+    )
+    term = InversionGuidance(folder)
+    term.prepare(generator, CLASSES)
+    prompt = generator.prompts.random_prompt(2, 0, 'x').double()
+
+    def loss() -> torch.Tensor:
+        hidden = generator.prompts.encode([prompt, prompt])
+        return term(Draft(hidden, torch.tensor([0, 1]), [5, 6]))
+
+    assert torch.equal(loss(), loss()) and loss()[0] != loss()[1]
+    (grad,) = torch.autograd.grad(loss().sum(), prompt.embeddings)
+    step = 1e-3 * torch.randn(grad.shape, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        prompt.embeddings += step
+        up = loss().sum()
+        prompt.embeddings -= 2 * step
+        down = loss().sum()
+    assert (up - down).item() / 2 == pytest.approx((grad * step).sum().item(), rel=2e-2)
+
+
+def test_denoising_loss_of_a_perfect_model_is_zero(generator, folder, monkeypatch):
+    """A UNet that gives the noise back is right at every timestep and seed."""
+    scheduler = generator.pipeline.scheduler
+    kept = {}
+    original = scheduler.add_noise
+
+    def noted(latent, noise, time):
+        kept['noise'] = noise
+        return original(latent, noise, time)
+
+    class Answer:
+        @property
+        def sample(self):
+            return kept['noise']
+
+    monkeypatch.setattr(scheduler, 'add_noise', noted)
+    monkeypatch.setattr(generator.pipeline.unet, 'forward', lambda *_, **__: Answer())
+    images = TargetImages(folder).load(0, generator.size)[None]
+    hidden = generator.prompts.encode_text(['a'])
+    assert generator.denoising_loss(images, hidden, [3]).tolist() == [0.0]
+
+
+def test_bad_target_images(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match='is no folder'):
+        TargetImages(str(tmp_path / 'nowhere'))
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match='holds no image'):
+        TargetImages(str(tmp_path / 'empty'))
+    broken = tmp_path / 'images' / '1.PNG'
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r'target image .*1\.PNG cannot be read'):
+        TargetImages(folder)
+    assert len(TargetImages(folder, skip_corrupt=True)) == 4
+    with pytest.raises(ValueError, match='limit must be at least 1'):
+        TargetImages(folder, limit=0)
+
+
+def test_labelled_splits_cannot_guide():
+    """The split API makes the leak impossible: a guidance split has no labels to be scored with."""
+    for split in ('train', 'val_id', 'val', 'test', 'test_shift', 'test_final'):
+        with pytest.raises(ValueError, match='labelled split'):
+            TargetImages(dict(type='mmgap.ToyBirds', split=split, size=4))
+    found = TargetImages(dict(type='mmgap.ToyBirds', split='guidance_shift', size=4))
+    assert len(found) == 4 and found.load(0).shape == (3, 64, 64)
+
+
+def test_bad_settings(generator):
+    with pytest.raises(ValueError, match="space must be one of .* got 'image'"):
+        TextGuidance(['a'], space='image')
+    with pytest.raises(ValueError, match="distance must be one of .* got 'l1'"):
+        TextGuidance(['a'], distance='l1')
+    with pytest.raises(ValueError, match='needs clip='):
+        TextGuidance(['a'], space='clip', distance='cosine')
+    for nothing in ([], 'a sentence', dict(a=[])):
+        with pytest.raises(ValueError, match='descriptions must be'):
+            TextGuidance(nothing)
+    with pytest.raises(ValueError, match='weight must be at least 0'):
+        TextGuidance(['a'], weight=-1)
+    with pytest.raises(ValueError, match='0 <= start < end, got start=3, end=3'):
+        TextGuidance(['a'], start=3, end=3)
+    with pytest.raises(ValueError, match='has 25 tokens, the text encoder takes 18'):
+        TextGuidance([' '.join('a' * 25)]).prepare(generator, CLASSES)
