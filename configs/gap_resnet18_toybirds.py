@@ -3,6 +3,7 @@ _base_ = [
     'mmpretrain::_base_/models/resnet18.py',
     'mmpretrain::_base_/default_runtime.py',
     '_base_/toybirds.py',
+    '_base_/toybirds_methods.py',
 ]
 custom_imports = dict(imports=['mmgap'], allow_failed_imports=False)
 
@@ -53,14 +54,18 @@ custom_hooks = [
 ]
 
 # What tools/benchmark.py compares at equal budgets: `layers` are fine-tuned from one base
-# checkpoint per seed with the same steps; half of each batch is generated.
+# checkpoint per seed with the same steps; half of each batch is generated. The methods are in
+# _base_/toybirds_methods.py. Steps and learning rates were tried on val.
 benchmark = dict(
     steps=160,
     optimizers=dict(
         last=dict(type='SGD', lr=0.1, momentum=0.9),
         all=dict(type='SGD', lr=0.004, momentum=0.9),
     ),
-    agnostic=['a bird', 'a photo of a bird', 'a picture of a bird', 'an image of a bird'],
-    prompts='configs/prompts/toybirds.txt',
-    real=dict(type='mmgap.ToyBirds', split='val', size=400),
+    # Beside test; `val` has fresh indices, since `real` takes the first 400.
+    evaluate=dict(
+        val=dict(split='val', size=1000, indices=list(range(400, 1000))),
+        val_id=dict(split='val_id'),
+        test_shift=dict(split='test_shift'),
+    ),
 )

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-METHODS = ['none', 'agnostic', 'random', 'prompts', 'ap', 'ap-own', 'real']
+METHODS = 'none agnostic random guided inversion ap ap-own gap gap-images style cutmix real'.split()
+NO_IMAGES = {'none', 'style', 'cutmix'}
 QUICK = [
     'custom_hooks.0.search.steps=2',
     'custom_hooks.0.search.prompts_per_class=2',
@@ -23,7 +24,9 @@ QUICK = [
     'train_dataloader.dataset.size=120',
     'test_dataloader.dataset.size=80',
     'benchmark.steps=4',
-    'benchmark.real.size=8',
+    'benchmark.methods.real.dataset.size=8',
+    'benchmark.evaluate.val.indices=[400,401,402,403]',
+    'benchmark.evaluate.test_shift.size=8',
 ]
 
 
@@ -45,10 +48,12 @@ def test_quick_benchmark(tmp_path):
     done = run(tmp_path, *options, '--cfg-options', *QUICK)
     assert done.returncode == 0, done.stderr[-3000:]
     cells = json.loads((tmp_path / 'results.json').read_text())
-    assert len(cells) == 1 + 2 * (len(METHODS) - 1)
+    assert len(cells) == len(NO_IMAGES) + 2 * (len(METHODS) - len(NO_IMAGES))
     for cell in cells:
         assert set(cell) >= {'method', 'budget', 'seed', 'layers', 'worst_group', 'mean'}
         assert cell['worst_group'] == min(cell['groups'].values())
+        assert cell['val_worst_group'] == min(cell['others']['val']['groups'].values())
+        assert set(cell['others']) == {'val', 'val_id', 'test_shift'}
     text = (tmp_path / 'results.md').read_text()
     assert all(f'| {method} |' in text for method in METHODS)
     assert (tmp_path / 'curves.png').stat().st_size > 5000

@@ -208,10 +208,15 @@ class Components:
     @cached_property
     def feedback(self) -> list[Feedback]:
         """The hook's terms, prepared."""
+        self.prepare(self.hook.feedback)
+        return self.hook.feedback
+
+    def prepare(self, feedback: Sequence[Feedback], cache: Path | None = None) -> None:
+        """Prepare terms for this generator; see :func:`prepare_feedback`."""
         settings = [self._config.get(f'{name}_dataloader') for name in ('val', 'test')]
         evaluation = [DATASETS.build(s['dataset']) for s in settings if s]
-        prepare_feedback(self.hook.feedback, self.generator, self.sources.classes, evaluation)
-        return self.hook.feedback
+        classes = self.sources.classes
+        prepare_feedback(feedback, self.generator, classes, evaluation, cache)
 
     def search(self, target: TargetModel) -> tuple[PromptSearch, list[SoftPrompt]]:
         """The search and the prompts that it starts from."""

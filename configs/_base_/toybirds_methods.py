@@ -1,0 +1,105 @@
+# The methods that tools/benchmark.py compares on ToyBirds. Each is a fragment: what it changes in
+# the hook of the config. All get as many prompts, images and training steps.
+
+# What a user says of the place where the model will be used: `prompts`, `guided` and `gap` get it.
+descriptions = [
+    'a bird in a forest',
+    'a bird on the ocean',
+    'a bird in a meadow',
+    'a bird by a lake',
+    'a bird in a city',
+    'a bird in a desert',
+    'a bird in a marsh',
+    'a bird in the snow',
+]
+clip = dict(model='mmgap://toybirds-clip')
+guidance_images = dict(type='mmgap.ToyBirds', split='guidance')
+# Guidance goes on when an image is fooled well enough.
+patient_attack = dict(type='mmgap.AdversarialLoss', mode='flip', floor=0.05)
+text_guidance = dict(type='mmgap.TextGuidance', descriptions=descriptions, weight=2.0)
+image_guidance = dict(type='mmgap.ImageGuidance', images=guidance_images, clip=clip, weight=5.0)
+inversion_guidance = dict(type='mmgap.InversionGuidance', images=guidance_images)
+on_to_the_end = dict(stop_loss=None)
+
+benchmark = dict(
+    methods=dict(
+        none=dict(about='training goes on with real images alone'),
+        agnostic=dict(
+            about='neutral sentences',
+            texts=['a bird', 'a photo of a bird', 'a picture of a bird', 'an image of a bird'],
+        ),
+        random=dict(
+            about='draws from the Gaussian of the vocabulary, the starting points of ap',
+            initial=dict(),
+        ),
+        prompts=dict(about='the descriptions as they are', texts=descriptions),
+        guided=dict(
+            about='guidance alone, toward the descriptions',
+            search=on_to_the_end,
+            feedback=[text_guidance],
+        ),
+        inversion=dict(
+            about='textual inversion of unlabelled target images',
+            search=on_to_the_end,
+            feedback=[inversion_guidance],
+        ),
+        ap=dict(about='adversarial prompts, drawn with sources of all classes', search=dict()),
+        **{
+            'ap-own': dict(
+                about='the same prompts, each drawn with its own class only',
+                prompts_of='ap',
+                synthesis=dict(cross=False),
+            ),
+            'gap': dict(
+                about='adversarial prompts guided toward the descriptions',
+                search=on_to_the_end,
+                feedback=[patient_attack, text_guidance],
+            ),
+            'gap-images': dict(
+                about='adversarial prompts guided toward unlabelled target images',
+                search=on_to_the_end,
+                feedback=[patient_attack, image_guidance],
+            ),
+        },
+        randaugment=dict(
+            about='RandAugment, no new images',
+            train={
+                'train_dataloader.dataset.pipeline': [
+                    dict(type='LoadImageFromFile'),
+                    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+                    dict(
+                        type='RandAugment',
+                        policies='timm_increasing',
+                        num_policies=2,
+                        total_level=10,
+                        magnitude_level=9,
+                        magnitude_std=0.5,
+                    ),
+                    dict(type='PackInputs'),
+                ]
+            },
+        ),
+        cutmix=dict(
+            about='CutMix, no new images',
+            train={'model.train_cfg': dict(augments=dict(type='CutMix', alpha=1.0))},
+        ),
+        style=dict(
+            about='amplitude spectra mixed between training images, no new images',
+            train={
+                'train_dataloader.dataset.pipeline': [
+                    dict(type='LoadImageFromFile'),
+                    dict(
+                        type='mmgap.AmplitudeMix',
+                        images=dict(type='mmgap.ToyBirds', split='train'),
+                    ),
+                    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+                    dict(type='PackInputs'),
+                ]
+            },
+        ),
+        real=dict(
+            about='real images of the target distribution: the upper bound',
+            dataset=dict(type='mmgap.ToyBirds', split='val', size=400),
+        ),
+    ),
+)
