@@ -18,9 +18,16 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS, TASK_UTILS
 from mmengine.runner import Runner, TestLoop
 
+from mmgap.feedback import Critic
 from mmgap.files import fingerprint, write_json
 from mmgap.generators import SourceSet
-from mmgap.hooks.components import Components, build_search, build_synthesizer, split_search
+from mmgap.hooks.components import (
+    Components,
+    build_critic,
+    build_search,
+    build_synthesizer,
+    split_search,
+)
 from mmgap.hooks.summary import group_report
 from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.synthesis import SamplePool
@@ -35,6 +42,7 @@ KEYS = (
     'initial',  # changes to the hook's search: its starting points are drawn, unsearched
     'texts',  # sentences, a list or a file; beside found prompts they fill up the number
     'synthesis',  # changes to the hook's synthesis
+    'critic',  # a critic instead of the hook's
     'dataset',  # real images instead of generated ones
     'train',  # changes to the training config, for methods that make no images
 )
@@ -114,6 +122,7 @@ class Benchmark:
         config.merge_from_dict(copy.deepcopy(dict(self.methods[method].get('train', {}))))
         dropped = 0
         if pool is not None:
+            dropped = self._dropped(pool, budget)
             config.train_dataloader.dataset = dict(
                 type='mmgap.SyntheticMixDataset',
                 dataset=config.train_dataloader.dataset,
@@ -137,6 +146,17 @@ class Benchmark:
         cell['others'] = others
         write_json(path, dict(cell, key=self.key(method)))
         return cell
+
+    @staticmethod
+    def _dropped(pool: Path, budget: int) -> int:
+        """How many images a critic dropped until the budget was full."""
+        kept = dropped = 0
+        for sample in SamplePool(pool).samples:
+            kept += sample.kept
+            dropped += not sample.kept
+            if kept == budget:
+                break
+        return dropped
 
     def base(self, seed: int) -> Path:
         """The checkpoint that all methods of a seed start from: the config without its hook."""
@@ -219,7 +239,9 @@ class Benchmark:
         prompts, search = self._prompts(method, seed, parts, target)
         searched = time.time() - began
         settings = dict(parts.hook.synthesis_cfg, **fragment.get('synthesis', {}))
-        synthesizer = build_synthesizer(parts.generator, parts.sources, settings, seed)
+        critic = self._critic(method, parts)
+        fixed = (parts.generator, parts.sources, settings, seed)
+        synthesizer = build_synthesizer(*fixed, critic=critic)
         pool = SamplePool(folder)
         synthesizer.run(prompts, max(self.budgets), pool, target, parts.feedback)
         with target.frozen():
@@ -242,17 +264,20 @@ class Benchmark:
         if 'prompts_of' in fragment:
             return self._prompts(fragment['prompts_of'], seed, parts, target)
         settings = {**parts.hook.initial_cfg, **parts.hook.search_cfg}
-        search, initial = self._search(parts, target, settings, parts.feedback)
+        critic = self._critic(method, parts)
+        search, initial = self._search(parts, target, settings, parts.feedback, critic)
         number, found = len(initial), []
         changes = dict(fragment.get('search', fragment.get('initial', {})))
         if 'initial' in fragment:
-            found = self._search(parts, target, {**settings, **changes}, parts.feedback)[1]
+            settings.update(changes)
+            found = self._search(parts, target, settings, parts.feedback, critic)[1]
         if 'search' in fragment:
             feedback = parts.feedback
             if 'feedback' in fragment:
                 feedback = [TASK_UTILS.build(dict(term)) for term in fragment.feedback]
                 parts.prepare(feedback, self.out / 'features')
-            own, found = self._search(parts, target, {**settings, **changes}, feedback)
+            settings.update(changes)
+            own, found = self._search(parts, target, settings, feedback, critic)
             bank = PromptBank(self.out / 'prompts' / f'{method}-{seed}')
             if len(bank) < len(found):
                 checkpoint = self.out / 'search' / f'{method}-{seed}.safetensors'
@@ -267,12 +292,20 @@ class Benchmark:
         ]
         return [*found, *named], search
 
+    def _critic(self, method: str, parts: Components) -> Critic | None:
+        settings = self.methods[method].get('critic', parts.hook.critic_cfg)
+        return build_critic(settings, parts.sources.classes)
+
     @staticmethod
     def _search(
-        parts: Components, target: Any, settings: Mapping[str, Any], feedback: Sequence[Any]
+        parts: Components,
+        target: Any,
+        settings: Mapping[str, Any],
+        feedback: Sequence[Any],
+        critic: Critic | None,
     ) -> tuple[Any, list[SoftPrompt]]:
         fixed = (parts.generator, target, feedback, parts.sources)
-        return build_search(*fixed, *split_search(settings), parts.seed)
+        return build_search(*fixed, *split_search(settings), parts.seed, critic=critic)
 
     def train_config(self, seed: int) -> Config:
         """The config without hook, validation and checkpoints, on one seed."""

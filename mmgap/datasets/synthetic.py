@@ -20,7 +20,8 @@ class SyntheticDataset(BaseDataset):
 
     Args:
         pool: Folder of the pool.
-        budget: Take only the first so many samples; all by default.
+        budget: Take only the first so many samples; all by default. Samples that a critic dropped
+            neither count nor appear.
         **kwargs: MMEngine's: ``pipeline``, ``metainfo`` (with the ``classes``), ``lazy_init`` …
 
     Raises:
@@ -39,10 +40,11 @@ class SyntheticDataset(BaseDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """Read the manifest."""
         pool = SamplePool(self.pool)
-        if not len(pool):
+        kept = pool.kept
+        if not kept:
             raise FileNotFoundError(f'pool={self.pool!r} has no samples in {pool.manifest.name}')
-        if self.budget is not None and self.budget > len(pool):
-            raise ValueError(f'budget={self.budget}, but {self.pool!r} has {len(pool)} samples')
+        if self.budget is not None and self.budget > len(kept):
+            raise ValueError(f'budget={self.budget}, but {self.pool!r} has {len(kept)} samples')
         return [
             dict(
                 img_path=str(pool.path(sample)),
@@ -50,7 +52,7 @@ class SyntheticDataset(BaseDataset):
                 prompt_id=sample.prompt_id,
                 round=sample.round,
             )
-            for sample in pool.samples[: self.budget]
+            for sample in kept[: self.budget]
         ]
 
     def _join_prefix(self) -> None:

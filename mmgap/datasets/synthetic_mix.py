@@ -107,7 +107,7 @@ class SyntheticMixDataset:
             raise ValueError('this mix has no pool yet; call refresh(pool) with its folder')
         self.pool = str(pool)
         self._synthetic = None
-        if len(SamplePool(self.pool)):
+        if SamplePool(self.pool).kept:
             self._synthetic = SyntheticDataset(self.pool, self.budget, metainfo=self._metainfo)
             self._synthetic.pipeline = self.dataset.pipeline
 

@@ -4,6 +4,7 @@
 from mmgap.feedback.adversarial_loss import AdversarialLoss, adversarial_loss
 from mmgap.feedback.base import Draft, Feedback, total_feedback
 from mmgap.feedback.clip_model import ClipModel
+from mmgap.feedback.critics import ClipCritic, Critic, ModelCritic, diversity
 from mmgap.feedback.image_guidance import ImageGuidance, feature_distance
 from mmgap.feedback.inversion_guidance import InversionGuidance
 from mmgap.feedback.target_images import TargetImages
@@ -12,16 +13,20 @@ from mmgap.feedback.text_guidance import TextGuidance, hidden_state_distance
 
 __all__ = [
     'AdversarialLoss',
+    'ClipCritic',
     'ClipModel',
+    'Critic',
     'Draft',
     'Feedback',
     'ImageGuidance',
     'InversionGuidance',
+    'ModelCritic',
     'TargetImages',
     'TargetModel',
     'TargetOutput',
     'TextGuidance',
     'adversarial_loss',
+    'diversity',
     'feature_distance',
     'hidden_state_distance',
     'total_feedback',

@@ -16,11 +16,11 @@ from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
 
 from mmgap.compat import allow_checkpoint_history
-from mmgap.feedback import Feedback, TargetModel
+from mmgap.feedback import Critic, Feedback, TargetModel
 from mmgap.generators import SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.registry import HOOKS, TASK_UTILS
-from mmgap.search import PromptSearch, initial_prompts
+from mmgap.search import AlignmentAlarm, PromptSearch, initial_prompts
 from mmgap.seeds import derive_seed
 from mmgap.synthesis import Synthesizer
 
@@ -107,6 +107,15 @@ def prepare_feedback(
                 )
 
 
+def build_critic(settings: Mapping[str, Any] | None, classes: Sequence[str]) -> Critic | None:
+    """A prepared critic, or None where the config has none."""
+    if settings is None:
+        return None
+    critic = TASK_UTILS.build(dict(settings))
+    critic.prepare(classes)
+    return critic
+
+
 def _same_path(path: str) -> str:
     return path if '://' in path else os.path.realpath(path)
 
@@ -120,6 +129,7 @@ def build_search(
     settings: Mapping[str, Any],
     seed: int,
     number: int = 0,
+    critic: Critic | None = None,
 ) -> tuple[PromptSearch, list[SoftPrompt]]:
     """The search of round ``number`` and the prompts that it starts from.
 
@@ -132,8 +142,12 @@ def build_search(
         settings: Arguments of :class:`~mmgap.search.PromptSearch`.
         seed: Seed of the run.
         number: The round; the prompts' ids start with it.
+        critic: Prepared critic for the alignment alarm.
     """
     seed = round_seed(seed, number)
+    settings = dict(settings)
+    if settings.get('alarm') is not None:
+        settings['alarm'] = AlignmentAlarm(critic, **settings['alarm'])
     search = PromptSearch(generator, target, feedback, sources, **{'seed': seed, **settings})
     prompts = initial_prompts(
         generator.prompts, sources.classes, seed=seed, prefix=f'r{number}-', **initial
@@ -142,10 +156,16 @@ def build_search(
 
 
 def build_synthesizer(
-    generator: Any, sources: SourceSet, settings: Mapping[str, Any], seed: int, number: int = 0
+    generator: Any,
+    sources: SourceSet,
+    settings: Mapping[str, Any],
+    seed: int,
+    number: int = 0,
+    critic: Critic | None = None,
 ) -> Synthesizer:
     """The synthesizer of round ``number``; arguments as in :func:`build_search`."""
-    return Synthesizer(generator, sources, **{'seed': round_seed(seed, number), **settings})
+    seed = round_seed(seed, number)
+    return Synthesizer(generator, sources, critic=critic, **{'seed': seed, **settings})
 
 
 class Components:
@@ -206,6 +226,11 @@ class Components:
         return build_target(model.to(get_device()), self._config, self.hook.target_cfg)
 
     @cached_property
+    def critic(self) -> Critic | None:
+        """The hook's critic, prepared."""
+        return build_critic(self.hook.critic_cfg, self.sources.classes)
+
+    @cached_property
     def feedback(self) -> list[Feedback]:
         """The hook's terms, prepared."""
         self.prepare(self.hook.feedback)
@@ -222,11 +247,13 @@ class Components:
         """The search and the prompts that it starts from."""
         hook = self.hook
         parts = (self.generator, target, self.feedback, self.sources)
-        return build_search(*parts, hook.initial_cfg, hook.search_cfg, self.seed)
+        settings = (hook.initial_cfg, hook.search_cfg)
+        return build_search(*parts, *settings, self.seed, critic=self.critic)
 
     def synthesizer(self) -> Synthesizer:
         """The synthesizer."""
-        return build_synthesizer(self.generator, self.sources, self.hook.synthesis_cfg, self.seed)
+        parts = (self.generator, self.sources, self.hook.synthesis_cfg, self.seed)
+        return build_synthesizer(*parts, critic=self.critic)
 
 
 def _is_gap_hook(kind: Any) -> bool:

@@ -25,6 +25,7 @@ from mmgap.compat import (
 from mmgap.datasets import SyntheticMixDataset
 from mmgap.files import write_bytes, write_json
 from mmgap.hooks.components import (
+    build_critic,
     build_search,
     build_sources,
     build_synthesizer,
@@ -36,7 +37,7 @@ from mmgap.hooks.summary import environment, group_report, summary_table
 from mmgap.prompts import PromptBank
 from mmgap.registry import HOOKS, TASK_UTILS
 from mmgap.seeds import derive_seed
-from mmgap.synthesis import SamplePool
+from mmgap.synthesis import SamplePool, round_report
 from mmgap.synthesis.contact_sheet import write_contact_sheet
 
 
@@ -59,6 +60,8 @@ class GAPHook(Hook):
         search: Arguments of :class:`~mmgap.search.PromptSearch` and
             :func:`~mmgap.search.initial_prompts`.
         synthesis: Arguments of :class:`~mmgap.synthesis.Synthesizer`.
+        critic: Config of a critic that tells whether images are still what their labels say,
+            e.g. ``dict(type='mmgap.ClipCritic', …)``. None for no critic.
         target: Arguments of :class:`~mmgap.feedback.TargetModel`; read from the test pipeline by
             default.
         ratio: Synthetic share of the training samples when the hook wraps the data itself.
@@ -82,6 +85,7 @@ class GAPHook(Hook):
         feedback: Sequence[dict[str, Any]] = (dict(type='mmgap.AdversarialLoss'),),
         search: dict[str, Any] | None = None,
         synthesis: dict[str, Any] | None = None,
+        critic: dict[str, Any] | None = None,
         target: dict[str, Any] | None = None,
         ratio: float = 0.5,
         start: int = 1,
@@ -103,6 +107,7 @@ class GAPHook(Hook):
         self.feedback = [TASK_UTILS.build(dict(config)) for config in feedback]
         self.initial_cfg, self.search_cfg = split_search(search)
         self.synthesis_cfg = dict(synthesis or {})
+        self.critic_cfg = critic
         self.target_cfg = target
         self.ratio = ratio
         self.start = start
@@ -110,7 +115,7 @@ class GAPHook(Hook):
         self.interval = interval
         self.budget = budget
         self.seed = seed
-        self.state: dict[str, Any] = dict(rounds_done=0, pool_length=0, before=None, rounds=[])
+        self.state: dict[str, Any] = dict(rounds_done=0, images=0, before=None, rounds=[])
         self.seconds = dict(total=0.0, evaluation=0.0, search=0.0, synthesis=0.0)
         self._generator: Any = None
 
@@ -196,7 +201,7 @@ class GAPHook(Hook):
             self.state['rounds'].append(self._search_and_draw(runner, number))
         dist.barrier()
         self.state['rounds_done'] = number + 1
-        self.state['pool_length'] = len(SamplePool(self.folder / 'pool'))
+        self.state['images'] = len(SamplePool(self.folder / 'pool').kept)
         self._read_pool()
         self._save(runner, position)
         if dist.is_main_process():
@@ -215,7 +220,7 @@ class GAPHook(Hook):
         ]
         features = self.folder / 'features'
         prepare_feedback(self.feedback, generator, sources.classes, evaluation, features)
-        which = (self.seed, number)
+        which = (self.seed, number, build_critic(self.critic_cfg, sources.classes))
         settings = (self.initial_cfg, self.search_cfg)
         search, prompts = build_search(generator, target, self.feedback, sources, *settings, *which)
         found = search.run(
@@ -242,8 +247,8 @@ class GAPHook(Hook):
             self.seconds[name] += value
         return dict(
             prompts=[result.summary(sources.classes) for result in found],
-            images=images,
             seconds=seconds,
+            **round_report(pool, number, synthesizer.critic),
         )
 
     def _evaluate(self, runner: Runner) -> dict[str, Any] | None:
@@ -278,7 +283,7 @@ class GAPHook(Hook):
 
     def _read_pool(self) -> None:
         if self.state['rounds_done']:
-            self._mix.budget = self.state['pool_length']
+            self._mix.budget = self.state['images']
             self._mix.refresh(str(self.folder / 'pool'))
 
     def _due(self, number: int) -> int:
@@ -318,7 +323,7 @@ class GAPHook(Hook):
             before=self.state['before'],
             after=after,
             rounds=self.state['rounds'],
-            images=self.state['pool_length'],
+            images=self.state['images'],
             seconds=seconds,
             seed=self.seed,
             versions=environment(self._mix.metainfo),

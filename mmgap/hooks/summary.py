@@ -73,7 +73,8 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     for number, about in enumerate(summary['rounds']):
         seconds = about['seconds']
         lines.append(
-            f'round {number}: {len(about["prompts"])} prompts, {about["images"]} images; search '
+            f'round {number}: {len(about["prompts"])} prompts, {about["images"]} images'
+            f'{_of_the_critic(about)}; search '
             f'{seconds["search"]:.1f} s, synthesis {seconds["synthesis"]:.1f} s'
         )
         for prompt in about['prompts']:
@@ -82,9 +83,19 @@ def summary_table(summary: Mapping[str, Any]) -> str:
                 f'{prompt["target_loss_after"]:6.2f}   accuracy '
                 f'{prompt["accuracy_before"]:.2f} -> {prompt["accuracy_after"]:.2f}'
             )
+            if prompt.get('alarm'):
+                lines.append(f'    alarm: {prompt["alarm"]}; kept step {prompt["kept_step"]}')
     stages = ', '.join(f'{name} {value:.1f}' for name, value in summary['seconds'].items())
     lines.append(f'seconds: {stages}')
     return '\n'.join(lines)
+
+
+def _of_the_critic(about: Mapping[str, Any]) -> str:
+    facts = [f'{about["dropped"]} dropped'] if about.get('dropped') else []
+    for name in ('agreement', 'diversity'):
+        if about.get(name) is not None:
+            facts.append(f'{name} {about[name]:.2f}')
+    return f' ({", ".join(facts)})' if facts else ''
 
 
 def _row(name: str, before: float | None, after: float | None) -> str:

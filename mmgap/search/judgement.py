@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmgap.feedback import TargetModel
-from mmgap.generators import SourceSet
+from mmgap.generators import Condition, SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.search.state import FoundPrompt, NonFiniteLossError, SearchState
 from mmgap.seeds import derive_seed
@@ -47,28 +48,36 @@ class Judge:
         self.seed = seed
 
     @torch.no_grad()
+    def draw(
+        self, prompt: SoftPrompt, held_out: Sequence[int]
+    ) -> Iterator[tuple[Condition, Tensor]]:
+        """One image per held-out source, in batches of sources and images."""
+        embeds = self.generator.prompts.encode([prompt])
+        for start in range(0, len(held_out), self.batch_size):
+            condition = self.sources.load(held_out[start : start + self.batch_size])
+            hidden = embeds.expand(len(condition), -1, -1)
+            seeds = [self._seed(index) for index in condition.indices]
+            yield condition, self.generator(condition, hidden, seeds, self.num_inference_steps)
+
+    def _seed(self, source: int) -> int:
+        return derive_seed(self.seed, 'judge', source)
+
+    @torch.no_grad()
     def evaluate(self, prompt: SoftPrompt, held_out: Sequence[int]) -> tuple[float, float]:
         """Target's mean loss and accuracy on one image per held-out source.
 
         Raises:
             NonFiniteLossError: If a loss is NaN or Inf.
         """
-        embeds = self.generator.prompts.encode([prompt])
         losses, hits = [], []
-        for start in range(0, len(held_out), self.batch_size):
-            chosen = held_out[start : start + self.batch_size]
-            condition = self.sources.load(chosen)
-            seeds = [derive_seed(self.seed, 'judge', int(index)) for index in chosen]
-            images = self.generator(
-                condition, embeds.expand(len(chosen), -1, -1), seeds, self.num_inference_steps
-            )
+        for condition, images in self.draw(prompt, held_out):
             with self.target.frozen():
                 output = self.target(images, condition.labels)
-            for source, seed, value in zip(chosen, seeds, output.loss.tolist(), strict=True):
+            for source, value in zip(condition.indices, output.loss.tolist(), strict=True):
                 if not math.isfinite(value):
                     raise NonFiniteLossError(
                         f'the loss of prompt {prompt.id} is {value} on held-out source {source} '
-                        f'with seed {seed}'
+                        f'with seed {self._seed(source)}'
                     )
             losses += output.loss.tolist()
             hits += (output.predictions.cpu() == condition.labels).float().tolist()

@@ -19,6 +19,7 @@ from mmgap.feedback import Feedback, TargetModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import SourceSet
 from mmgap.prompts import PromptBank, SoftPrompt
+from mmgap.search.alignment import AlignmentAlarm
 from mmgap.search.checkpoint import load_search, save_search
 from mmgap.search.judgement import Judge
 from mmgap.search.scorer import Job, Scorer
@@ -56,6 +57,7 @@ class PromptSearch:
             their search; as many of all sources together for prompts that belong to no class.
         checkpoint_interval: Steps between two saves of the search.
         log_interval: Steps between two log lines.
+        alarm: Sets a found prompt back to its last good step where it has left its class.
         seed: Seed of every draw.
 
     Raises:
@@ -82,6 +84,7 @@ class PromptSearch:
         holdout: int = 16,
         checkpoint_interval: int = 10,
         log_interval: int = 10,
+        alarm: AlignmentAlarm | None = None,
         seed: int = 0,
     ) -> None:
         counts = dict(
@@ -124,10 +127,13 @@ class PromptSearch:
         self.holdout = holdout
         self.checkpoint_interval = checkpoint_interval
         self.log_interval = log_interval
+        self.alarm = alarm
         self.seed = seed
         self._settings = dict(counts, optim_wrapper=self.optim_wrapper, seed=seed)
         self._settings |= dict(param_scheduler=self.param_scheduler, stop_loss=stop_loss)
         self._settings |= dict(max_restarts=max_restarts, min_drop=min_drop)
+        if alarm is not None:
+            self._settings |= dict(alarm=alarm.about())
         self._settings |= dict(feedback=[term.about() for term in self.feedback])
         # Configs may hold classes; what goes into files must be plain.
         self._settings = json.loads(json.dumps(self._settings, default=str))
@@ -174,10 +180,7 @@ class PromptSearch:
                 self._log(f'search goes on from {checkpoint}')
             try:
                 self._loop(states, optimizer, schedulers, checkpoint, key)
-                found = [
-                    self._judge.compare(state, self._split(state.prompt.label)[1])
-                    for state in states
-                ]
+                found = [self._judged(state) for state in states]
             except NonFiniteLossError:
                 for prompt in prompts if bank is not None else ():
                     bank.add(prompt, dict(settings=self._settings, complete=False))
@@ -186,6 +189,11 @@ class PromptSearch:
             about = dict(result.summary(self.sources.classes), settings=self._settings)
             bank.add(result.prompt, dict(about, generator=self.generator.fingerprint()))
         return found
+
+    def _judged(self, state: SearchState) -> FoundPrompt:
+        held_out = self._split(state.prompt.label)[1]
+        found = self._judge.compare(state, held_out)
+        return found if self.alarm is None else self.alarm.check(found, self._judge, held_out)
 
     def _loop(
         self,

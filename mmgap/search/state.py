@@ -55,6 +55,8 @@ class FoundPrompt:
         steps: Steps since the latest start.
         restarts: How often it started again.
         snapshots: Embeddings at some steps, in order, the first and the found ones included.
+        alarm: Why an alignment alarm did not let the found embeddings pass; None if it did.
+        kept_step: The step whose embeddings are kept then.
     """
 
     prompt: SoftPrompt
@@ -65,6 +67,8 @@ class FoundPrompt:
     steps: int
     restarts: int
     snapshots: dict[int, Tensor]
+    alarm: str | None = None
+    kept_step: int | None = None
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
         """The facts for ``summary.json`` and the prompt's provenance."""
@@ -78,4 +82,6 @@ class FoundPrompt:
             'accuracy_after': self.accuracy_after,
             'steps': self.steps,
             'restarts': self.restarts,
+            'alarm': self.alarm,
+            'kept_step': self.kept_step,
         }

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,8 @@ class Sample:
         target_loss_image: Target's loss on the image.
         feedback: Feedback loss of the image.
         round: Round that made it.
+        agreement: How far a critic finds that the image agrees with its label; None without one.
+        kept: Whether it is trained on; False where the critic dropped it.
     """
 
     file: str
@@ -55,6 +57,8 @@ class Sample:
     target_loss_image: float | None
     feedback: float | None
     round: int
+    agreement: float | None = None
+    kept: bool = True
 
     def drawing(self) -> tuple:
         """What decides the image; equal drawings are equal images."""
@@ -82,6 +86,11 @@ class SamplePool:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def kept(self) -> list[Sample]:
+        """The samples to train on, in their order."""
+        return [sample for sample in self.samples if sample.kept]
 
     @property
     def manifest(self) -> Path:
@@ -154,15 +163,17 @@ class SamplePool:
         # Killed while the line was written: the image has no line yet. Only a writer cuts it off.
         self._torn = len(torn)
         names = {field.name for field in fields(Sample)}
+        required = {field.name for field in fields(Sample) if field.default is MISSING}
         samples = []
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
                 about = json.loads(line)
             except ValueError as error:
                 raise ValueError(f'{self.manifest} line {number} is not JSON: {error}') from error
-            if not isinstance(about, dict) or set(about) != names:
+            if not isinstance(about, dict) or not required <= set(about) <= names:
                 raise ValueError(
-                    f'{self.manifest} line {number} must have exactly the fields {sorted(names)}'
+                    f'{self.manifest} line {number} must have the fields {sorted(required)} and '
+                    f'may have {sorted(names - required)}'
                 )
             if not IMAGE.fullmatch(str(about['file'])):
                 raise ValueError(

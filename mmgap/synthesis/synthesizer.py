@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,12 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor
 
-from mmgap.feedback import Draft, Feedback, TargetModel, total_feedback
+from mmgap.feedback import Critic, Draft, Feedback, TargetModel, total_feedback
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import Condition, SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.seeds import derive_rng, derive_seed
-from mmgap.synthesis.sample_pool import SamplePool
+from mmgap.synthesis.sample_pool import Sample, SamplePool
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,17 @@ class Drawing:
     source: int
     prompt: int
     seed: int
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Images to draw one after another into the pool, from place ``start`` on."""
+
+    plan: list[Drawing]
+    names: list[str]
+    embeds: Tensor
+    start: int
+    round: int
 
 
 class Synthesizer:
@@ -41,6 +52,9 @@ class Synthesizer:
         cross: Draw every prompt with sources of all classes. False draws a prompt only with the
             class that it was searched for, which makes the look of generated images predict the
             label.
+        critic: Prepared :class:`~mmgap.feedback.Critic`; what it drops is drawn again with another
+            source and seed.
+        attempts: How often an image may be drawn until the critic keeps it.
         seed: Seed of every draw.
 
     Raises:
@@ -54,18 +68,22 @@ class Synthesizer:
         num_inference_steps: int = 15,
         batch_size: int = 8,
         cross: bool = True,
+        critic: Critic | None = None,
+        attempts: int = 4,
         seed: int = 0,
     ) -> None:
-        if num_inference_steps < 1 or batch_size < 1:
+        if num_inference_steps < 1 or batch_size < 1 or attempts < 1:
             raise ValueError(
-                'synthesis num_inference_steps and batch_size must be at least 1, got '
-                f'{num_inference_steps} and {batch_size}'
+                'synthesis num_inference_steps, batch_size and attempts must be at least 1, got '
+                f'{num_inference_steps}, {batch_size} and {attempts}'
             )
         self.generator = generator
         self.sources = sources
         self.num_inference_steps = num_inference_steps
         self.batch_size = batch_size
         self.cross = cross
+        self.critic = critic
+        self.attempts = attempts
         self.seed = seed
 
     def plan(self, prompts: Sequence[SoftPrompt], count: int, round: int = 0) -> list[Drawing]:
@@ -125,71 +143,114 @@ class Synthesizer:
             round: Number of the round.
 
         Returns:
-            The number of images drawn now.
+            The number of images drawn now, those that the critic dropped included.
 
         Raises:
             FloatingPointError: If an image or a loss is NaN or Inf; images before its batch stay.
             OSError: When the disk is full; complete images stay.
         """
-        plan = self.plan(prompts, count, round)
         names = [f'{p.id}@{_content(p)}' for p in prompts]
-        generator = self.generator.fingerprint()
         start = sum(sample.round < round for sample in pool.samples)
-
-        def wanted(number: int, sample: Any) -> bool:
-            if number < start:
-                return True
-            if number - start >= len(plan):
-                return False
-            drawing = plan[number - start]
-            label = int(self.sources.labels[drawing.source])
-            settings = (names[drawing.prompt], generator, self.num_inference_steps)
-            expected = (round, drawing.source, label, drawing.seed, *settings)
-            return sample.drawing() == expected
-
-        dropped = pool.keep(wanted)
-        if dropped:
-            MMLogger.get_current_instance().warning(
-                f'[gap] {dropped} images of another plan dropped from {pool.folder}'
-            )
-        done = len(pool) - start
-        began = logged = time.time()
+        drawn = 0
         with torch.no_grad():
             embeds = self.generator.prompts.encode(prompts)
-            # The batches of an uninterrupted run: rounding depends on the batch's size.
-            for at in range(done - done % self.batch_size, len(plan), self.batch_size):
-                batch = plan[at : at + self.batch_size]
-                condition = self.sources.load([drawing.source for drawing in batch])
-                hidden = embeds[[drawing.prompt for drawing in batch]]
-                seeds = [drawing.seed for drawing in batch]
-                images = self.generator(condition, hidden, seeds, self.num_inference_steps)
-                draft = Draft(hidden, condition.labels, seeds, images)
-                judged = self._judge(condition, draft, target, feedback)
-                self._check_finite(batch, images, judged)
-                pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-                for i, drawing in enumerate(batch):
-                    if at + i < done:
-                        continue
-                    pool.append(
-                        pixels[i],
-                        label=int(condition.labels[i]),
-                        group=None,
-                        source_index=drawing.source,
-                        source_group=self.sources.groups[drawing.source],
-                        seed=drawing.seed,
-                        prompt_id=names[drawing.prompt],
-                        generator=generator,
-                        num_inference_steps=self.num_inference_steps,
-                        round=round,
-                        **{name: values[i] for name, values in judged.items()},
-                    )
-                if time.time() - logged > 10 or at + len(batch) == len(plan):
-                    logged = time.time()
-                    self._log(at + len(batch), len(plan), done, logged - began)
+            todo = self.plan(prompts, count, round)
+            for attempt in range(1, self.attempts + 1):
+                work = _Pass(todo, names, embeds, start, round)
+                drawn += self._draw(work, pool, target, feedback)
+                made = pool.samples[start : start + len(todo)]
+                failed = [d for d, sample in zip(todo, made, strict=True) if not sample.kept]
+                start += len(todo)
+                if not failed or attempt == self.attempts:
+                    break
+                todo = [self._again(drawing, attempt) for drawing in failed]
+        self._keep(pool, lambda number, _: number < start)
+        if failed:
+            MMLogger.get_current_instance().warning(
+                f'[gap] the critic dropped {len(failed)} of {count} images {self.attempts} times; '
+                'the pool has so many less than asked for'
+            )
+        return drawn
+
+    def _again(self, drawing: Drawing, attempt: int) -> Drawing:
+        """The same class and prompt with another source and seed."""
+        rng = derive_rng(self.seed, 'again', drawing.seed, attempt)
+        fitting = self.sources.of_class(int(self.sources.labels[drawing.source]))
+        return Drawing(int(rng.choice(fitting)), drawing.prompt, int(rng.integers(2**62)))
+
+    def _draw(
+        self,
+        work: _Pass,
+        pool: SamplePool,
+        target: TargetModel | None,
+        feedback: Sequence[Feedback],
+    ) -> int:
+        """Draw what the pool lacks of a pass."""
+        plan, start, generator = work.plan, work.start, self.generator.fingerprint()
+
+        def wanted(number: int, sample: Sample) -> bool:
+            if not start <= number < start + len(plan):
+                return True
+            drawing = plan[number - start]
+            label = int(self.sources.labels[drawing.source])
+            settings = (work.names[drawing.prompt], generator, self.num_inference_steps)
+            expected = (work.round, drawing.source, label, drawing.seed, *settings)
+            return sample.drawing() == expected and self._judged_alike(sample)
+
+        self._keep(pool, wanted)
+        done = min(len(pool) - start, len(plan))
+        began = logged = time.time()
+        # The batches of an uninterrupted run: rounding depends on the batch's size.
+        for at in range(done - done % self.batch_size, len(plan), self.batch_size):
+            batch = plan[at : at + self.batch_size]
+            if done >= at + len(batch):
+                continue
+            condition = self.sources.load([drawing.source for drawing in batch])
+            hidden = work.embeds[[drawing.prompt for drawing in batch]]
+            seeds = [drawing.seed for drawing in batch]
+            images = self.generator(condition, hidden, seeds, self.num_inference_steps)
+            draft = Draft(hidden, condition.labels, seeds, images)
+            judged = self._judge(condition, draft, target, feedback)
+            self._check_finite(batch, images, judged)
+            pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            for i, drawing in enumerate(batch):
+                if at + i < done:
+                    continue
+                pool.append(
+                    pixels[i],
+                    label=int(condition.labels[i]),
+                    group=None,
+                    source_index=drawing.source,
+                    source_group=self.sources.groups[drawing.source],
+                    seed=drawing.seed,
+                    prompt_id=work.names[drawing.prompt],
+                    generator=generator,
+                    num_inference_steps=self.num_inference_steps,
+                    round=work.round,
+                    kept=self.critic is None or self.critic.keeps(judged['agreement'][i]),
+                    **{name: values[i] for name, values in judged.items()},
+                )
+            if time.time() - logged > 10 or at + len(batch) == len(plan):
+                logged = time.time()
+                self._log(at + len(batch), len(plan), done, logged - began)
         return len(plan) - done
 
     @staticmethod
+    def _keep(pool: SamplePool, wanted: Callable[[int, Sample], bool]) -> None:
+        deleted = pool.keep(wanted)
+        if deleted:
+            MMLogger.get_current_instance().warning(
+                f'[gap] {deleted} images of another plan deleted from {pool.folder}'
+            )
+
+    def _judged_alike(self, sample: Sample) -> bool:
+        """Whether the critic would decide as the pool says that it was decided."""
+        if self.critic is None:
+            return sample.kept and sample.agreement is None
+        return sample.agreement is not None and sample.kept == self.critic.keeps(sample.agreement)
+
     def _judge(
+        self,
         condition: Condition,
         draft: Draft,
         target: TargetModel | None,
@@ -197,15 +258,20 @@ class Synthesizer:
     ) -> dict[str, list[float | None]]:
         """Losses of a batch, for the manifest."""
         unknown: list[float | None] = [None] * len(condition)
+        names = ('target_loss_source', 'target_loss_image', 'feedback', 'agreement')
+        judged = dict.fromkeys(names, unknown)
+        if self.critic is not None:
+            agreement = self.critic(draft.images, condition.masks, condition.labels)
+            judged['agreement'] = agreement.tolist()
         if target is None:
-            names = ('target_loss_source', 'target_loss_image', 'feedback')
-            return {name: unknown for name in names}
+            return judged
         with target.frozen():
             source = target(condition.images.float() / 255, condition.labels)
             image = draft.output = target(draft.images, condition.labels)
         seeing = [term for term in feedback if term.needs != 'prompt']
         total, _ = total_feedback(seeing, draft)
         return dict(
+            judged,
             target_loss_source=source.loss.tolist(),
             target_loss_image=image.loss.tolist(),
             feedback=total.tolist() if seeing else unknown,

@@ -36,9 +36,19 @@ def test_what_is_written_is_read(tmp_path):
     assert read.samples == written.samples and len(read) == 3
     assert files(tmp_path) == [f'images/{i:06d}.png' for i in range(3)] + ['manifest.jsonl']
     lines = [json.loads(line) for line in read.manifest.read_text().splitlines()]
-    assert lines[2] == dict(ABOUT, seed=2, file='images/000002.png', bytes=lines[2]['bytes'])
+    facts = dict(ABOUT, seed=2, file='images/000002.png', bytes=lines[2]['bytes'])
+    assert lines[2] == dict(facts, agreement=None, kept=True)
     for i, sample in enumerate(read.samples):
         np.testing.assert_array_equal(np.array(Image.open(read.path(sample))), picture(i))
+
+
+def test_manifest_without_a_critics_fields_is_read(tmp_path):
+    written = fill(tmp_path)
+    lines = [json.loads(line) for line in written.manifest.read_text().splitlines()]
+    for line in lines:
+        del line['agreement'], line['kept']
+    written.manifest.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    assert SamplePool(tmp_path).samples == written.samples
 
 
 class FullDisk:
@@ -156,9 +166,9 @@ def edited(**changes):
     [
         (lambda line: 'hello', 'line 2 is not JSON'),
         (lambda line: '\udcff\udcfe', 'line 2 is not JSON'),
-        (lambda line: '[1, 2]', 'line 2 must have exactly the fields'),
-        (lambda line: '{"file": "images/000001.png"}', 'line 2 must have exactly the fields'),
-        (edited(extra=1), 'line 2 must have exactly the fields'),
+        (lambda line: '[1, 2]', 'line 2 must have the fields'),
+        (lambda line: '{"file": "images/000001.png"}', 'line 2 must have the fields'),
+        (edited(extra=1), 'line 2 must have the fields'),
         (edited(file='../../etc/passwd'), 'line 2: file must be images/NUMBER.png'),
         (edited(file=None), 'line 2: file must be images/NUMBER.png'),
     ],

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mmgap.feedback import AdversarialLoss, TargetModel
+from mmgap.datasets import SyntheticDataset
+from mmgap.feedback import AdversarialLoss, Critic, TargetModel
 from mmgap.generators import InpaintingGenerator, SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.synthesis import SamplePool, Synthesizer
@@ -87,7 +88,7 @@ def test_bad_input(sources):
         planner(sources).plan([], 4)
     with pytest.raises(ValueError, match='must not be negative, got -1'):
         planner(sources).plan(blank(0), -1)
-    with pytest.raises(ValueError, match='at least 1, got 0 and 8'):
+    with pytest.raises(ValueError, match='at least 1, got 0, 8 and 4'):
         planner(sources, num_inference_steps=0)
 
 
@@ -256,3 +257,40 @@ def test_not_finite(tmp_path, run, generator, monkeypatch):
     with pytest.raises(FloatingPointError, match="gave {'target_loss_source': nan"):
         run(pool)
     assert len(SamplePool(tmp_path)) == 8
+
+
+class EverySecond(Critic):
+    """Drops what a coin of the image's own pixels says."""
+
+    def __init__(self) -> None:
+        super().__init__(threshold=0.5)
+
+    def __call__(self, images, masks, labels):
+        return images.flatten(1).double().sum(dim=1).mul(1e4).frac()
+
+
+def test_what_the_critic_drops_is_drawn_again(tmp_path, generator, sources, prompts):
+    def draw(pool, attempts=20, critic=EverySecond):
+        make = Synthesizer(generator, sources, 2, 4, critic=critic(), attempts=attempts, seed=1)
+        return make.run(prompts, 10, pool)
+
+    pool = SamplePool(tmp_path / 'whole')
+    assert draw(pool) == len(pool) > 10 == len(pool.kept)
+    assert all(sample.kept == (sample.agreement >= 0.5) for sample in pool.samples)
+    planned = Counter((s.label, s.prompt_id) for s in pool.samples[:10])
+    assert Counter((s.label, s.prompt_id) for s in pool.kept) == planned
+    assert len({sample.seed for sample in pool.samples}) == len(pool)
+    for room in (3, 10, len(pool) - 1):  # in the first pass, between two, in the last
+        folder = tmp_path / str(room)
+        with pytest.raises(KeyboardInterrupt):
+            draw(Interrupted(folder, room))
+        draw(SamplePool(folder))
+        assert contents(folder) == contents(pool.folder)
+    dataset = SyntheticDataset(str(pool.folder), metainfo=dict(classes=('a', 'b')))
+    paths = [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+    assert paths == [str(pool.path(sample)) for sample in pool.kept]
+    once = SamplePool(tmp_path / 'once')
+    assert draw(once, attempts=1) == 10 > len(once.kept)
+    # Another critic would have decided otherwise: what it did not judge is drawn again.
+    draw(once, critic=lambda: None)
+    assert len(once) == len(once.kept) == 10
