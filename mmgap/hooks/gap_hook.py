@@ -23,7 +23,9 @@ from mmgap.compat import (
     restart_workers,
 )
 from mmgap.datasets import SyntheticMixDataset
+from mmgap.feedback import Critic
 from mmgap.files import write_bytes, write_json
+from mmgap.generators import SourceSet
 from mmgap.hooks.components import (
     build_critic,
     build_search,
@@ -117,7 +119,7 @@ class GAPHook(Hook):
         self.seed = seed
         self.state: dict[str, Any] = dict(rounds_done=0, images=0, before=None, rounds=[])
         self.seconds = dict(total=0.0, evaluation=0.0, search=0.0, synthesis=0.0)
-        self._generator: Any = None
+        self._parts: tuple[Any, SourceSet, Critic | None] | None = None
 
     # When: MMEngine's points
 
@@ -151,6 +153,8 @@ class GAPHook(Hook):
             )
         self._mix = self._mix_in(runner.train_loop.dataloader)
         self._mix.seed = self.seed
+        if dist.is_main_process() and self.state['rounds_done'] < self.rounds:
+            self._prepare(runner)  # what is wrong shall show now, not after the first epochs
         self._read_pool()
         if not self._by_epoch:
             restart_infinite_iterator(runner.train_loop, 0)
@@ -208,28 +212,18 @@ class GAPHook(Hook):
             write_json(self.folder / 'summary.json', self._summary(runner, after=None))
 
     def _search_and_draw(self, runner: Runner, number: int) -> dict[str, Any]:
-        generator = self._build_generator()
-        sources = build_sources(self._mix.dataset, generator)
-        target = build_target(runner.model, runner.cfg, self.target_cfg)
+        generator, sources, critic = self._parts
         pool = SamplePool(self.folder / 'pool')
         began = time.time()
-        evaluation = [
-            getattr(runner, f'{name}_loop').dataloader.dataset
-            for name in ('val', 'test')
-            if getattr(runner, f'_{name}_loop') is not None
-        ]
-        features = self.folder / 'features'
-        prepare_feedback(self.feedback, generator, sources.classes, evaluation, features)
-        which = (self.seed, number, build_critic(self.critic_cfg, sources.classes))
-        settings = (self.initial_cfg, self.search_cfg)
-        search, prompts = build_search(generator, target, self.feedback, sources, *settings, *which)
+        search, prompts, target = self._search(runner, number)
         found = search.run(
             prompts,
             checkpoint=self.folder / 'search' / f'round_{number}.safetensors',
             bank=PromptBank(self.folder / 'prompts'),
         )
         searched = time.time()
-        synthesizer = build_synthesizer(generator, sources, self.synthesis_cfg, *which)
+        settings = (self.synthesis_cfg, self.seed, number, critic)
+        synthesizer = build_synthesizer(generator, sources, *settings)
         images = self.budget * (number + 1) // self.rounds - self.budget * number // self.rounds
         synthesizer.run(prompts, images, pool, target, self.feedback, number)
         drawn = time.time()
@@ -248,7 +242,7 @@ class GAPHook(Hook):
         return dict(
             prompts=[result.summary(sources.classes) for result in found],
             seconds=seconds,
-            **round_report(pool, number, synthesizer.critic),
+            **round_report(pool, number, critic),
         )
 
     def _evaluate(self, runner: Runner) -> dict[str, Any] | None:
@@ -263,10 +257,28 @@ class GAPHook(Hook):
         self.seconds['evaluation'] += time.time() - began
         return group_report(metrics)
 
-    def _build_generator(self) -> Any:
-        if self._generator is None:
-            self._generator = TASK_UTILS.build(dict(self.generator_cfg))
-        return self._generator
+    def _prepare(self, runner: Runner) -> None:
+        """Build what all rounds share, and the parts of the first to see that they fit."""
+        generator = TASK_UTILS.build(dict(self.generator_cfg))
+        sources = build_sources(self._mix.dataset, generator)
+        evaluation = [
+            getattr(runner, f'{name}_loop').dataloader.dataset
+            for name in ('val', 'test')
+            if getattr(runner, f'_{name}_loop') is not None
+        ]
+        features = self.folder / 'features'
+        prepare_feedback(self.feedback, generator, sources.classes, evaluation, features)
+        critic = build_critic(self.critic_cfg, sources.classes)
+        self._parts = (generator, sources, critic)
+        self._search(runner, self.state['rounds_done'])
+        build_synthesizer(generator, sources, self.synthesis_cfg, self.seed)
+
+    def _search(self, runner: Runner, number: int) -> tuple[Any, Any, Any]:
+        """The search of a round, the prompts that it starts from, and its target."""
+        generator, sources, critic = self._parts
+        target = build_target(runner.model, runner.cfg, self.target_cfg)
+        parts = (generator, target, self.feedback, sources, self.initial_cfg, self.search_cfg)
+        return *build_search(*parts, self.seed, number, critic), target
 
     # Data, seeds, state
 

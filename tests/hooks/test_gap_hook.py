@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from PIL import Image
 
 from mmgap.hooks import GAPHook
 from mmgap.hooks.summary import group_report, summary_table
@@ -105,6 +107,46 @@ def test_nan_stops_and_keeps_the_last_good_prompt(data, tiny_sd, tmp_path, monke
     kept = sorted((tmp_path / 'gap' / 'prompts').glob('*.json'))
     assert len(kept) == 4 and json.loads(kept[0].read_text())['complete'] is False
     assert not (tmp_path / 'gap' / 'pool').exists()
+
+
+def test_guidance_critic_and_alarm_in_the_loop(data, tiny_sd, tmp_path):
+    config = small_config(data, tiny_sd, tmp_path / 'work')
+    clip = dict(model='mmgap://toybirds-clip')
+    rng = np.random.default_rng(0)
+    (tmp_path / 'pictures').mkdir()
+    for i in range(3):
+        picture = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))
+        picture.save(tmp_path / 'pictures' / f'{i}.png')
+    hook = config.custom_hooks[0]
+    hook.update(rounds=1, budget=6)
+    hook.feedback += [
+        dict(type='mmgap.TextGuidance', descriptions=['a b'], end=2),
+        dict(type='mmgap.ImageGuidance', images=str(tmp_path / 'pictures'), clip=clip, start=1),
+    ]
+    hook.critic = dict(type='mmgap.ClipCritic', clip=clip, threshold=0.4)
+    hook.synthesis.attempts = 2
+    hook.search.alarm = dict(captions=['a b'], max_drift=1e-6)
+    train(config)
+    summary = json.loads((tmp_path / 'work' / 'gap' / 'summary.json').read_text())
+    (about,) = summary['rounds']
+    lines = (tmp_path / 'work' / 'gap' / 'pool' / 'manifest.jsonl').read_text().splitlines()
+    kept = [json.loads(line)['kept'] for line in lines]
+    assert summary['images'] == about['images'] == sum(kept)
+    assert about['dropped'] == len(kept) - sum(kept) and 0 <= about['agreement'] <= 1
+    assert all('drift' in prompt['alarm'] for prompt in about['prompts'])
+    assert len(list((tmp_path / 'work' / 'gap' / 'features').iterdir())) == 1
+
+
+def test_evaluation_images_cannot_guide(data, tiny_sd, tmp_path):
+    """Found out before the first epoch."""
+    config = small_config(data, tiny_sd, tmp_path)
+    clip = dict(model='mmgap://toybirds-clip')
+    config.custom_hooks[0].feedback += [
+        dict(type='mmgap.ImageGuidance', images=str(data), clip=clip)
+    ]
+    with pytest.raises(ValueError, match='is also an image of Waterbirds, which the run is eval'):
+        Runner.from_cfg(config).train()
+    assert not list(tmp_path.glob('*.pth'))
 
 
 def test_bad_settings(data, tiny_sd, tmp_path):
