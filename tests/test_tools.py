@@ -126,3 +126,16 @@ def test_bad_input(run, tmp_path):
         result = tool('generate.py', *args)
         assert result.returncode != 0 and words in result.stderr
         assert not list(tmp_path.iterdir())
+
+
+def test_caption_instruction(tmp_path):
+    """Every caption and every name goes into the text; what cannot be done is said."""
+    file = tmp_path / 'captions.txt'
+    file.write_text('a landbird in a forest\n\na waterbird on a lake\n')
+    options = ['--subject', 'a bird', '--classes', 'landbird', 'waterbird', '--num', 3]
+    text = done(tool('caption_instruction.py', file, *options))
+    assert '- a landbird in a forest\n- a waterbird on a lake' in text
+    assert 'Never name landbird or waterbird' in text and 'in 3 short descriptions' in text
+    file.write_text('\n')
+    empty = tool('caption_instruction.py', file, *options)
+    assert empty.returncode != 0 and 'must be positive, got 0 and 3' in empty.stderr

@@ -55,6 +55,7 @@ def write_report(
         part = [c for c in cells if c['layers'] == layers]
         title = 'last layer' if layers == 'last' else 'whole network'
         lines += ['', f'## Fine-tuning the {title}', '', *_table(part, methods)]
+    lines += _other_splits(cells, methods) + _chosen(cells, methods)
     lines += ['', '## The images', '', *_images(out, cells, methods), '']
     write_bytes(out / 'results.md', '\n'.join(lines).encode())
     _curves(out / 'curves.png', cells, methods)
@@ -62,8 +63,8 @@ def write_report(
 
 def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
     lines = [
-        '| method | images | worst group | vs none | mean of groups | seconds a cell |',
-        '|---|---|---|---|---|---|',
+        '| method | images | dropped | worst group | vs none | mean of groups | seconds a cell |',
+        '|---|---|---|---|---|---|---|',
     ]
     baseline = select(cells, method='none')
     for method in methods:
@@ -78,11 +79,74 @@ def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
             ]
             versus = f'{np.mean(gains):+.1f} ± {interval(gains):.1f}' if gains else ''
             lines.append(
-                f'| {method} | {budget} | {np.mean(worst):.1f} ± {_std(worst):.1f} | '
+                f'| {method} | {budget} | {np.mean([c["dropped"] for c in found.values()]):.0f} | '
+                f'{np.mean(worst):.1f} ± {_std(worst):.1f} | '
                 f'{versus if method != "none" else ""} | {np.mean(mean):.1f} ± {_std(mean):.1f} | '
                 f'{np.mean([c["seconds"] for c in found.values()]):.1f} |'
             )
     return lines
+
+
+def _other_splits(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
+    """Worst groups on the further splits that the cells were evaluated on."""
+    names = list(dict.fromkeys(name for cell in cells for name in cell.get('others') or ()))
+    if not names:
+        return []
+    lines = ['', '## Worst group on other splits', '']
+    lines += [
+        f'| method | images | layers | {" | ".join(names)} |',
+        '|---' * (3 + len(names)) + '|',
+    ]
+    for (method, budget, layers), found in _settings(cells, methods).items():
+        values = [
+            [100 * cell['others'][name]['worst_group'] for cell in found.values()] for name in names
+        ]
+        shown = ' | '.join(f'{np.mean(v):.1f} ± {_std(v):.1f}' for v in values)
+        lines.append(f'| {method} | {budget} | {layers} | {shown} |')
+    return lines
+
+
+def _chosen(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
+    """What a user gets who chooses budget and layers on validation data."""
+    ways = {'val': 'worst_group', 'val_id': 'mean'}
+    if not all(name in (cell.get('others') or {}) for cell in cells for name in ways):
+        return []
+    lines = [
+        '',
+        '## Chosen on validation data',
+        '',
+        'Test worst group of the budget and layers that are best on average over seeds: by worst '
+        'group on `val`, which is balanced and so leaks the shift, and by accuracy on `val_id`, '
+        'which is distributed like the training data.',
+        '',
+        '| method | by val | test worst group | by val_id | test worst group |',
+        '|---|---|---|---|---|',
+    ]
+    for method in methods:
+        row = [method]
+        for name, metric in ways.items():
+            own = {k: v for k, v in _settings(cells, methods).items() if k[0] == method}
+            if not own:
+                break
+            score = {
+                k: np.mean([cell['others'][name][metric] for cell in v.values()])
+                for k, v in own.items()
+            }
+            best = max(score, key=score.get)
+            worst = [100 * cell['worst_group'] for cell in own[best].values()]
+            row += [f'{best[1]} images, {best[2]}', f'{np.mean(worst):.1f} ± {_std(worst):.1f}']
+        if len(row) > 1:
+            lines.append(f'| {" | ".join(row)} |')
+    return lines
+
+
+def _settings(
+    cells: Sequence[Cell], methods: Mapping[str, str]
+) -> dict[tuple[str, int, str], dict[int, Cell]]:
+    """Cells by (method, budget, layers), then by seed, in the tables' order."""
+    keys = {(c['method'], c['budget'], c['layers']) for c in cells}
+    order = sorted(keys, key=lambda k: (list(methods).index(k[0]), k[1], k[2]))
+    return {k: select(cells, method=k[0], budget=k[1], layers=k[2]) for k in order}
 
 
 def _std(values: Sequence[float]) -> float:

@@ -25,6 +25,7 @@ class Draft:
         hidden: ``(B, length, width)``, the text encoder's hidden states of each image's prompt.
         labels: ``(B,)`` classes.
         seeds: One seed per image.
+        numbers: Place of each image's prompt among all prompts of its search or synthesis.
         images: ``(B, 3, H, W)`` RGB in [0, 1]; None where no feedback needs images.
         output: What the target says of the images; None where no feedback needs it.
     """
@@ -32,6 +33,7 @@ class Draft:
     hidden: Tensor
     labels: Tensor
     seeds: Sequence[int]
+    numbers: Sequence[int]
     images: Tensor | None = None
     output: TargetOutput | None = None
 

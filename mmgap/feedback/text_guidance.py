@@ -16,6 +16,7 @@ from mmgap.feedback.clip_model import ClipModel
 from mmgap.registry import TASK_UTILS
 
 DISTANCES = ('l2', 'cosine')
+ASSIGN = ('mean', 'turn')
 SPACES = ('text_encoder', 'clip')
 
 
@@ -45,6 +46,8 @@ class TextGuidance(Feedback):
     Args:
         descriptions: Sentences; or a list of them per class name, which tells the search the
             answer for each class and is to be reported as such.
+        assign: ``'mean'`` pulls every prompt toward the mean of the descriptions, as the paper
+            does; ``'turn'`` gives the prompts the descriptions in turn.
         space: ``'text_encoder'`` compares hidden states of the generator's own text encoder: needs
             no image and costs nothing. ``'clip'`` compares the generated image with the text.
         distance: ``'l2'`` or ``'cosine'``; the clip space has the cosine only.
@@ -58,12 +61,15 @@ class TextGuidance(Feedback):
     def __init__(
         self,
         descriptions: Sequence[str] | Mapping[str, Sequence[str]],
+        assign: str = 'mean',
         space: str = 'text_encoder',
         distance: str = 'l2',
         clip: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if assign not in ASSIGN:
+            raise ValueError(f'assign must be one of {ASSIGN}, got {assign!r}')
         if space not in SPACES:
             raise ValueError(f'space must be one of {SPACES}, got {space!r}')
         if distance not in DISTANCES:
@@ -84,12 +90,13 @@ class TextGuidance(Feedback):
         self.descriptions = (
             {k: list(v) for k, v in descriptions.items()} if by_class else list(descriptions)
         )
+        self.assign = assign
         self.space = space
         self.distance = distance
         self.clip = dict(clip) if clip else None
         self.needs = 'prompt' if space == 'text_encoder' else 'image'
         self._model: ClipModel | None = None
-        self._towards: Tensor | None = None
+        self._towards: list[Tensor] | None = None
 
     def prepare(self, generator: Any, classes: Sequence[str], cache: Path | None = None) -> None:
         """Encode the descriptions.
@@ -101,32 +108,39 @@ class TextGuidance(Feedback):
             return
         if self.clip is not None:
             self._model = ClipModel(**self.clip)
-        if not isinstance(self.descriptions, dict):
-            self._towards = self._mean(generator, self.descriptions)[None]
-            return
-        if set(self.descriptions) != set(classes):
+        lists = self.descriptions
+        if not isinstance(lists, dict):
+            lists = dict.fromkeys(classes, lists)
+        elif set(lists) != set(classes):
             raise ValueError(
-                f'descriptions are for {sorted(self.descriptions)}, the classes are '
-                f'{sorted(classes)}; give each class its own, or one list for all'
+                f'descriptions are for {sorted(lists)}, the classes are {sorted(classes)}; give '
+                'each class its own, or one list for all'
             )
-        rows = [self._mean(generator, self.descriptions[name]) for name in classes]
-        self._towards = torch.stack(rows)
+        self._towards = [self._encode(generator, lists[name]) for name in classes]
 
     @torch.no_grad()
-    def _mean(self, generator: Any, texts: Sequence[str]) -> Tensor:
-        """Mean of the descriptions; states are brought back to the length that they have singly."""
+    def _encode(self, generator: Any, texts: Sequence[str]) -> Tensor:
+        """``(descriptions, …)``: one row for each, or the mean alone.
+
+        The mean of hidden states is brought back to the length that they have singly.
+        """
         if self._model is not None:
-            return self._model.encode_texts(texts).mean(dim=0)
-        states = generator.prompts.encode_text(texts).float()
+            states = self._model.encode_texts(texts)
+        else:
+            states = generator.prompts.encode_text(texts).float()
+        if self.assign == 'turn':
+            return states
         mean = states.mean(dim=0)
         length = states.flatten(1).norm(dim=1).mean()
-        return mean * (length / mean.norm().clamp(min=1e-12))
+        return (mean * (length / mean.norm().clamp(min=1e-12)))[None]
 
     def __call__(self, draft: Draft) -> Tensor:
         """``(B,)``: distance of each image, or of its prompt, from the description."""
-        towards = self._towards.to(draft.hidden.device)
-        rows = torch.zeros_like(draft.labels) if len(towards) == 1 else draft.labels
-        towards = towards[rows.to(towards.device)]
+        rows = [
+            self._towards[label][number % len(self._towards[label])]
+            for label, number in zip(draft.labels.tolist(), draft.numbers, strict=True)
+        ]
+        towards = torch.stack(rows).to(draft.hidden.device)
         if self.space == 'clip':
             return 1 - F.cosine_similarity(self._model.encode_images(draft.images), towards, dim=1)
         return hidden_state_distance(draft.hidden.float(), towards, self.distance)

@@ -24,7 +24,7 @@ from mmgap.search import AlignmentAlarm, PromptSearch, initial_prompts
 from mmgap.seeds import derive_seed
 from mmgap.synthesis import Synthesizer
 
-INITIAL = ('prompts_per_class', 'tokens', 'init', 'scope', 'template')
+INITIAL = ('prompts_per_class', 'tokens', 'grow', 'init', 'scope', 'template')
 
 
 def split_search(settings: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -138,7 +138,8 @@ def build_search(
         target: The model to search against.
         feedback: Prepared terms to minimise.
         sources: Labelled, masked images.
-        initial: Arguments of :func:`~mmgap.search.initial_prompts`.
+        initial: Arguments of :func:`~mmgap.search.initial_prompts`; ``grow`` is the number of
+            tokens that prompts gain with each round.
         settings: Arguments of :class:`~mmgap.search.PromptSearch`.
         seed: Seed of the run.
         number: The round; the prompts' ids start with it.
@@ -146,6 +147,13 @@ def build_search(
     """
     seed = round_seed(seed, number)
     settings = dict(settings)
+    initial = {'tokens': 5, **initial}
+    grow = initial.pop('grow', 0)
+    if grow < 0:
+        raise ValueError(f'search grow must not be negative, got {grow}')
+    grown = grow * number
+    counts = initial['tokens']
+    initial['tokens'] = counts + grown if isinstance(counts, int) else [n + grown for n in counts]
     if settings.get('alarm') is not None:
         settings['alarm'] = AlignmentAlarm(critic, **settings['alarm'])
     search = PromptSearch(generator, target, feedback, sources, **{'seed': seed, **settings})

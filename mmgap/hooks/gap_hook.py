@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import Runner, TestLoop
 
 from mmgap.compat import (
     allow_checkpoint_history,
@@ -72,6 +72,9 @@ class GAPHook(Hook):
         rounds: Number of rounds.
         interval: Epochs (or iterations) between two rounds.
         budget: Images of all rounds together.
+        max_seconds: No further round begins once searches and syntheses have taken so long.
+        plateau: No further round begins once the validation's worst group has not risen for so
+            many rounds. Needs a val_dataloader and :class:`mmgap.GroupAccuracy`.
         seed: Seed of every draw; the Runner's by default.
 
     Raises:
@@ -94,6 +97,8 @@ class GAPHook(Hook):
         rounds: int = 1,
         interval: int = 1,
         budget: int = 400,
+        max_seconds: float | None = None,
+        plateau: int | None = None,
         seed: int | None = None,
     ) -> None:
         if not 0 <= ratio < 1:
@@ -105,6 +110,9 @@ class GAPHook(Hook):
             )
         if budget < rounds:
             raise ValueError(f'budget={budget} gives not one image to each of {rounds} rounds')
+        for name, value in dict(max_seconds=max_seconds, plateau=plateau).items():
+            if value is not None and value <= 0:
+                raise ValueError(f'{name} must be positive, or None, got {value}')
         self.generator_cfg = generator
         self.feedback = [TASK_UTILS.build(dict(config)) for config in feedback]
         self.initial_cfg, self.search_cfg = split_search(search)
@@ -116,8 +124,12 @@ class GAPHook(Hook):
         self.rounds = rounds
         self.interval = interval
         self.budget = budget
+        self.max_seconds = max_seconds
+        self.plateau = plateau
         self.seed = seed
-        self.state: dict[str, Any] = dict(rounds_done=0, images=0, before=None, rounds=[])
+        self.state: dict[str, Any] = dict(
+            rounds_done=0, images=0, before=None, rounds=[], validation=[], stopped=None
+        )
         self.seconds = dict(total=0.0, evaluation=0.0, search=0.0, synthesis=0.0)
         self._parts: tuple[Any, SourceSet, Critic | None] | None = None
 
@@ -151,6 +163,8 @@ class GAPHook(Hook):
                 f'{"epochs" if self._by_epoch else "iterations"}, but training ends after {length};'
                 ' lower start, rounds or interval'
             )
+        if self.plateau is not None and runner._val_loop is None:
+            raise ValueError(f'plateau={self.plateau} needs a val_dataloader to watch')
         self._mix = self._mix_in(runner.train_loop.dataloader)
         self._mix.seed = self.seed
         if dist.is_main_process() and self.state['rounds_done'] < self.rounds:
@@ -188,7 +202,7 @@ class GAPHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Evaluate and report."""
-        summary = self._summary(runner, after=self._evaluate(runner))
+        summary = self._summary(runner, after=self._evaluate(runner, 'test'))
         if dist.is_main_process():
             write_json(self.folder / 'summary.json', summary)
         runner.logger.info(summary_table(summary))
@@ -197,8 +211,12 @@ class GAPHook(Hook):
 
     def _round(self, runner: Runner, position: dict[str, int]) -> None:
         number = self.state['rounds_done']
+        self.state['stopped'] = self._reason_to_stop(runner)
+        if self.state['stopped'] is not None:
+            runner.logger.info(f'[gap] no further round: {self.state["stopped"]}')
+            return
         if number == 0 and self.state['before'] is None:
-            self.state['before'] = self._evaluate(runner)
+            self.state['before'] = self._evaluate(runner, 'test')
         self._save(runner, position)
         runner.logger.info(f'[gap] round {number + 1} of {self.rounds} begins')
         if dist.is_main_process():
@@ -210,6 +228,23 @@ class GAPHook(Hook):
         self._save(runner, position)
         if dist.is_main_process():
             write_json(self.folder / 'summary.json', self._summary(runner, after=None))
+
+    def _reason_to_stop(self, runner: Runner) -> str | None:
+        """Why the round that is due shall not begin; None if it shall."""
+        spent = self.seconds['search'] + self.seconds['synthesis']
+        if self.max_seconds is not None and spent > self.max_seconds:
+            return f'{spent:.0f} s of {self.max_seconds} s are spent'
+        if self.plateau is None:
+            return None
+        report = self._evaluate(runner, 'val')
+        if report['worst_group'] is None:
+            raise ValueError('plateau needs mmgap.GroupAccuracy in val_evaluator')
+        known = self.state['validation']
+        known[self.state['rounds_done'] :] = [report['worst_group']]
+        best = max(known[: -self.plateau], default=None)
+        if best is None or max(known[-self.plateau :]) > best:
+            return None
+        return f'worst group on val is {known[-1]:.3f}, it was {best:.3f} {self.plateau} rounds ago'
 
     def _search_and_draw(self, runner: Runner, number: int) -> dict[str, Any]:
         generator, sources, critic = self._parts
@@ -245,15 +280,15 @@ class GAPHook(Hook):
             **round_report(pool, number, critic),
         )
 
-    def _evaluate(self, runner: Runner) -> dict[str, Any] | None:
-        """What the test evaluator says of the model as it is; None without a test loop."""
-        if runner._test_loop is None:
-            runner.logger.warning(
-                '[gap] the config has no test_dataloader, so there is no before and after'
-            )
+    def _evaluate(self, runner: Runner, split: str) -> dict[str, Any] | None:
+        """What the evaluator of ``'test'`` or ``'val'`` says of the model; None without one."""
+        if getattr(runner, f'_{split}_loop') is None:
+            runner.logger.warning(f'[gap] the config has no {split}_dataloader to evaluate on')
             return None
         began = time.time()
-        metrics = runner.test_loop.run()
+        loop = getattr(runner, f'{split}_loop')
+        # A loop of validation would save the best checkpoint and step schedules.
+        metrics = TestLoop(runner, loop.dataloader, loop.evaluator).run()
         self.seconds['evaluation'] += time.time() - began
         return group_report(metrics)
 
@@ -303,7 +338,8 @@ class GAPHook(Hook):
 
     def _is_due(self, position: int) -> bool:
         number = self.state['rounds_done']
-        return number < self.rounds and position == self._due(number)
+        over = number >= self.rounds or self.state['stopped'] is not None
+        return not over and position == self._due(number)
 
     def _seed_training(self, position: int) -> None:
         seed = derive_seed(self.seed, 'training', position, dist.get_rank())
@@ -336,6 +372,7 @@ class GAPHook(Hook):
             after=after,
             rounds=self.state['rounds'],
             images=self.state['images'],
+            stopped=self.state['stopped'],
             seconds=seconds,
             seed=self.seed,
             versions=environment(self._mix.metainfo),

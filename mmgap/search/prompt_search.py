@@ -30,9 +30,9 @@ from mmgap.seeds import derive_rng, derive_seed
 class PromptSearch:
     """Search soft prompts whose images the target fails on.
 
-    Each step draws fresh sources and fresh noise for every prompt, so that a prompt cannot fit
-    itself to a few images. Prompts do not influence each other; how they are split into batches
-    only changes speed and memory.
+    Each step draws fresh sources and fresh noise for every prompt, unless told otherwise, so that a
+    prompt cannot fit itself to a few images. Prompts do not influence each other; how they are
+    split into batches only changes speed and memory.
 
     Args:
         generator: Draws images, e.g. :class:`~mmgap.generators.InpaintingGenerator`.
@@ -49,6 +49,8 @@ class PromptSearch:
             reached it, those before that step's update.
         stop_window: Latest steps whose mean loss is compared with ``stop_loss``: with few images
             per step, a single one may be low by luck.
+        fresh: Whether each step has its own sources and noise. With the same ones throughout, a
+            prompt fits itself to these few images.
         max_restarts: How often a prompt that does not move may start again from a new draw.
         patience: Steps after which a prompt is looked at for a restart.
         min_drop: Share of its loss that a prompt must have lost by then, unless the target already
@@ -78,6 +80,7 @@ class PromptSearch:
         param_scheduler: Sequence[dict[str, Any]] = (),
         stop_loss: float | None = None,
         stop_window: int = 1,
+        fresh: bool = True,
         max_restarts: int = 2,
         patience: int = 20,
         min_drop: float = 0.1,
@@ -121,6 +124,7 @@ class PromptSearch:
         self.param_scheduler = list(param_scheduler)
         self.stop_loss = stop_loss
         self.stop_window = stop_window
+        self.fresh = fresh
         self.max_restarts = max_restarts
         self.patience = patience
         self.min_drop = min_drop
@@ -131,7 +135,7 @@ class PromptSearch:
         self.seed = seed
         self._settings = dict(counts, optim_wrapper=self.optim_wrapper, seed=seed)
         self._settings |= dict(param_scheduler=self.param_scheduler, stop_loss=stop_loss)
-        self._settings |= dict(max_restarts=max_restarts, min_drop=min_drop)
+        self._settings |= dict(max_restarts=max_restarts, min_drop=min_drop, fresh=fresh)
         if alarm is not None:
             self._settings |= dict(alarm=alarm.about())
         self._settings |= dict(feedback=[term.about() for term in self.feedback])
@@ -168,7 +172,10 @@ class PromptSearch:
         ids = [prompt.id for prompt in prompts]
         if len(set(ids)) < len(ids):
             raise ValueError(f'prompts must have different ids, got {ids}')
-        states = [SearchState(p, p.embeddings.detach().clone()) for p in prompts]
+        states = [
+            SearchState(prompt, number, prompt.embeddings.detach().clone())
+            for number, prompt in enumerate(prompts)
+        ]
         key = self._key(prompts) if checkpoint else ''
         with self.target.frozen():
             optimizer = build_optim_wrapper(nn.ModuleList(prompts), self.optim_wrapper)
@@ -269,7 +276,7 @@ class PromptSearch:
         """Mean loss, share of right answers, and gradient of each active prompt."""
         jobs = []
         for place, state in enumerate(active):
-            name = (state.prompt.id, state.restarts, len(state.losses))
+            name = (state.prompt.id, state.restarts, len(state.losses) if self.fresh else 0)
             rng = derive_rng(self.seed, 'search', *name)
             pool = self._split(state.prompt.label)[0]
             count = self.images_per_prompt

@@ -206,10 +206,11 @@ class Synthesizer:
             if done >= at + len(batch):
                 continue
             condition = self.sources.load([drawing.source for drawing in batch])
-            hidden = work.embeds[[drawing.prompt for drawing in batch]]
+            numbers = [drawing.prompt for drawing in batch]
+            hidden = work.embeds[numbers]
             seeds = [drawing.seed for drawing in batch]
             images = self.generator(condition, hidden, seeds, self.num_inference_steps)
-            draft = Draft(hidden, condition.labels, seeds, images)
+            draft = Draft(hidden, condition.labels, seeds, numbers, images)
             judged = self._judge(condition, draft, target, feedback)
             self._check_finite(batch, images, judged)
             pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

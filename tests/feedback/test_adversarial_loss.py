@@ -23,7 +23,8 @@ REFERENCE = {
 
 def draft(logits, labels):
     output = TargetOutput(logits, torch.zeros(len(labels)))
-    return Draft(torch.zeros(len(labels), 1, 1), labels, range(len(labels)), output=output)
+    numbers = range(len(labels))
+    return Draft(torch.zeros(len(labels), 1, 1), labels, numbers, numbers, output=output)
 
 
 @pytest.mark.parametrize('mode', REFERENCE)

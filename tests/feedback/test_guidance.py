@@ -44,7 +44,8 @@ def folder(tmp_path):
 def draft(generator, texts, labels=None, images=None, seeds=None):
     hidden = generator.prompts.encode_text(texts)
     labels = torch.tensor(labels or [0] * len(texts))
-    return Draft(hidden, labels, seeds or list(range(len(texts))), images)
+    numbers = range(len(texts))
+    return Draft(hidden, labels, seeds or list(numbers), numbers, images)
 
 
 @pytest.mark.parametrize('distance', ['l2', 'cosine'])
@@ -75,9 +76,18 @@ def test_mean_of_descriptions_keeps_their_length(generator):
     term = TextGuidance(['a b', 'c d'])
     term.prepare(generator, CLASSES)
     states = generator.prompts.encode_text(['a b', 'c d']).float().flatten(1)
-    assert term._towards.norm() == pytest.approx(states.norm(dim=1).mean().item(), rel=1e-5)
-    direction = F.cosine_similarity(term._towards.flatten(), states.mean(0), dim=0)
+    towards = term._towards[0].flatten()
+    assert towards.norm() == pytest.approx(states.norm(dim=1).mean().item(), rel=1e-5)
+    direction = F.cosine_similarity(towards, states.mean(0), dim=0)
     assert direction == pytest.approx(1, abs=1e-6)
+
+
+def test_descriptions_in_turn(generator):
+    term = TextGuidance(['a b', 'c d'], assign='turn')
+    term.prepare(generator, CLASSES)
+    right = term(draft(generator, ['a b', 'c d', 'a b'])).tolist()
+    wrong = term(draft(generator, ['c d', 'a b', 'c d'])).tolist()
+    assert max(right) < 1e-8 and min(wrong) > 1e-3
 
 
 def test_descriptions_by_class(generator):
@@ -147,7 +157,7 @@ def test_inversion_gradient_equals_finite_differences(channels, kind, tiny_sd, t
 
     def loss() -> torch.Tensor:
         hidden = generator.prompts.encode([prompt, prompt])
-        return term(Draft(hidden, torch.tensor([0, 1]), [5, 6]))
+        return term(Draft(hidden, torch.tensor([0, 1]), [5, 6], [0, 1]))
 
     assert torch.equal(loss(), loss()) and loss()[0] != loss()[1]
     (grad,) = torch.autograd.grad(loss().sum(), prompt.embeddings)
@@ -209,6 +219,8 @@ def test_labelled_splits_cannot_guide():
 def test_bad_settings(generator):
     with pytest.raises(ValueError, match="space must be one of .* got 'image'"):
         TextGuidance(['a'], space='image')
+    with pytest.raises(ValueError, match="assign must be one of .* got 'each'"):
+        TextGuidance(['a'], assign='each')
     with pytest.raises(ValueError, match="distance must be one of .* got 'l1'"):
         TextGuidance(['a'], distance='l1')
     with pytest.raises(ValueError, match='needs clip='):

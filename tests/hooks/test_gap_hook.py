@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmgap.hooks import GAPHook
 from mmgap.hooks.summary import group_report, summary_table
+from mmgap.prompts import load_prompt
 from mmgap.search import NonFiniteLossError
 from tests.hooks.small_config import small_config
 from tests.miniature import draw_waterbirds
@@ -135,6 +136,49 @@ def test_guidance_critic_and_alarm_in_the_loop(data, tiny_sd, tmp_path):
     assert about['dropped'] == len(kept) - sum(kept) and 0 <= about['agreement'] <= 1
     assert all('drift' in prompt['alarm'] for prompt in about['prompts'])
     assert len(list((tmp_path / 'work' / 'gap' / 'features').iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    'limits, rounds, why',
+    [
+        (dict(plateau=1), 2, 'worst group on val is 0.200, it was 0.300 1 rounds ago'),
+        (dict(max_seconds=0.001), 1, 's of 0.001 s are spent'),
+    ],
+)
+def test_no_round_begins_after_a_plateau_or_the_time(
+    limits, rounds, why, data, tiny_sd, tmp_path, monkeypatch
+):
+    config = small_config(data, tiny_sd, tmp_path)
+    config.train_cfg.max_epochs = 4
+    config.val_dataloader, config.val_cfg = config.test_dataloader, dict()
+    config.val_evaluator = config.test_evaluator
+    config.custom_hooks[0].update(rounds=3, interval=1, budget=6, **limits)
+    config.custom_hooks[0].search.update(steps=1, grow=1)
+    worst = [0.1, 0.3, 0.2]
+    evaluate = GAPHook._evaluate
+    monkeypatch.setattr(
+        GAPHook,
+        '_evaluate',
+        lambda self, runner, split: (
+            dict(worst_group=worst.pop(0)) if split == 'val' else evaluate(self, runner, split)
+        ),
+    )
+    train(config)
+    summary = json.loads((tmp_path / 'gap' / 'summary.json').read_text())
+    assert len(summary['rounds']) == rounds and summary['images'] == 2 * rounds
+    assert why in summary['stopped']
+    sizes = {
+        path.name[:2]: load_prompt(path).embeddings.shape[0]
+        for path in (tmp_path / 'gap' / 'prompts').glob('*.safetensors')
+    }
+    assert sizes == {f'r{number}': 2 + number for number in range(rounds)}  # grown tokens
+
+
+def test_plateau_needs_a_validation(data, tiny_sd, tmp_path):
+    config = small_config(data, tiny_sd, tmp_path)
+    config.custom_hooks[0].plateau = 1
+    with pytest.raises(ValueError, match='plateau=1 needs a val_dataloader'):
+        Runner.from_cfg(config).train()
 
 
 def test_evaluation_images_cannot_guide(data, tiny_sd, tmp_path):

@@ -360,6 +360,22 @@ def test_bad_settings(generator, sources):
         search.run([prompts[0], prompts[0]])
 
 
+@pytest.mark.parametrize('fresh', [True, False])
+def test_fresh_or_fixed_sources_and_noise(fresh, generator, sources, monkeypatch):
+    search, prompts = make(generator, sources, steps=3, fresh=fresh, lr=0)
+    drawn = []
+    score = search._scorer._score
+
+    def noted(batch, *args):
+        drawn.append(tuple(batch))
+        return score(batch, *args)
+
+    monkeypatch.setattr(search._scorer, '_score', noted)
+    states = search.run(prompts)
+    assert len(drawn) == 3 and len(set(drawn)) == (3 if fresh else 1)
+    assert [result.steps for result in states] == [3, 3]
+
+
 def test_text_guidance_alone_draws_nothing(generator, sources, monkeypatch):
     """Steps that need no image build no diffusion graph; the prompt moves all the same."""
     target = TextGuidance(['a b'])
