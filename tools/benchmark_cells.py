@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS, TASK_UTILS
 from mmengine.runner import Runner, TestLoop
 
-from mmgap.feedback import Critic
+from mmgap.feedback import Critic, read_sentences
 from mmgap.files import fingerprint, write_json
 from mmgap.generators import SourceSet
 from mmgap.hooks.components import (
@@ -32,8 +32,7 @@ from mmgap.hooks.summary import group_report
 from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.synthesis import SamplePool
 
-IMAGES = {'search', 'prompts_of', 'initial', 'texts', 'dataset'}
-# What a method's fragment may say; see README.
+# What a method's fragment may say.
 KEYS = (
     'about',  # what it is, for the tables
     'search',  # changes to the hook's search: prompts are searched for
@@ -46,6 +45,8 @@ KEYS = (
     'dataset',  # real images instead of generated ones
     'train',  # changes to the training config, for methods that make no images
 )
+# What a cell sets itself; a method that changed it would not be compared on equal terms.
+FIXED = ('train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks', 'load_from', 'randomness')
 
 
 @HOOKS.register_module()
@@ -73,23 +74,30 @@ class Benchmark:
         budgets: Image budgets.
 
     Raises:
-        ValueError: If a method's fragment says something unknown.
+        ValueError: If a method's fragment says something unknown, or ``out`` holds the results of
+            another config, generator or world.
     """
 
     def __init__(self, config: Config, out: Path, budgets: Sequence[int]) -> None:
         self.config = config
         self.settings = config.benchmark
         self.methods: Mapping[str, Any] = self.settings.methods
-        for name, fragment in self.methods.items():
-            unknown = sorted(set(fragment) - set(KEYS))
-            if unknown:
-                raise ValueError(f'method {name!r} has unknown keys {unknown}; there are {KEYS}')
+        for name in self.methods:
+            self._check_fragment(name)
         self.out = out
         self.budgets = sorted(budgets)
         self._components: tuple[int, Components] | None = None
         shared = copy.deepcopy(config.to_dict())
         shared['benchmark'].pop('methods')
-        self._shared = fingerprint(shared)
+        parts = self.parts(0)
+        world = parts.sources.dataset.metainfo.get('world_version')
+        self._shared = fingerprint([shared, parts.generator.fingerprint(), world])
+        known = out / 'base' / 'key.json'
+        if known.exists() and json.loads(known.read_text()) != self._shared:
+            raise ValueError(
+                f'{out} holds results of another config, generator or world; choose another --out'
+            )
+        write_json(known, self._shared)
 
     def makes_images(self, method: str) -> bool:
         """Whether budgets mean anything to a method."""
@@ -101,8 +109,26 @@ class Benchmark:
         """Names the config and the method's fragment: cells with another key are another cell."""
         fragment = dict(self.methods[method])
         fragment.pop('about', None)
+        if 'texts' in fragment:
+            fragment['texts'] = self._texts(method)
         parent = fragment.get('prompts_of')
         return fingerprint([self._shared, fragment, self.key(parent) if parent else None])
+
+    def _check_fragment(self, name: str) -> None:
+        fragment = self.methods[name]
+        unknown = sorted(set(fragment) - set(KEYS))
+        if unknown:
+            raise ValueError(f'method {name!r} has unknown keys {unknown}; there are {KEYS}')
+        fixed = [key for key in fragment.get('train', {}) if key.split('.')[0] in FIXED]
+        if fixed:
+            raise ValueError(f'method {name!r} must not change {fixed}: all are trained alike')
+        parent = fragment.get('prompts_of')
+        if parent is not None and not {'search', 'initial'} & set(self.methods.get(parent, ())):
+            raise ValueError(f'method {name!r} takes the prompts of {parent!r}, which finds none')
+
+    def _texts(self, method: str) -> list[str]:
+        texts = self.methods[method].get('texts', ())
+        return read_sentences(texts) if isinstance(texts, str) else list(texts)
 
     def cell(self, method: str, budget: int, seed: int, layers: str) -> dict[str, Any]:
         """Run one cell, or read it if it has been run.
@@ -120,14 +146,14 @@ class Benchmark:
         began = time.time()
         config = self.train_config(seed)
         config.merge_from_dict(copy.deepcopy(dict(self.methods[method].get('train', {}))))
-        dropped = 0
+        images, dropped = budget, 0
         if pool is not None:
-            dropped = self._dropped(pool, budget)
+            images, dropped = self._counts(pool, budget)
             config.train_dataloader.dataset = dict(
                 type='mmgap.SyntheticMixDataset',
                 dataset=config.train_dataloader.dataset,
                 pool=str(pool),
-                budget=budget,
+                budget=images,
             )
         config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
         config.train_cfg = dict(by_epoch=False, max_iters=self.settings.steps)
@@ -141,22 +167,22 @@ class Benchmark:
         cell = dict(method=method, budget=budget, seed=seed, layers=layers)
         for name in ('worst_group', 'mean', 'adjusted', 'groups'):
             cell[name] = report[name]
-        cell.update(images=budget, dropped=dropped, seconds=time.time() - began)
+        cell.update(images=images, dropped=dropped, seconds=time.time() - began)
         cell['val_worst_group'] = others['val']['worst_group'] if 'val' in others else None
         cell['others'] = others
         write_json(path, dict(cell, key=self.key(method)))
         return cell
 
     @staticmethod
-    def _dropped(pool: Path, budget: int) -> int:
-        """How many images a critic dropped until the budget was full."""
+    def _counts(pool: Path, budget: int) -> tuple[int, int]:
+        """Images kept and dropped until the budget was full, or all where it never is."""
         kept = dropped = 0
         for sample in SamplePool(pool).samples:
-            kept += sample.kept
-            dropped += not sample.kept
             if kept == budget:
                 break
-        return dropped
+            kept += sample.kept
+            dropped += not sample.kept
+        return kept, dropped
 
     def base(self, seed: int) -> Path:
         """The checkpoint that all methods of a seed start from: the config without its hook."""
@@ -171,13 +197,10 @@ class Benchmark:
 
     def pool(self, method: str, seed: int) -> Path:
         """The images of a method and seed; the pool of the largest budget serves all."""
-        folder = self.out / 'pools' / f'{method}-{seed}'
+        folder = self.folder('pools', method, seed)
         about = folder / 'about.json'
-        if about.exists():
-            facts = json.loads(about.read_text())
-            self._check(about, facts['key'], method)
-            if facts['images'] >= max(self.budgets):
-                return folder
+        if about.exists() and json.loads(about.read_text())['images'] >= max(self.budgets):
+            return folder
         began = time.time()
         facts = (
             self._real(method, folder)
@@ -188,24 +211,31 @@ class Benchmark:
         write_json(about, dict(facts, seconds=time.time() - began))
         return folder
 
+    def folder(self, kind: str, method: str, seed: int) -> Path:
+        """Where something of a method and seed is kept; other settings have another folder."""
+        return self.out / kind / f'{method}-{seed}-{self.key(method)[:8]}'
+
     def parts(self, seed: int) -> Components:
         """Generator, sources and settings of a seed."""
         if self._components is None or self._components[0] != seed:
             config = copy.deepcopy(self.config)
             config.randomness = dict(seed=seed)
+            for hook in config.custom_hooks:
+                hook.pop('seed', None)  # it would be the same for all seeds of the benchmark
             self._components = (seed, Components(config))
         return self._components[1]
 
     def _check(self, path: Path, key: str, method: str) -> None:
         if key != self.key(method):
             raise ValueError(
-                f'{path} was made with other settings of {method!r} or of the config; choose '
-                'another --out, or delete it'
+                f'{path} was made with other settings of {method!r}; choose another --out, or '
+                'delete it'
             )
 
     def _real(self, method: str, folder: Path) -> dict[str, Any]:
         """Put real images into a pool, in their own order."""
         dataset = DATASETS.build(dict(self.methods[method].dataset))
+        self._check_leak(method, dataset)
         sources, pool = SourceSet(dataset, self.parts(0).generator.size), SamplePool(folder)
         if len(sources) < max(self.budgets):
             raise ValueError(
@@ -231,6 +261,22 @@ class Benchmark:
             )
         return {}
 
+    def _check_leak(self, method: str, dataset: Any) -> None:
+        own = {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
+        for other in self.evaluation():
+            for i in range(len(other)):
+                if other.get_data_info(i)['img_path'] in own:
+                    raise ValueError(
+                        f'method {method!r} would train on images that the benchmark evaluates on, '
+                        f'among them {other.get_data_info(i)["img_path"]}'
+                    )
+
+    def evaluation(self) -> list[Any]:
+        """The datasets that cells are evaluated on."""
+        test = self.config.test_dataloader.dataset
+        changes = [{}, *(self.settings.get('evaluate') or {}).values()]
+        return [DATASETS.build({**copy.deepcopy(test), **change}) for change in changes]
+
     def _generate(self, method: str, seed: int, folder: Path) -> dict[str, Any]:
         """Draw a method's images and judge its prompts on held-out sources."""
         parts, fragment = self.parts(seed), self.methods[method]
@@ -243,15 +289,14 @@ class Benchmark:
         fixed = (parts.generator, parts.sources, settings, seed)
         synthesizer = build_synthesizer(*fixed, critic=critic)
         pool = SamplePool(folder)
-        synthesizer.run(prompts, max(self.budgets), pool, target, parts.feedback)
-        with target.frozen():
-            judged = [search.evaluate(prompt) for prompt in prompts]
-        losses, accuracies = zip(*judged, strict=True)
+        # Whole batches: then the pool of a small budget is the beginning of a larger one's.
+        batches = -(-max(self.budgets) // synthesizer.batch_size)
+        synthesizer.run(prompts, batches * synthesizer.batch_size, pool, target, parts.feedback)
+        judged = [search.judge(prompt) for prompt in prompts]
         return dict(
             prompts=[prompt.id for prompt in prompts],
-            held_out_target_loss=float(np.mean(losses)),
-            held_out_target_loss_by_prompt=list(losses),
-            held_out_accuracy=float(np.mean(accuracies)),
+            judged=judged,
+            held_out={name: float(np.mean([j[name] for j in judged])) for name in judged[0]},
             pool_target_loss=float(np.mean([s.target_loss_image for s in pool.samples])),
             search_seconds=searched,
         )
@@ -275,22 +320,25 @@ class Benchmark:
             feedback = parts.feedback
             if 'feedback' in fragment:
                 feedback = [TASK_UTILS.build(dict(term)) for term in fragment.feedback]
-                parts.prepare(feedback, self.out / 'features')
+                parts.prepare(feedback, self.out / 'features', self.evaluation())
             settings.update(changes)
             own, found = self._search(parts, target, settings, feedback, critic)
-            bank = PromptBank(self.out / 'prompts' / f'{method}-{seed}')
-            if len(bank) < len(found):
-                checkpoint = self.out / 'search' / f'{method}-{seed}.safetensors'
-                own.run(found, checkpoint=checkpoint, bank=bank)
-            kept = {prompt.id: prompt for prompt in bank}
-            found = [kept[prompt.id] for prompt in found]
-        texts = _sentences(fragment.get('texts', ()))
+            bank = PromptBank(self.folder('prompts', method, seed))
+            # Goes on from its checkpoint, which knows whether it is still the same search.
+            own.run(found, self.folder('search', method, seed).with_suffix('.safetensors'), bank)
+        texts = self._texts(method)
         encoder = parts.generator.prompts
         named = [
             encoder.text_prompt(texts[i % len(texts)], f'{method}-{i}')
             for i in range(number - len(found) if texts else 0)
         ]
-        return [*found, *named], search
+        prompts = [*found, *named]
+        if len(prompts) != number:
+            raise ValueError(
+                f'method {method!r} has {len(prompts)} prompts, the hook {number}; all methods '
+                'must have as many'
+            )
+        return prompts, search
 
     def _critic(self, method: str, parts: Components) -> Critic | None:
         settings = self.methods[method].get('critic', parts.hook.critic_cfg)
@@ -349,9 +397,3 @@ class Benchmark:
                 shutil.copy(Path(work_dir, 'base.pth'), keep.with_suffix('.tmp'))
                 keep.with_suffix('.tmp').replace(keep)
         return report, others
-
-
-def _sentences(texts: str | Sequence[str]) -> list[str]:
-    """A list of sentences, or the lines of a file that are no comments."""
-    lines = Path(texts).read_text().splitlines() if isinstance(texts, str) else texts
-    return [line.strip() for line in lines if line.strip() and line.strip()[0] != '#']

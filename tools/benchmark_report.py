@@ -156,26 +156,29 @@ def _std(values: Sequence[float]) -> float:
 def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
     """Per method: how the target fares on its images before any fine-tuning."""
     lines = [
-        'Target loss and accuracy of the base model on images of each prompt around the same '
-        'held-out sources and seeds; `places` is in `places.json` where a probe for it was run.',
+        'Loss and accuracy of the base model on images of each prompt around held-out sources, one '
+        'seed per source: on sources of the class that the prompt was searched for (of all classes '
+        'where it has none), and crossed, on sources of all classes, as images are drawn. '
+        '`places.json` has the shares of places where a probe for it was run.',
         '',
-        '| method | | held-out target loss | held-out accuracy | seconds, search + synthesis |',
-        '|---|---|---|---|---|',
+        '| method | | target loss | accuracy | crossed target loss | seconds, search + synthesis |',
+        '|---|---|---|---|---|---|',
     ]
     seeds = sorted({c['seed'] for c in cells})
     for method, text in methods.items():
-        files = [out / 'pools' / f'{method}-{seed}' / 'about.json' for seed in seeds]
-        about = [json.loads(file.read_text()) for file in files if file.exists()]
-        losses = [a['held_out_target_loss'] for a in about if 'held_out_target_loss' in a]
-        if not losses:
-            lines.append(f'| {method} | {text} | | | |')
+        files = [file for seed in seeds for file in out.glob(f'pools/{method}-{seed}-*/about.json')]
+        about = [json.loads(file.read_text()) for file in files]
+        about = [a for a in about if a['method'] == method and 'held_out' in a]
+        if not about:
+            lines.append(f'| {method} | {text} | | | | |')
             continue
-        hits = [a['held_out_accuracy'] for a in about]
+        shown = [
+            f'{np.mean(values):.2f} ± {_std(values):.2f}'
+            for name in ('target_loss', 'accuracy', 'crossed_target_loss')
+            for values in [[a['held_out'][name] for a in about]]
+        ]
         seconds = np.mean([a['seconds'] for a in about])
-        lines.append(
-            f'| {method} | {text} | {np.mean(losses):.2f} ± {_std(losses):.2f} | '
-            f'{np.mean(hits):.2f} ± {_std(hits):.2f} | {seconds:.0f} |'
-        )
+        lines.append(f'| {method} | {text} | {" | ".join(shown)} | {seconds:.0f} |')
     return lines
 
 

@@ -9,7 +9,7 @@ from mmgap.feedback.image_guidance import ImageGuidance, feature_distance
 from mmgap.feedback.inversion_guidance import InversionGuidance
 from mmgap.feedback.target_images import TargetImages
 from mmgap.feedback.target_model import TargetModel, TargetOutput
-from mmgap.feedback.text_guidance import TextGuidance, hidden_state_distance
+from mmgap.feedback.text_guidance import TextGuidance, hidden_state_distance, read_sentences
 
 __all__ = [
     'AdversarialLoss',
@@ -29,5 +29,6 @@ __all__ = [
     'diversity',
     'feature_distance',
     'hidden_state_distance',
+    'read_sentences',
     'total_feedback',
 ]

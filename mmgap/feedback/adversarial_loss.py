@@ -67,7 +67,8 @@ class AdversarialLoss(Feedback):
         target: The class for ``'targeted'``.
         logit_scale: Factor on the logits, positive.
         floor: An image whose loss is below it counts as ``floor`` and gives no gradient: it is
-            fooled well enough, and guidance goes on alone. None for no floor.
+            fooled well enough, and guidance goes on alone. Negative for ``'untargeted'``: -3 means
+            a cross-entropy of 3. None for no floor.
         **kwargs: As for :class:`~mmgap.feedback.base.Feedback`.
 
     Raises:
@@ -91,6 +92,11 @@ class AdversarialLoss(Feedback):
             raise ValueError("mode='targeted' needs target, the class to aim at")
         if logit_scale <= 0:
             raise ValueError(f'logit_scale must be positive, got {logit_scale}')
+        if mode == 'untargeted' and floor is not None and floor >= 0:
+            raise ValueError(
+                f"floor={floor} would switch mode='untargeted' off, whose loss is never positive; "
+                'take a negative one'
+            )
         self.mode = mode
         self.target = target
         self.logit_scale = logit_scale

@@ -52,7 +52,10 @@ class ClipModel:
                 )
         try:
             self.model = open_clip.create_model(
-                name, pretrained=None if carries_weights else pretrained, device='cpu'
+                name,
+                pretrained=None if carries_weights else pretrained,
+                device='cpu',
+                require_pretrained=True,
             )
         except (RuntimeError, AssertionError, KeyError) as error:
             raise ValueError(

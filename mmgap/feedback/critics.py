@@ -15,8 +15,10 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor
 
+from mmgap.compat import allow_checkpoint_history
 from mmgap.feedback.clip_model import ClipModel
 from mmgap.feedback.target_model import TargetModel
+from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.registry import TASK_UTILS
 
 
@@ -38,6 +40,10 @@ class Critic:
 
     def prepare(self, classes: Sequence[str]) -> None:
         """Compute what does not change. May be called again; then it is quick."""
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that name a prepared critic: equal ones agree with the same images."""
+        raise NotImplementedError(f'{type(self).__name__} has no name')
 
     def keeps(self, agreement: float) -> bool:
         """Whether an image with this agreement is trained on."""
@@ -113,6 +119,11 @@ class ClipCritic(Critic):
             raise ValueError(f'ClipCritic has {len(texts)} texts for {len(classes)} classes')
         self._classes = self.model.encode_texts(texts)
 
+    def fingerprint(self) -> str:
+        """Names weights, sentences and crop."""
+        texts = self._classes.double().sum(dim=1).tolist()
+        return fingerprint([self.model.fingerprint(), texts, self.margin])
+
     @torch.no_grad()
     def __call__(self, images: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
         """``(B,)``: probability of the label among the classes."""
@@ -175,9 +186,16 @@ class ModelCritic(Critic):
                 f'ModelCritic config={self.config!r} has {number} classes, the data {len(classes)}'
             )
         network = MODELS.build(model)
+        allow_checkpoint_history()
         load_checkpoint(network, self.checkpoint, map_location='cpu', strict=True)
         pipeline = settings.test_dataloader.dataset.pipeline
         self._target = TargetModel.from_pipeline(network.to(get_device()).eval(), pipeline)
+
+    def fingerprint(self) -> str:
+        """Names weights and input."""
+        target = self._target
+        about = [weights_fingerprint(target.model), target.input_size, target.channel_order]
+        return fingerprint(about)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, masks: Tensor, labels: Tensor) -> Tensor:

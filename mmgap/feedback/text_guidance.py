@@ -39,15 +39,27 @@ def hidden_state_distance(hidden: Tensor, description: Tensor, distance: str) ->
     return 1 - F.cosine_similarity(hidden, description.expand_as(hidden), dim=2).mean(dim=1)
 
 
+def read_sentences(path: str) -> list[str]:
+    """The lines of a text file that are neither empty nor comments (``#``).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path!r} is no text file; for one sentence give a list of one')
+    lines = [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines()]
+    return [line for line in lines if line and line[0] != '#']
+
+
 @TASK_UTILS.register_module()
 class TextGuidance(Feedback):
     """Pull prompts, or their images, toward one or several descriptions.
 
     Args:
-        descriptions: Sentences; or a list of them per class name, which tells the search the
-            answer for each class and is to be reported as such.
+        descriptions: Sentences, or a text file of them; or a list of them per class name, which
+            tells the search the answer for each class and is to be reported as such.
         assign: ``'mean'`` pulls every prompt toward the mean of the descriptions, as the paper
-            does; ``'turn'`` gives the prompts the descriptions in turn.
+            does; ``'turn'`` gives the prompts of each class the descriptions in turn.
         space: ``'text_encoder'`` compares hidden states of the generator's own text encoder: needs
             no image and costs nothing. ``'clip'`` compares the generated image with the text.
         distance: ``'l2'`` or ``'cosine'``; the clip space has the cosine only.
@@ -55,6 +67,7 @@ class TextGuidance(Feedback):
         **kwargs: As for :class:`~mmgap.feedback.base.Feedback`.
 
     Raises:
+        FileNotFoundError: If ``descriptions`` is a string and no file.
         ValueError: If a setting is unknown, or there are no descriptions.
     """
 
@@ -80,7 +93,7 @@ class TextGuidance(Feedback):
                 f'clip={clip!r} and distance={distance!r}'
             )
         if isinstance(descriptions, str):
-            raise ValueError(f'descriptions must be a list of sentences, got {descriptions!r}')
+            descriptions = read_sentences(descriptions)
         by_class = isinstance(descriptions, Mapping)
         lists = list(descriptions.values()) if by_class else [descriptions]
         if not lists or not all(lists) or any(isinstance(texts, str) for texts in lists):
@@ -140,7 +153,8 @@ class TextGuidance(Feedback):
             self._towards[label][number % len(self._towards[label])]
             for label, number in zip(draft.labels.tolist(), draft.numbers, strict=True)
         ]
-        towards = torch.stack(rows).to(draft.hidden.device)
+        towards = torch.stack(rows)
         if self.space == 'clip':
             return 1 - F.cosine_similarity(self._model.encode_images(draft.images), towards, dim=1)
-        return hidden_state_distance(draft.hidden.float(), towards, self.distance)
+        hidden = draft.hidden.float()
+        return hidden_state_distance(hidden, towards.to(hidden.device), self.distance)

@@ -29,7 +29,11 @@ def denoising_loss(
     Raises:
         ValueError: If the scheduler predicts something unknown.
     """
-    unet, vae, scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler
+    from diffusers import DDPMScheduler
+
+    unet, vae = pipeline.unet, pipeline.vae
+    # The noise of training: schedulers of sampling may scale it, or know their own steps only.
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     device, dtype = unet.device, unet.dtype
     steps = scheduler.config.num_train_timesteps
     latents, noises, times = [], [], []

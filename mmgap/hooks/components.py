@@ -244,10 +244,21 @@ class Components:
         self.prepare(self.hook.feedback)
         return self.hook.feedback
 
-    def prepare(self, feedback: Sequence[Feedback], cache: Path | None = None) -> None:
-        """Prepare terms for this generator; see :func:`prepare_feedback`."""
+    def prepare(
+        self,
+        feedback: Sequence[Feedback],
+        cache: Path | None = None,
+        further: Sequence[Any] = (),
+    ) -> None:
+        """Prepare terms for this generator; see :func:`prepare_feedback`.
+
+        Args:
+            feedback: The terms.
+            cache: Folder for features.
+            further: Datasets for evaluation beside the config's own.
+        """
         settings = [self._config.get(f'{name}_dataloader') for name in ('val', 'test')]
-        evaluation = [DATASETS.build(s['dataset']) for s in settings if s]
+        evaluation = [*(DATASETS.build(s['dataset']) for s in settings if s), *further]
         classes = self.sources.classes
         prepare_feedback(feedback, self.generator, classes, evaluation, cache)
 

@@ -211,7 +211,9 @@ class GAPHook(Hook):
 
     def _round(self, runner: Runner, position: dict[str, int]) -> None:
         number = self.state['rounds_done']
-        self.state['stopped'] = self._reason_to_stop(runner)
+        reason = [self._reason_to_stop(runner)]
+        dist.broadcast_object_list(reason)  # only the first process has searched and knows
+        self.state['stopped'] = reason[0]
         if self.state['stopped'] is not None:
             runner.logger.info(f'[gap] no further round: {self.state["stopped"]}')
             return

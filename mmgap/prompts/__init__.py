@@ -3,7 +3,7 @@
 
 from mmgap.prompts.prompt_bank import PromptBank, load_prompt, load_prompts
 from mmgap.prompts.prompt_encoder import PromptEncoder
-from mmgap.prompts.soft_prompt import SoftPrompt, draw_from_vocabulary
+from mmgap.prompts.soft_prompt import SoftPrompt, draw_from_vocabulary, places_in_class
 
 __all__ = [
     'PromptBank',
@@ -12,4 +12,5 @@ __all__ = [
     'draw_from_vocabulary',
     'load_prompt',
     'load_prompts',
+    'places_in_class',
 ]

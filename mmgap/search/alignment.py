@@ -45,7 +45,7 @@ class AlignmentAlarm:
         if max_dropped is not None and not 0 <= max_dropped <= 1:
             raise ValueError(f'alarm max_dropped must be in [0, 1], got {max_dropped}')
         if max_dropped is not None and (critic is None or critic.threshold is None):
-            raise ValueError('alarm max_dropped needs a critic with a threshold in synthesis')
+            raise ValueError('alarm max_dropped needs a critic with a threshold: GAPHook(critic=…)')
         if max_drift is not None and (max_drift < 0 or not captions):
             raise ValueError(
                 f'alarm max_drift must not be negative and needs captions, got {max_drift} and '

@@ -62,14 +62,24 @@ class Judge:
     def _seed(self, source: int) -> int:
         return derive_seed(self.seed, 'judge', source)
 
-    @torch.no_grad()
     def evaluate(self, prompt: SoftPrompt, held_out: Sequence[int]) -> tuple[float, float]:
         """Target's mean loss and accuracy on one image per held-out source.
 
         Raises:
             NonFiniteLossError: If a loss is NaN or Inf.
         """
-        losses, hits = [], []
+        losses, hits = self.ask(prompt, held_out)
+        return sum(losses) / len(losses), sum(hits) / len(hits)
+
+    @torch.no_grad()
+    def ask(self, prompt: SoftPrompt, held_out: Sequence[int]) -> tuple[list[float], list[float]]:
+        """Target's loss, and 1 where it is right, on one image per held-out source.
+
+        Raises:
+            NonFiniteLossError: If a loss is NaN or Inf.
+        """
+        losses: list[float] = []
+        hits: list[float] = []
         for condition, images in self.draw(prompt, held_out):
             with self.target.frozen():
                 output = self.target(images, condition.labels)
@@ -81,7 +91,7 @@ class Judge:
                     )
             losses += output.loss.tolist()
             hits += (output.predictions.cpu() == condition.labels).float().tolist()
-        return sum(losses) / len(losses), sum(hits) / len(hits)
+        return losses, hits
 
     @torch.no_grad()
     def compare(self, state: SearchState, held_out: Sequence[int]) -> FoundPrompt:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import build_optim_wrapper
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from mmgap.feedback import Feedback, TargetModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import SourceSet
-from mmgap.prompts import PromptBank, SoftPrompt
+from mmgap.prompts import PromptBank, SoftPrompt, places_in_class
 from mmgap.search.alignment import AlignmentAlarm
 from mmgap.search.checkpoint import load_search, save_search
 from mmgap.search.judgement import Judge
@@ -174,7 +175,7 @@ class PromptSearch:
             raise ValueError(f'prompts must have different ids, got {ids}')
         states = [
             SearchState(prompt, number, prompt.embeddings.detach().clone())
-            for number, prompt in enumerate(prompts)
+            for number, prompt in zip(places_in_class(prompts), prompts, strict=True)
         ]
         key = self._key(prompts) if checkpoint else ''
         with self.target.frozen():
@@ -297,13 +298,27 @@ class PromptSearch:
             self._search_sources[label] = order[held:]
         return self._search_sources[label], self._held_out[label]
 
-    def evaluate(self, prompt: SoftPrompt) -> tuple[float, float]:
-        """Target's mean loss and accuracy on images of ``prompt`` around held-out sources.
+    def judge(self, prompt: SoftPrompt) -> dict[str, float]:
+        """What the target makes of a prompt's images around the held-out sources of all classes.
+
+        Returns:
+            ``target_loss`` and ``accuracy``: means over the sources of the prompt's class, over all
+            if it has none. ``crossed_target_loss`` and ``crossed_accuracy``: over all.
 
         Raises:
             NonFiniteLossError: If a loss is NaN or Inf.
         """
-        return self._judge.evaluate(prompt, self._split(prompt.label)[1])
+        held_out = np.concatenate([self._split(c)[1] for c in range(len(self.sources.classes))])
+        with self.target.frozen():
+            losses, hits = map(np.array, self._judge.ask(prompt, held_out))
+        own = self.sources.labels[held_out] == prompt.label
+        own = own if prompt.label is not None else np.ones_like(own)
+        return dict(
+            target_loss=float(losses[own].mean()),
+            accuracy=float(hits[own].mean()),
+            crossed_target_loss=float(losses.mean()),
+            crossed_accuracy=float(hits.mean()),
+        )
 
     def _key(self, prompts: Sequence[SoftPrompt]) -> str:
         return fingerprint(

@@ -40,6 +40,7 @@ class Sample:
         feedback: Feedback loss of the image.
         round: Round that made it.
         agreement: How far a critic finds that the image agrees with its label; None without one.
+        critic: Fingerprint of that critic.
         kept: Whether it is trained on; False where the critic dropped it.
     """
 
@@ -58,6 +59,7 @@ class Sample:
     feedback: float | None
     round: int
     agreement: float | None = None
+    critic: str | None = None
     kept: bool = True
 
     def drawing(self) -> tuple:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmgap.feedback import Critic, Draft, Feedback, TargetModel, total_feedback
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import Condition, SourceSet
-from mmgap.prompts import SoftPrompt
+from mmgap.prompts import SoftPrompt, places_in_class
 from mmgap.seeds import derive_rng, derive_seed
 from mmgap.synthesis.sample_pool import Sample, SamplePool
 
@@ -31,14 +31,36 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """Images to draw one after another into the pool, from place ``start`` on."""
+class _Work:
+    """What all batches of a round share."""
 
-    plan: list[Drawing]
-    names: list[str]
     embeds: Tensor
-    start: int
+    names: list[str]
+    places: list[int]
+    generator: str
+    critic: str | None
     round: int
+
+
+class _Progress:
+    """How far a round is, for the log."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.drawn = self.missing = 0
+        self.began = self.logged = time.time()
+
+    def log(self, done: int) -> None:
+        """Say so every ten seconds and at the end."""
+        now = time.time()
+        if self.drawn == 0 or (now - self.logged < 10 and done < self.count):
+            return
+        self.logged = now
+        each = (now - self.began) / self.drawn
+        MMLogger.get_current_instance().info(
+            f'[gap] synthesis {done}/{self.count}: {each * 1000:.0f} ms an image, '
+            f'{(self.count - done) * each:.0f} s left'
+        )
 
 
 class Synthesizer:
@@ -149,28 +171,38 @@ class Synthesizer:
             FloatingPointError: If an image or a loss is NaN or Inf; images before its batch stay.
             OSError: When the disk is full; complete images stay.
         """
-        names = [f'{p.id}@{_content(p)}' for p in prompts]
-        start = sum(sample.round < round for sample in pool.samples)
-        drawn = 0
+        plan = self.plan(prompts, count, round)
+        position = sum(sample.round < round for sample in pool.samples)
+        progress = _Progress(len(plan))
         with torch.no_grad():
-            embeds = self.generator.prompts.encode(prompts)
-            todo = self.plan(prompts, count, round)
-            for attempt in range(1, self.attempts + 1):
-                work = _Pass(todo, names, embeds, start, round)
-                drawn += self._draw(work, pool, target, feedback)
-                made = pool.samples[start : start + len(todo)]
-                failed = [d for d, sample in zip(todo, made, strict=True) if not sample.kept]
-                start += len(todo)
-                if not failed or attempt == self.attempts:
-                    break
-                todo = [self._again(drawing, attempt) for drawing in failed]
-        self._keep(pool, lambda number, _: number < start)
-        if failed:
-            MMLogger.get_current_instance().warning(
-                f'[gap] the critic dropped {len(failed)} of {count} images {self.attempts} times; '
-                'the pool has so many less than asked for'
+            work = _Work(
+                embeds=self.generator.prompts.encode(prompts),
+                names=[f'{p.id}@{_content(p)}' for p in prompts],
+                places=places_in_class(prompts),
+                generator=self.generator.fingerprint(),
+                critic=self.critic.fingerprint() if self.critic is not None else None,
+                round=round,
             )
-        return drawn
+            for start in range(0, len(plan), self.batch_size):
+                batch = plan[start : start + self.batch_size]
+                for attempt in range(1, self.attempts + 1):
+                    progress.drawn += self._draw(batch, position, work, pool, target, feedback)
+                    made = pool.samples[position : position + len(batch)]
+                    position += len(batch)
+                    failed = [d for d, s in zip(batch, made, strict=True) if not s.kept]
+                    if not failed or attempt == self.attempts:
+                        break
+                    # At once, so that the first images of a pool are balanced too.
+                    batch = [self._again(drawing, attempt) for drawing in failed]
+                progress.missing += len(failed)
+                progress.log(min(start + self.batch_size, len(plan)))
+        self._keep(pool, lambda number, _: number < position)
+        if progress.missing:
+            MMLogger.get_current_instance().warning(
+                f'[gap] the critic dropped {progress.missing} of {count} images {self.attempts} '
+                'times; the pool has so many less than asked for'
+            )
+        return progress.drawn
 
     def _again(self, drawing: Drawing, attempt: int) -> Drawing:
         """The same class and prompt with another source and seed."""
@@ -180,61 +212,55 @@ class Synthesizer:
 
     def _draw(
         self,
-        work: _Pass,
+        batch: Sequence[Drawing],
+        position: int,
+        work: _Work,
         pool: SamplePool,
         target: TargetModel | None,
         feedback: Sequence[Feedback],
     ) -> int:
-        """Draw what the pool lacks of a pass."""
-        plan, start, generator = work.plan, work.start, self.generator.fingerprint()
+        """Draw what the pool lacks of a batch that begins at ``position``; returns how many."""
 
         def wanted(number: int, sample: Sample) -> bool:
-            if not start <= number < start + len(plan):
+            if not position <= number < position + len(batch):
                 return True
-            drawing = plan[number - start]
+            drawing = batch[number - position]
             label = int(self.sources.labels[drawing.source])
-            settings = (work.names[drawing.prompt], generator, self.num_inference_steps)
+            settings = (work.names[drawing.prompt], work.generator, self.num_inference_steps)
             expected = (work.round, drawing.source, label, drawing.seed, *settings)
-            return sample.drawing() == expected and self._judged_alike(sample)
+            return sample.drawing() == expected and self._judged_alike(sample, work.critic)
 
         self._keep(pool, wanted)
-        done = min(len(pool) - start, len(plan))
-        began = logged = time.time()
-        # The batches of an uninterrupted run: rounding depends on the batch's size.
-        for at in range(done - done % self.batch_size, len(plan), self.batch_size):
-            batch = plan[at : at + self.batch_size]
-            if done >= at + len(batch):
-                continue
-            condition = self.sources.load([drawing.source for drawing in batch])
-            numbers = [drawing.prompt for drawing in batch]
-            hidden = work.embeds[numbers]
-            seeds = [drawing.seed for drawing in batch]
-            images = self.generator(condition, hidden, seeds, self.num_inference_steps)
-            draft = Draft(hidden, condition.labels, seeds, numbers, images)
-            judged = self._judge(condition, draft, target, feedback)
-            self._check_finite(batch, images, judged)
-            pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-            for i, drawing in enumerate(batch):
-                if at + i < done:
-                    continue
-                pool.append(
-                    pixels[i],
-                    label=int(condition.labels[i]),
-                    group=None,
-                    source_index=drawing.source,
-                    source_group=self.sources.groups[drawing.source],
-                    seed=drawing.seed,
-                    prompt_id=work.names[drawing.prompt],
-                    generator=generator,
-                    num_inference_steps=self.num_inference_steps,
-                    round=work.round,
-                    kept=self.critic is None or self.critic.keeps(judged['agreement'][i]),
-                    **{name: values[i] for name, values in judged.items()},
-                )
-            if time.time() - logged > 10 or at + len(batch) == len(plan):
-                logged = time.time()
-                self._log(at + len(batch), len(plan), done, logged - began)
-        return len(plan) - done
+        done = min(len(pool) - position, len(batch))
+        if done == len(batch):
+            return 0
+        # The whole batch again, as in an uninterrupted run: rounding depends on the batch's size.
+        condition = self.sources.load([drawing.source for drawing in batch])
+        hidden = work.embeds[[drawing.prompt for drawing in batch]]
+        seeds = [drawing.seed for drawing in batch]
+        images = self.generator(condition, hidden, seeds, self.num_inference_steps)
+        places = [work.places[drawing.prompt] for drawing in batch]
+        draft = Draft(hidden, condition.labels, seeds, places, images)
+        judged = self._judge(condition, draft, target, feedback)
+        self._check_finite(batch, images, judged)
+        pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        for i in range(done, len(batch)):
+            pool.append(
+                pixels[i],
+                label=int(condition.labels[i]),
+                group=None,
+                source_index=batch[i].source,
+                source_group=self.sources.groups[batch[i].source],
+                seed=batch[i].seed,
+                prompt_id=work.names[batch[i].prompt],
+                generator=work.generator,
+                num_inference_steps=self.num_inference_steps,
+                round=work.round,
+                critic=work.critic,
+                kept=self.critic is None or self.critic.keeps(judged['agreement'][i]),
+                **{name: values[i] for name, values in judged.items()},
+            )
+        return len(batch) - done
 
     @staticmethod
     def _keep(pool: SamplePool, wanted: Callable[[int, Sample], bool]) -> None:
@@ -244,11 +270,11 @@ class Synthesizer:
                 f'[gap] {deleted} images of another plan deleted from {pool.folder}'
             )
 
-    def _judged_alike(self, sample: Sample) -> bool:
+    def _judged_alike(self, sample: Sample, critic: str | None) -> bool:
         """Whether the critic would decide as the pool says that it was decided."""
-        if self.critic is None:
-            return sample.kept and sample.agreement is None
-        return sample.agreement is not None and sample.kept == self.critic.keeps(sample.agreement)
+        if sample.critic != critic:
+            return False
+        return critic is None or sample.kept == self.critic.keeps(sample.agreement)
 
     def _judge(
         self,
@@ -292,14 +318,6 @@ class Synthesizer:
                 f'the image of source {drawing.source} with seed {drawing.seed} {what}; it is not '
                 'in the pool'
             )
-
-    @staticmethod
-    def _log(done: int, count: int, before: int, seconds: float) -> None:
-        each = seconds / max(1, done - before)
-        MMLogger.get_current_instance().info(
-            f'[gap] synthesis {done}/{count}: {each * 1000:.0f} ms an image, '
-            f'{(count - done) * each:.0f} s left'
-        )
 
 
 def _content(prompt: SoftPrompt) -> str:

@@ -88,3 +88,5 @@ def test_bad_settings():
         AdversarialLoss('targeted')
     with pytest.raises(ValueError, match='got 0'):
         AdversarialLoss(logit_scale=0)
+    with pytest.raises(ValueError, match='floor=0.05 would switch'):
+        AdversarialLoss('untargeted', floor=0.05)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 from torch.nn import functional as F
 
@@ -90,6 +91,11 @@ def test_descriptions_in_turn(generator):
     assert max(right) < 1e-8 and min(wrong) > 1e-3
 
 
+def test_descriptions_in_a_file(tmp_path):
+    (tmp_path / 'texts.txt').write_text('# where\na b\n\n c d \n')
+    assert TextGuidance(str(tmp_path / 'texts.txt')).descriptions == ['a b', 'c d']
+
+
 def test_descriptions_by_class(generator):
     term = TextGuidance(dict(b=['c d'], a=['a b']))
     term.prepare(generator, CLASSES)
@@ -172,20 +178,19 @@ def test_inversion_gradient_equals_finite_differences(channels, kind, tiny_sd, t
 
 def test_denoising_loss_of_a_perfect_model_is_zero(generator, folder, monkeypatch):
     """A UNet that gives the noise back is right at every timestep and seed."""
-    scheduler = generator.pipeline.scheduler
     kept = {}
-    original = scheduler.add_noise
+    original = DDPMScheduler.add_noise
 
-    def noted(latent, noise, time):
+    def noted(self, latent, noise, time):
         kept['noise'] = noise
-        return original(latent, noise, time)
+        return original(self, latent, noise, time)
 
     class Answer:
         @property
         def sample(self):
             return kept['noise']
 
-    monkeypatch.setattr(scheduler, 'add_noise', noted)
+    monkeypatch.setattr(DDPMScheduler, 'add_noise', noted)
     monkeypatch.setattr(generator.pipeline.unet, 'forward', lambda *_, **__: Answer())
     images = TargetImages(folder).load(0, generator.size)[None]
     hidden = generator.prompts.encode_text(['a'])
@@ -225,7 +230,9 @@ def test_bad_settings(generator):
         TextGuidance(['a'], distance='l1')
     with pytest.raises(ValueError, match='needs clip='):
         TextGuidance(['a'], space='clip', distance='cosine')
-    for nothing in ([], 'a sentence', dict(a=[])):
+    with pytest.raises(FileNotFoundError, match="'a sentence' is no text file"):
+        TextGuidance('a sentence')
+    for nothing in ([], dict(a=[])):
         with pytest.raises(ValueError, match='descriptions must be'):
             TextGuidance(nothing)
     with pytest.raises(ValueError, match='weight must be at least 0'):
