@@ -192,7 +192,7 @@ def _curves(path: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> No
     from matplotlib import pyplot as plt
 
     kinds = list(dict.fromkeys(c['layers'] for c in cells))
-    figure, axes = plt.subplots(1, len(kinds), figsize=(5.5 * len(kinds), 4), squeeze=False)
+    figure, axes = plt.subplots(1, len(kinds), figsize=(5.5 * len(kinds) + 1.3, 4), squeeze=False)
     for axis, layers in zip(axes[0], kinds, strict=True):
         part = [c for c in cells if c['layers'] == layers]
         for i, method in enumerate(methods):
@@ -216,8 +216,9 @@ def _curves(path: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> No
             ylabel='worst group (%)',
             ylim=(0, 100),
         )
-        axis.legend(fontsize=8)
-    figure.tight_layout()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='center right', fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1 - 1.3 / figure.get_figwidth(), 1))
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=110)
     plt.close(figure)
