@@ -37,7 +37,7 @@ def test_what_is_written_is_read(tmp_path):
     assert files(tmp_path) == [f'images/{i:06d}.png' for i in range(3)] + ['manifest.jsonl']
     lines = [json.loads(line) for line in read.manifest.read_text().splitlines()]
     facts = dict(ABOUT, seed=2, file='images/000002.png', bytes=lines[2]['bytes'])
-    assert lines[2] == dict(facts, agreement=None, kept=True)
+    assert lines[2] == dict(facts, agreement=None, critic=None, kept=True)
     for i, sample in enumerate(read.samples):
         np.testing.assert_array_equal(np.array(Image.open(read.path(sample))), picture(i))
 
@@ -46,7 +46,7 @@ def test_manifest_without_a_critics_fields_is_read(tmp_path):
     written = fill(tmp_path)
     lines = [json.loads(line) for line in written.manifest.read_text().splitlines()]
     for line in lines:
-        del line['agreement'], line['kept']
+        del line['agreement'], line['critic'], line['kept']
     written.manifest.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     assert SamplePool(tmp_path).samples == written.samples
 

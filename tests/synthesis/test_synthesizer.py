@@ -265,22 +265,31 @@ class EverySecond(Critic):
     def __init__(self) -> None:
         super().__init__(threshold=0.5)
 
+    def fingerprint(self):
+        return 'coin'
+
     def __call__(self, images, masks, labels):
         return images.flatten(1).double().sum(dim=1).mul(1e4).frac()
 
 
 def test_what_the_critic_drops_is_drawn_again(tmp_path, generator, sources, prompts):
-    def draw(pool, attempts=20, critic=EverySecond):
+    def draw(pool, attempts=20, critic=EverySecond, count=10):
         make = Synthesizer(generator, sources, 2, 4, critic=critic(), attempts=attempts, seed=1)
-        return make.run(prompts, 10, pool)
+        return make.run(prompts, count, pool)
 
     pool = SamplePool(tmp_path / 'whole')
     assert draw(pool) == len(pool) > 10 == len(pool.kept)
     assert all(sample.kept == (sample.agreement >= 0.5) for sample in pool.samples)
-    planned = Counter((s.label, s.prompt_id) for s in pool.samples[:10])
+    plain = SamplePool(tmp_path / 'plain')
+    draw(plain, critic=lambda: None)
+    planned = Counter((s.label, s.prompt_id) for s in plain.samples)
     assert Counter((s.label, s.prompt_id) for s in pool.kept) == planned
     assert len({sample.seed for sample in pool.samples}) == len(pool)
-    for room in (3, 10, len(pool) - 1):  # in the first pass, between two, in the last
+    # What is dropped is drawn again at once: whole batches of fewer are the beginning of more.
+    fewer = SamplePool(tmp_path / 'fewer')
+    draw(fewer, count=8)
+    assert fewer.samples == pool.samples[: len(fewer)] and len(fewer.kept) == 8
+    for room in (1, 5, len(pool) - 1):
         folder = tmp_path / str(room)
         with pytest.raises(KeyboardInterrupt):
             draw(Interrupted(folder, room))
