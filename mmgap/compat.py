@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+
+from mmgap.files import write_bytes
 
 
 def differentiable_call(pipeline: Any) -> Callable[..., Any]:
@@ -111,3 +115,25 @@ def allow_checkpoint_history() -> None:
             for name, function in (('_reconstruct', reconstruct), ('scalar', scalar))
         ]
     )
+
+
+def repair_last_checkpoint(work_dir: str | Path) -> None:
+    """Let a run go on that was killed while MMEngine noted its latest checkpoint.
+
+    Cause: CheckpointHook empties ``last_checkpoint`` before it writes the name, and a resume reads
+    the empty name. The checkpoint itself is complete by then: the newest one that is takes its
+    place. Can go when MMEngine writes the name in one step.
+    """
+    note = Path(work_dir) / 'last_checkpoint'
+    if not note.is_file():
+        return
+    name = note.read_text().strip()
+    if name and Path(name).exists():
+        return
+    # Checkpoints are zip files, whose directory comes last: a truncated one is none.
+    whole = [path for path in Path(work_dir).glob('[!.]*.pth') if zipfile.is_zipfile(path)]
+    if not whole:
+        note.unlink()
+        return
+    newest = max(whole, key=lambda path: path.stat().st_mtime_ns)
+    write_bytes(note, str(newest).encode())

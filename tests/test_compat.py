@@ -146,3 +146,26 @@ def test_other_code_in_a_checkpoint_is_refused(tmp_path, safe_globals):
         with pytest.raises(Exception, match='Weights only load failed|may not look up'):
             torch.load(tmp_path / name, weights_only=True)
     assert not (tmp_path / 'ran').exists()
+
+
+def test_killed_while_noting_the_latest_checkpoint(tmp_path):
+    """As MMEngine leaves it: an empty note, beside it a file that was not written to its end."""
+    note = tmp_path / 'last_checkpoint'
+    compat.repair_last_checkpoint(tmp_path)
+    assert not note.exists()
+    for number in (1, 2, 3):
+        path = tmp_path / f'epoch_{number}.pth'
+        torch.save(dict(weight=torch.zeros(100)), path)
+        os.utime(path, (number, number))
+    path.write_bytes(path.read_bytes()[:-100])
+    for named in ('', str(tmp_path / 'gone.pth')):
+        note.write_text(named)
+        compat.repair_last_checkpoint(tmp_path)
+        assert note.read_text() == str(tmp_path / 'epoch_2.pth')
+    note.write_text(str(tmp_path / 'epoch_1.pth'))
+    compat.repair_last_checkpoint(tmp_path)
+    assert note.read_text() == str(tmp_path / 'epoch_1.pth')
+    for path in tmp_path.glob('*.pth'):
+        path.unlink()
+    compat.repair_last_checkpoint(tmp_path)
+    assert not note.exists()

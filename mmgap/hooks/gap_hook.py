@@ -18,6 +18,7 @@ from mmengine.runner import Runner, TestLoop
 
 from mmgap.compat import (
     allow_checkpoint_history,
+    repair_last_checkpoint,
     replace_dataset,
     restart_infinite_iterator,
     restart_workers,
@@ -138,6 +139,9 @@ class GAPHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Let the Runner resume its own checkpoints."""
         allow_checkpoint_history()
+        if dist.is_main_process():
+            repair_last_checkpoint(runner.work_dir)
+        dist.barrier()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take up the state of the run that is resumed."""
