@@ -24,6 +24,7 @@ INSTALL_REQUIRES = [
     'open_clip_torch>=2.24',
     'safetensors>=0.4.3',
     'numpy>=1.24',
+    'scipy>=1.10',
     'matplotlib>=3.7',
     'pillow>=10.0',
     'tqdm>=4.60',

@@ -5,7 +5,7 @@ from mmgap.feedback.adversarial_loss import AdversarialLoss, adversarial_loss
 from mmgap.feedback.base import Draft, Feedback, total_feedback
 from mmgap.feedback.clip_model import ClipModel
 from mmgap.feedback.critics import ClipCritic, Critic, ModelCritic, diversity
-from mmgap.feedback.image_guidance import ImageGuidance, feature_distance
+from mmgap.feedback.image_guidance import ImageGuidance, cluster, feature_distance
 from mmgap.feedback.inversion_guidance import InversionGuidance
 from mmgap.feedback.target_images import TargetImages
 from mmgap.feedback.target_model import TargetModel, TargetOutput
@@ -26,6 +26,7 @@ __all__ = [
     'TargetOutput',
     'TextGuidance',
     'adversarial_loss',
+    'cluster',
     'diversity',
     'feature_distance',
     'hidden_state_distance',

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.logging import MMLogger
 from safetensors.torch import load_file, save
+from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from mmgap.feedback.base import Draft, Feedback
@@ -44,6 +45,37 @@ def feature_distance(features: Tensor, targets: Tensor, distance: str) -> Tensor
     return ((features - mean).square() / (variance + 1e-6)).mean(dim=1)
 
 
+def cluster(features: Tensor, clusters: int) -> list[Tensor]:
+    """Split features into clusters: k-means on their directions.
+
+    Starts from the first feature and then, one by one, from the one that is farthest from all
+    starts, so that nothing is drawn at random.
+
+    Args:
+        features: ``(N, width)``.
+        clusters: How many.
+
+    Returns:
+        The features of each cluster, ``(n, width)``.
+
+    Raises:
+        ValueError: If there are fewer different features than clusters.
+    """
+    unit = F.normalize(features, dim=1)
+    different = len(unit.unique(dim=0))
+    if different < clusters:
+        raise ValueError(
+            f'clusters={clusters} needs as many different target images, there are {different}'
+        )
+    starts = unit[:1]
+    while len(starts) < clusters:
+        nearest = (unit @ starts.T).amax(dim=1)
+        starts = torch.cat([starts, unit[nearest.argmin()][None]])
+    _, members = kmeans2(unit.numpy(), starts.numpy(), iter=50, minit='matrix')
+    parts = [features[torch.from_numpy(members == i)] for i in range(clusters)]
+    return [part for part in parts if len(part)]
+
+
 @TASK_UTILS.register_module()
 class ImageGuidance(Feedback):
     """Pull generated images toward target images, in CLIP's space.
@@ -52,12 +84,15 @@ class ImageGuidance(Feedback):
         images: Folder or dataset config, see :class:`~mmgap.feedback.target_images.TargetImages`.
         clip: Arguments of :class:`~mmgap.feedback.clip_model.ClipModel`.
         distance: ``'cosine'`` or ``'l2'``, see :func:`feature_distance`.
+        clusters: Into how many clusters to split the target images; the prompts get them in turn.
+            1 pulls every prompt toward the mean of all, as the paper does; where the target has
+            several looks, their mean is none of them.
         limit: Take only the first so many images.
         skip_corrupt: Leave images out that cannot be read.
         **kwargs: As for :class:`~mmgap.feedback.base.Feedback`.
 
     Raises:
-        ValueError: If the distance is unknown.
+        ValueError: If the distance is unknown or ``clusters`` is not positive.
     """
 
     needs = 'image'
@@ -67,6 +102,7 @@ class ImageGuidance(Feedback):
         images: str | Mapping[str, Any],
         clip: Mapping[str, Any],
         distance: str = 'cosine',
+        clusters: int = 1,
         limit: int | None = None,
         skip_corrupt: bool = False,
         **kwargs: Any,
@@ -74,13 +110,16 @@ class ImageGuidance(Feedback):
         super().__init__(**kwargs)
         if distance not in DISTANCES:
             raise ValueError(f'distance must be one of {DISTANCES}, got {distance!r}')
+        if clusters < 1:
+            raise ValueError(f'clusters must be at least 1, got {clusters}')
         self.images = images
         self.clip = dict(clip)
         self.distance = distance
+        self.clusters = clusters
         self.limit = limit
         self.skip_corrupt = skip_corrupt
         self._model: ClipModel | None = None
-        self._features: Tensor | None = None
+        self._clusters: list[Tensor] | None = None
         self._paths: list[str] = []
 
     def prepare(self, generator: Any, classes: Sequence[str], cache: Path | None = None) -> None:
@@ -89,7 +128,7 @@ class ImageGuidance(Feedback):
         Raises:
             ValueError: If there are no images, one cannot be read, or they are labelled.
         """
-        if self._features is not None:
+        if self._clusters is not None:
             return
         targets = TargetImages(self.images, self.limit, self.skip_corrupt)
         if self.distance == 'l2' and len(targets) < 2:
@@ -110,7 +149,13 @@ class ImageGuidance(Feedback):
             features = torch.cat(rows).cpu()
             if path is not None:
                 write_bytes(path, save(dict(features=features)))
-        self._features = features.to(self._model.device)
+        found = cluster(features, self.clusters)
+        if self.distance == 'l2' and min(map(len, found)) < 2:
+            raise ValueError(
+                f"distance='l2' needs two images in each of {self.clusters} clusters; take fewer "
+                "clusters or distance='cosine'"
+            )
+        self._clusters = [part.to(self._model.device) for part in found]
         MMLogger.get_current_instance().info(f'[gap] {len(targets)} target images guide the search')
 
     def target_images(self) -> list[str]:
@@ -118,6 +163,12 @@ class ImageGuidance(Feedback):
         return self._paths
 
     def __call__(self, draft: Draft) -> Tensor:
-        """``(B,)``: distance of each image from the target images."""
+        """``(B,)``: distance of each image from the target images of its prompt's cluster."""
         features = self._model.encode_images(draft.images)
-        return feature_distance(features, self._features, self.distance)
+        turns = torch.tensor([number % len(self._clusters) for number in draft.numbers])
+        loss = features.new_zeros(len(draft))
+        for turn in turns.unique().tolist():
+            own = (turns == turn).nonzero()[:, 0].to(features.device)
+            part = feature_distance(features[own], self._clusters[turn], self.distance)
+            loss = loss.index_add(0, own, part)
+        return loss

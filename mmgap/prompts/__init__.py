@@ -3,7 +3,7 @@
 
 from mmgap.prompts.prompt_bank import PromptBank, load_prompt, load_prompts
 from mmgap.prompts.prompt_encoder import PromptEncoder
-from mmgap.prompts.soft_prompt import SoftPrompt, draw_from_vocabulary, places_in_class
+from mmgap.prompts.soft_prompt import SoftPrompt, draw_from_vocabulary
 
 __all__ = [
     'PromptBank',
@@ -12,5 +12,4 @@ __all__ = [
     'draw_from_vocabulary',
     'load_prompt',
     'load_prompts',
-    'places_in_class',
 ]

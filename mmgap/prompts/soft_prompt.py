@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -99,13 +97,3 @@ def draw_from_vocabulary(table: Tensor, n: int, generator: torch.Generator) -> T
     weights = torch.randn(n, len(table), generator=generator, dtype=torch.float64)
     weights = weights.to(table.device, table.dtype) / max(1, len(table) - 1) ** 0.5
     return mean + weights @ (table - mean)
-
-
-def places_in_class(prompts: Sequence[SoftPrompt]) -> list[int]:
-    """Place of each prompt among those of the same label, in their order."""
-    seen: Counter[int | None] = Counter()
-    places = []
-    for prompt in prompts:
-        places.append(seen[prompt.label])
-        seen[prompt.label] += 1
-    return places

@@ -19,7 +19,7 @@ def initial_prompts(
     classes: Sequence[str],
     prompts_per_class: int = 4,
     tokens: int | Sequence[int] = 5,
-    init: str = 'vocabulary',
+    init: str | Sequence[str] = 'vocabulary',
     scope: str = 'class',
     template: str = '{}',
     seed: int = 0,
@@ -35,7 +35,7 @@ def initial_prompts(
         tokens: Tokens per prompt; a list is taken in turn.
         init: ``'vocabulary'`` draws from the Gaussian of the vocabulary's embeddings; otherwise a
             prompt file, or words that every prompt starts with; both are repeated in turn to fill
-            a prompt.
+            a prompt. A list of these is given to the prompts in turn, through all classes.
         scope: ``'class'`` searches each prompt on the sources of one class, ``'all'`` on all.
         template: Text around the tokens, see :class:`~mmgap.prompts.SoftPrompt`; ``{class}`` in it
             becomes the class name.
@@ -54,6 +54,9 @@ def initial_prompts(
         raise ValueError(
             f'prompts_per_class and tokens must be positive, got {prompts_per_class} and {tokens}'
         )
+    starts = [init] if isinstance(init, str) else list(init)
+    if not starts:
+        raise ValueError('init is an empty list; give words, prompt files or leave it out')
     if scope == 'all' and '{class}' in template:
         raise ValueError(f"template {template!r} names a class, which needs scope='class'")
     prompts: list[SoftPrompt] = []
@@ -62,16 +65,17 @@ def initial_prompts(
             own = scope == 'class'
             n = counts[len(prompts) % len(counts)]
             id = f'{prefix}{name if own else "all"}-{i if own else len(prompts)}'
+            start = starts[len(prompts) % len(starts)]
             id = re.sub(r'[^\w.-]', '_', id)
             about = dict(label=label if own else None, template=template.replace('{class}', name))
-            if init == 'vocabulary':
+            if start == 'vocabulary':
                 prompt = encoder.random_prompt(n, derive_seed(seed, 'init', id), id, **about)
-            elif init.endswith(('.safetensors', '.bin', '.pt')):
-                kept = load_prompt(init, encoder.width).embeddings.detach()
+            elif start.endswith(('.safetensors', '.bin', '.pt')):
+                kept = load_prompt(start, encoder.width).embeddings.detach()
                 if len(kept) > n:
-                    raise ValueError(f'init={init!r} has {len(kept)} tokens, tokens={n} cuts it')
+                    raise ValueError(f'init={start!r} has {len(kept)} tokens, tokens={n} cuts it')
                 prompt = SoftPrompt(kept[torch.arange(n) % len(kept)], id, **about)
             else:
-                prompt = encoder.text_prompt(init, id, tokens=n, **about)
+                prompt = encoder.text_prompt(start, id, tokens=n, **about)
             prompts.append(prompt)
     return prompts

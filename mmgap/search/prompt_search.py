@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmgap.feedback import Feedback, TargetModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import SourceSet
-from mmgap.prompts import PromptBank, SoftPrompt, places_in_class
+from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.search.alignment import AlignmentAlarm
 from mmgap.search.checkpoint import load_search, save_search
 from mmgap.search.judgement import Judge
@@ -175,7 +175,7 @@ class PromptSearch:
             raise ValueError(f'prompts must have different ids, got {ids}')
         states = [
             SearchState(prompt, number, prompt.embeddings.detach().clone())
-            for number, prompt in zip(places_in_class(prompts), prompts, strict=True)
+            for number, prompt in enumerate(prompts)
         ]
         key = self._key(prompts) if checkpoint else ''
         with self.target.frozen():

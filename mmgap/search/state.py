@@ -22,7 +22,7 @@ class SearchState:
 
     Attributes:
         prompt: The prompt itself.
-        number: Its place among the prompts of its class.
+        number: Its place among all prompts.
         initial: ``(n, width)``, its embeddings at the latest (re)start.
         losses: Feedback loss of each step since then, mean over the step's images.
         hits: Share of each step's images that the target still names right; NaN where no active

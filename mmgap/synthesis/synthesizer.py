@@ -16,7 +16,7 @@ from torch import Tensor
 from mmgap.feedback import Critic, Draft, Feedback, TargetModel, total_feedback
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import Condition, SourceSet
-from mmgap.prompts import SoftPrompt, places_in_class
+from mmgap.prompts import SoftPrompt
 from mmgap.seeds import derive_rng, derive_seed
 from mmgap.synthesis.sample_pool import Sample, SamplePool
 
@@ -36,7 +36,6 @@ class _Work:
 
     embeds: Tensor
     names: list[str]
-    places: list[int]
     generator: str
     critic: str | None
     round: int
@@ -178,7 +177,6 @@ class Synthesizer:
             work = _Work(
                 embeds=self.generator.prompts.encode(prompts),
                 names=[f'{p.id}@{_content(p)}' for p in prompts],
-                places=places_in_class(prompts),
                 generator=self.generator.fingerprint(),
                 critic=self.critic.fingerprint() if self.critic is not None else None,
                 round=round,
@@ -239,8 +237,8 @@ class Synthesizer:
         hidden = work.embeds[[drawing.prompt for drawing in batch]]
         seeds = [drawing.seed for drawing in batch]
         images = self.generator(condition, hidden, seeds, self.num_inference_steps)
-        places = [work.places[drawing.prompt] for drawing in batch]
-        draft = Draft(hidden, condition.labels, seeds, places, images)
+        numbers = [drawing.prompt for drawing in batch]
+        draft = Draft(hidden, condition.labels, seeds, numbers, images)
         judged = self._judge(condition, draft, target, feedback)
         self._check_finite(batch, images, judged)
         pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

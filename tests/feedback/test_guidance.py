@@ -11,11 +11,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mmgap.feedback import (
+    ClipModel,
     Draft,
     ImageGuidance,
     InversionGuidance,
     TargetImages,
     TextGuidance,
+    cluster,
     feature_distance,
     hidden_state_distance,
 )
@@ -91,6 +93,29 @@ def test_descriptions_in_turn(generator):
     assert max(right) < 1e-8 and min(wrong) > 1e-3
 
 
+def test_nearest_description(generator):
+    """What is nearest is told by itself, not by the prompt's number."""
+    term = TextGuidance(['a b', 'c d'], assign='nearest')
+    term.prepare(generator, CLASSES)
+    assert max(term(draft(generator, ['c d', 'a b', 'c d'])).tolist()) < 1e-8
+    given = draft(generator, ['a d', 'b c', 'd'])
+    turns = []
+    for texts in (['a b', 'c d'], ['c d', 'a b']):
+        other = TextGuidance(texts, assign='turn')
+        other.prepare(generator, CLASSES)
+        turns.append(other(given))
+    torch.testing.assert_close(term(given), torch.minimum(*turns))
+    image = TextGuidance(
+        ['a lake', 'an ocean'], 'nearest', space='clip', distance='cosine', clip=CLIP
+    )
+    image.prepare(generator, CLASSES)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        features = image._model.encode_images(images)
+        expected = (1 - features @ image._model.encode_texts(['a lake', 'an ocean']).T).amin(dim=1)
+    torch.testing.assert_close(image(draft(generator, ['a', 'b'], images=images)), expected)
+
+
 def test_descriptions_in_a_file(tmp_path):
     (tmp_path / 'texts.txt').write_text('# where\na b\n\n c d \n')
     assert TextGuidance(str(tmp_path / 'texts.txt')).descriptions == ['a b', 'c d']
@@ -131,6 +156,40 @@ def test_feature_distance(distance):
             expected = np.mean((row - mean) ** 2 / (variance + 1e-6))
         assert value == pytest.approx(expected, rel=1e-9)
     assert torch.autograd.gradcheck(lambda f: feature_distance(f, targets, distance), features)
+
+
+def test_clusters_are_the_bundles():
+    """Three bundles of directions, of different lengths and in any order."""
+    torch.manual_seed(0)
+    bundles = F.normalize(torch.randn(3, 16, dtype=torch.float64), dim=1)
+    where = torch.tensor([0, 1, 1, 2, 0, 2, 2, 2, 1, 0, 2])
+    features = bundles[where] + 0.05 * torch.randn(11, 16, dtype=torch.float64)
+    features = features * torch.rand(11, 1, dtype=torch.float64).add(0.5)
+    found = {tuple(part[:, 0].tolist()) for part in cluster(features, 3)}
+    assert found == {tuple(features[where == i, 0].tolist()) for i in range(3)}
+    assert torch.equal(cluster(features, 1)[0], features)
+    with pytest.raises(ValueError, match='clusters=3 .* there are 2'):
+        cluster(features[[0, 1, 0]], 3)
+
+
+def test_prompts_get_the_clusters_in_turn(generator, folder):
+    every = ImageGuidance(folder, CLIP)
+    split = ImageGuidance(folder, CLIP, clusters=2)
+    images = torch.rand(3, 3, 24, 24)
+    given = draft(generator, ['a', 'b', 'c'], labels=[0, 1, 1], images=images)
+    for term in (every, split):
+        term.prepare(generator, CLASSES)
+    model, features = ClipModel(**CLIP), TargetImages(folder)
+    with torch.no_grad():
+        targets = torch.cat([model.encode_images(features.load(i)[None]) for i in range(5)])
+        own = model.encode_images(images)
+    parts = cluster(targets, 2)
+    expected = [feature_distance(own[[i]], parts[i % 2], 'cosine') for i in range(3)]
+    assert torch.allclose(split(given), torch.cat(expected), atol=1e-6)
+    assert torch.allclose(every(given), feature_distance(own, targets, 'cosine'), atol=1e-6)
+    assert not torch.allclose(split(given), every(given), atol=1e-3)
+    with pytest.raises(ValueError, match='clusters must be at least 1'):
+        ImageGuidance(folder, CLIP, clusters=0)
 
 
 def test_image_features_are_computed_once(generator, folder, tmp_path, monkeypatch):

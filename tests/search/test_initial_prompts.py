@@ -53,6 +53,13 @@ def test_start_from_words_and_files(encoder, tmp_path):
     (filed,) = initial_prompts(encoder, ('a',), 1, tokens=3, init=str(path))
     kept = encoder.random_prompt(2, 0, 'kept').embeddings
     assert torch.equal(filed.embeddings, kept[[0, 1, 0]])
+    starts = ['x yz', str(path), 'vocabulary']
+    found = initial_prompts(encoder, ('a', 'b'), 2, tokens=3, init=starts)
+    assert torch.equal(found[0].embeddings, words.embeddings[:3])
+    assert torch.equal(found[1].embeddings, filed.embeddings)
+    assert torch.equal(found[3].embeddings, found[0].embeddings)  # on through the next class
+    drawn = initial_prompts(encoder, ('a', 'b'), 2, tokens=3)[2]
+    assert torch.equal(found[2].embeddings, drawn.embeddings)
     for init in ('x yz', str(path)):
         with pytest.raises(ValueError, match='tokens, tokens=1'):
             initial_prompts(encoder, ('a',), 1, tokens=1, init=init)
@@ -69,6 +76,7 @@ def test_start_from_words_and_files(encoder, tmp_path):
         (dict(template='a bird'), 'exactly once'),
         (dict(template='a {class} in {}', scope='all'), "needs scope='class'"),
         (dict(init='7'), 'does not know'),
+        (dict(init=[]), 'empty list'),
     ],
 )
 def test_bad_settings(settings, words, encoder):
