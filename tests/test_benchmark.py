@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-METHODS = 'none agnostic guided ap ap-own gap-images style real'.split()
+METHODS = 'none agnostic guided ap ap-own gap gap-images style real'.split()
 NO_IMAGES = {'none', 'style'}
 QUICK = [
     'custom_hooks.0.search.steps=2',
@@ -57,10 +57,23 @@ def test_quick_benchmark(tmp_path):
     text = (tmp_path / 'results.md').read_text()
     assert all(f'| {method} |' in text for method in METHODS)
     assert '## Chosen on validation data' in text and '| test_shift |' in text
+    check_pairs(text, cells)
     assert (tmp_path / 'curves.png').stat().st_size > 5000
     again = run(tmp_path, *options, '--cfg-options', *QUICK)
     assert again.returncode == 0
     assert json.loads((tmp_path / 'results.json').read_text()) == cells
+
+
+def check_pairs(text: str, cells: list[dict]) -> None:
+    """The table of `gap` against the others says what the cells say."""
+    worst = {(c['method'], c['budget']): c['worst_group'] for c in cells}
+    rows = text.split('## gap against the others')[1].split('##')[0].splitlines()
+    rows = {row.split(' | ')[0][2:]: row for row in rows if row.startswith('| ')}
+    assert '| last layer | 4 images | 8 images |' in rows['last layer']
+    for other in set(METHODS) - {'gap'}:
+        for budget, shown in zip((4, 8), rows[other].split('|')[2:4], strict=True):
+            theirs = worst[other, 0 if other in NO_IMAGES else budget]
+            assert shown.strip() == f'{100 * (worst["gap", budget] - theirs):+.1f} ± nan'
 
 
 @pytest.mark.parametrize(

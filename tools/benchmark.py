@@ -80,6 +80,7 @@ def describe(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
         command=' '.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
         config=fingerprint(benchmark.config.to_dict()),
         methods={name: dict(benchmark.methods[name]) for name in args.methods},
+        compare=benchmark.settings.get('compare'),
         budgets=benchmark.budgets,
         versions=environment(parts.sources.dataset.metainfo),
         generator=parts.generator.fingerprint(),

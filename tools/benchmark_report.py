@@ -55,7 +55,8 @@ def write_report(
         part = [c for c in cells if c['layers'] == layers]
         title = 'last layer' if layers == 'last' else 'whole network'
         lines += ['', f'## Fine-tuning the {title}', '', *_table(part, methods)]
-    lines += _other_splits(cells, methods) + _chosen(cells, methods)
+    lines += _paired(cells, methods, meta.get('compare')) + _other_splits(cells, methods)
+    lines += _chosen(cells, methods)
     lines += ['', '## The images', '', *_images(out, cells, methods), '']
     write_bytes(out / 'results.md', '\n'.join(lines).encode())
     _curves(out / 'curves.png', cells, methods)
@@ -84,6 +85,40 @@ def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
                 f'{versus if method != "none" else ""} | {np.mean(mean):.1f} ± {_std(mean):.1f} | '
                 f'{np.mean([c["seconds"] for c in found.values()]):.1f} |'
             )
+    return lines
+
+
+def _paired(cells: Sequence[Cell], methods: Mapping[str, str], own: str | None) -> list[str]:
+    """What one method has above each other one, paired over seeds."""
+    settings = _settings(cells, methods)
+    if own not in methods:
+        return []
+    lines = [
+        '',
+        f'## {own} against the others',
+        '',
+        f'Worst group of {own} minus that of the other method at the same budget (at its only one '
+        'where it makes no images), paired over seeds, with 95 % interval.',
+    ]
+    for layers in dict.fromkeys(c['layers'] for c in cells):
+        budgets = sorted({k[1] for k in settings if k[0] == own and k[2] == layers})
+        head = ' | '.join(f'{budget} images' for budget in budgets)
+        title = 'last layer' if layers == 'last' else 'whole network'
+        lines += ['', f'| {title} | {head} |', '|---' * (1 + len(budgets)) + '|']
+        for other in methods:
+            if other == own:
+                continue
+            row = []
+            for budget in budgets:
+                mine = settings[own, budget, layers]
+                theirs = settings.get((other, budget, layers)) or settings.get((other, 0, layers))
+                both = sorted(set(mine) & set(theirs or ()))
+                if not both:
+                    row.append('')
+                    continue
+                gains = [100 * (mine[s]['worst_group'] - theirs[s]['worst_group']) for s in both]
+                row.append(f'{np.mean(gains):+.1f} ± {interval(gains):.1f}')
+            lines.append(f'| {other} | {" | ".join(row)} |')
     return lines
 
 

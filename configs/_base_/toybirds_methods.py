@@ -15,11 +15,28 @@ descriptions = [
 clip = dict(model='mmgap://toybirds-clip')
 guidance_images = dict(type='mmgap.ToyBirds', split='guidance')
 # Guidance goes on when an image is fooled well enough.
-patient_attack = dict(type='mmgap.AdversarialLoss', mode='flip', floor=0.05)
-text_guidance = dict(type='mmgap.TextGuidance', descriptions=descriptions, weight=2.0)
-image_guidance = dict(type='mmgap.ImageGuidance', images=guidance_images, clip=clip, weight=5.0)
+patient_attack = dict(type='mmgap.AdversarialLoss', mode='flip', floor=0.3, weight=0.05)
+# The image is compared: the sentence itself draws a second bird beside the kept one.
+text_guidance = dict(
+    type='mmgap.TextGuidance',
+    descriptions=descriptions,
+    assign='nearest',
+    space='clip',
+    distance='cosine',
+    clip=clip,
+    weight=5.0,
+)
+image_guidance = dict(
+    type='mmgap.ImageGuidance', images=guidance_images, clip=clip, clusters=4, weight=5.0
+)
 inversion_guidance = dict(type='mmgap.InversionGuidance', images=guidance_images)
 on_to_the_end = dict(stop_loss=None)
+from_descriptions = dict(
+    on_to_the_end,
+    init=descriptions,
+    steps=15,
+    optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.05)),
+)
 
 benchmark = dict(
     methods=dict(
@@ -34,8 +51,8 @@ benchmark = dict(
         ),
         prompts=dict(about='the descriptions as they are', texts=descriptions),
         guided=dict(
-            about='guidance alone, toward the descriptions',
-            search=on_to_the_end,
+            about='guidance alone, from the descriptions and toward them',
+            search=from_descriptions,
             feedback=[text_guidance],
         ),
         inversion=dict(
@@ -51,14 +68,16 @@ benchmark = dict(
                 synthesis=dict(cross=False),
             ),
             'gap': dict(
-                about='adversarial prompts guided toward the descriptions',
-                search=on_to_the_end,
+                about='as guided, from the descriptions on which the target fails, with an attack',
+                search=dict(from_descriptions, aim=1.0),
                 feedback=[patient_attack, text_guidance],
+                synthesis=dict(aim=0.5),
             ),
             'gap-images': dict(
-                about='adversarial prompts guided toward unlabelled target images',
-                search=on_to_the_end,
+                about='guided toward unlabelled target images instead, with an attack',
+                search=dict(on_to_the_end, steps=30),
                 feedback=[patient_attack, image_guidance],
+                synthesis=dict(aim=0.5),
             ),
         },
         randaugment=dict(

@@ -20,11 +20,11 @@ from mmgap.feedback import Critic, Feedback, TargetModel
 from mmgap.generators import SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.registry import HOOKS, TASK_UTILS
-from mmgap.search import AlignmentAlarm, PromptSearch, initial_prompts
+from mmgap.search import AlignmentAlarm, PromptSearch, in_turn, initial_prompts, shares
 from mmgap.seeds import derive_seed
 from mmgap.synthesis import Synthesizer
 
-INITIAL = ('prompts_per_class', 'tokens', 'grow', 'init', 'scope', 'template')
+INITIAL = ('prompts_per_class', 'tokens', 'grow', 'init', 'aim', 'scope', 'template')
 
 
 def split_search(settings: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -138,8 +138,10 @@ def build_search(
         target: The model to search against.
         feedback: Prepared terms to minimise.
         sources: Labelled, masked images.
-        initial: Arguments of :func:`~mmgap.search.initial_prompts`; ``grow`` is the number of
-            tokens that prompts gain with each round.
+        initial: Arguments of :func:`~mmgap.search.initial_prompts`. ``grow`` is the number of
+            tokens that prompts gain with each round. With ``aim`` the prompts of a class share a
+            list ``init`` by how often the target fails on its images; see
+            :func:`~mmgap.search.shares`.
         settings: Arguments of :class:`~mmgap.search.PromptSearch`.
         seed: Seed of the run.
         number: The round; the prompts' ids start with it.
@@ -157,10 +159,27 @@ def build_search(
     if settings.get('alarm') is not None:
         settings['alarm'] = AlignmentAlarm(critic, **settings['alarm'])
     search = PromptSearch(generator, target, feedback, sources, **{'seed': seed, **settings})
-    prompts = initial_prompts(
-        generator.prompts, sources.classes, seed=seed, prefix=f'r{number}-', **initial
-    )
-    return search, prompts
+    aim = initial.pop('aim', 0.0)
+    about = dict(seed=seed, prefix=f'r{number}-')
+    if aim:
+        initial['init'] = _aimed(search, initial, aim)
+    return search, initial_prompts(generator.prompts, sources.classes, **about, **initial)
+
+
+def _aimed(search: PromptSearch, initial: Mapping[str, Any], aim: float) -> list[str]:
+    """A start for each prompt: those of a list, by how often the target fails on their images."""
+    starts = initial.get('init')
+    if not isinstance(starts, (list, tuple)) or initial.get('scope', 'class') != 'class':
+        raise ValueError(
+            "search aim needs a list of starts and scope='class', got "
+            f'init={starts!r} and scope={initial.get("scope", "class")!r}'
+        )
+    classes = search.sources.classes
+    one = {**initial, 'init': starts, 'prompts_per_class': len(starts)}
+    tried = initial_prompts(search.generator.prompts, classes[:1], seed=search.seed, **one)
+    rates = search.failure_rates(tried)
+    chosen = [in_turn(shares(row, aim), initial.get('prompts_per_class', 4)) for row in rates]
+    return [starts[i] for row in chosen for i in row]
 
 
 def build_synthesizer(

@@ -20,6 +20,7 @@ from mmgap.feedback import Feedback, TargetModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import SourceSet
 from mmgap.prompts import PromptBank, SoftPrompt
+from mmgap.search.aim import failure_rates
 from mmgap.search.alignment import AlignmentAlarm
 from mmgap.search.checkpoint import load_search, save_search
 from mmgap.search.judgement import Judge
@@ -319,6 +320,11 @@ class PromptSearch:
             crossed_target_loss=float(losses.mean()),
             crossed_accuracy=float(hits.mean()),
         )
+
+    def failure_rates(self, prompts: Sequence[SoftPrompt]) -> np.ndarray:
+        """``(classes, prompts)``: how often the target fails, see :mod:`mmgap.search.aim`."""
+        with self.target.frozen():
+            return failure_rates(self._judge, prompts, self.sources, self.holdout)
 
     def _key(self, prompts: Sequence[SoftPrompt]) -> str:
         return fingerprint(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.logging import MMLogger
 from torch import Tensor
@@ -17,6 +18,7 @@ from mmgap.feedback import Critic, Draft, Feedback, TargetModel, total_feedback
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import Condition, SourceSet
 from mmgap.prompts import SoftPrompt
+from mmgap.search import Judge, failure_rates, in_turn, shares
 from mmgap.seeds import derive_rng, derive_seed
 from mmgap.synthesis.sample_pool import Sample, SamplePool
 
@@ -73,6 +75,10 @@ class Synthesizer:
         cross: Draw every prompt with sources of all classes. False draws a prompt only with the
             class that it was searched for, which makes the look of generated images predict the
             label.
+        aim: Part of a class's images that its prompts share in proportion to how often the target
+            fails on their images of this class; the rest goes to all prompts alike. 0 asks no
+            target.
+        aim_images: Images per prompt and class that are drawn to find that out, and not kept.
         critic: Prepared :class:`~mmgap.feedback.Critic`; what it drops is drawn again with another
             source and seed.
         attempts: How often an image may be drawn until the critic keeps it.
@@ -89,28 +95,45 @@ class Synthesizer:
         num_inference_steps: int = 15,
         batch_size: int = 8,
         cross: bool = True,
+        aim: float = 0.0,
+        aim_images: int = 8,
         critic: Critic | None = None,
         attempts: int = 4,
         seed: int = 0,
     ) -> None:
-        if num_inference_steps < 1 or batch_size < 1 or attempts < 1:
-            raise ValueError(
-                'synthesis num_inference_steps, batch_size and attempts must be at least 1, got '
-                f'{num_inference_steps}, {batch_size} and {attempts}'
-            )
+        counts = dict(num_inference_steps=num_inference_steps, batch_size=batch_size)
+        for name, value in dict(counts, aim_images=aim_images, attempts=attempts).items():
+            if value < 1:
+                raise ValueError(f'synthesis {name} must be at least 1, got {value}')
+        if not 0 <= aim <= 1:
+            raise ValueError(f'synthesis aim must be in [0, 1], got {aim}')
         self.generator = generator
         self.sources = sources
         self.num_inference_steps = num_inference_steps
         self.batch_size = batch_size
         self.cross = cross
+        self.aim = aim
+        self.aim_images = aim_images
         self.critic = critic
         self.attempts = attempts
         self.seed = seed
 
-    def plan(self, prompts: Sequence[SoftPrompt], count: int, round: int = 0) -> list[Drawing]:
-        """Which images to draw: classes in turn, then prompts in turn, sources without repeats.
+    def plan(
+        self,
+        prompts: Sequence[SoftPrompt],
+        count: int,
+        round: int = 0,
+        rates: np.ndarray | None = None,
+    ) -> list[Drawing]:
+        """Which images to draw: classes in turn, then prompts by their shares, sources in turn.
 
         The plan of fewer images is the beginning of the plan of more.
+
+        Args:
+            prompts: The prompts.
+            count: How many images.
+            round: Number of the round.
+            rates: ``(classes, prompts)``, failure rates to aim by; None for all alike.
 
         Raises:
             ValueError: If ``count`` is negative or a class has no prompt.
@@ -128,6 +151,12 @@ class Synthesizer:
                     f'no prompt for class {self.sources.classes[label]}: with cross=False every '
                     'class needs one'
                 )
+        if rates is None:
+            rates = np.zeros((classes, len(prompts)))
+        turns = [
+            in_turn(shares(rates[label, usable], self.aim), -(-count // classes))
+            for label, usable in enumerate(fitting)
+        ]
         decks: list[list[int]] = [[] for _ in range(classes)]
         plan = []
         for number in range(count):
@@ -135,7 +164,7 @@ class Synthesizer:
             if not decks[label]:
                 rng = derive_rng(self.seed, 'sources', round, label, turn)
                 decks[label] = rng.permutation(self.sources.of_class(label)).tolist()
-            prompt = fitting[label][turn % len(fitting[label])]
+            prompt = fitting[label][turns[label][turn]]
             seed = derive_seed(self.seed, 'synthesis', round, number)
             plan.append(Drawing(decks[label].pop(), prompt, seed))
         return plan
@@ -170,7 +199,7 @@ class Synthesizer:
             FloatingPointError: If an image or a loss is NaN or Inf; images before its batch stay.
             OSError: When the disk is full; complete images stay.
         """
-        plan = self.plan(prompts, count, round)
+        plan = self.plan(prompts, count, round, self._rates(prompts, target, round))
         position = sum(sample.round < round for sample in pool.samples)
         progress = _Progress(len(plan))
         with torch.no_grad():
@@ -201,6 +230,22 @@ class Synthesizer:
                 'times; the pool has so many less than asked for'
             )
         return progress.drawn
+
+    def _rates(
+        self, prompts: Sequence[SoftPrompt], target: TargetModel | None, round: int
+    ) -> np.ndarray | None:
+        """Failure rates to aim by. The same again where a round goes on: the target is."""
+        if self.aim == 0:
+            return None
+        if target is None:
+            raise ValueError(f'synthesis aim={self.aim} needs a target; give a checkpoint')
+        settings = (self.num_inference_steps, self.batch_size, derive_seed(self.seed, 'aim', round))
+        judge = Judge(self.generator, target, self.sources, *settings)
+        rates = failure_rates(judge, prompts, self.sources, self.aim_images)
+        for name, row in zip(self.sources.classes, rates, strict=True):
+            said = ', '.join(f'{p.id} {rate:.2f}' for p, rate in zip(prompts, row, strict=True))
+            MMLogger.get_current_instance().info(f'[gap] the target fails on {name}: {said}')
+        return rates
 
     def _again(self, drawing: Drawing, attempt: int) -> Drawing:
         """The same class and prompt with another source and seed."""

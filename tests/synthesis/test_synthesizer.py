@@ -14,6 +14,8 @@ from mmgap.datasets import SyntheticDataset
 from mmgap.feedback import AdversarialLoss, Critic, TargetModel
 from mmgap.generators import InpaintingGenerator, SourceSet
 from mmgap.prompts import SoftPrompt
+from mmgap.search import Judge, failure_rates
+from mmgap.seeds import derive_seed
 from mmgap.synthesis import SamplePool, Synthesizer
 from tests.tiny import tiny_classifier
 
@@ -88,8 +90,38 @@ def test_bad_input(sources):
         planner(sources).plan([], 4)
     with pytest.raises(ValueError, match='must not be negative, got -1'):
         planner(sources).plan(blank(0), -1)
-    with pytest.raises(ValueError, match='at least 1, got 0, 8 and 4'):
+    with pytest.raises(ValueError, match='num_inference_steps must be at least 1, got 0'):
         planner(sources, num_inference_steps=0)
+    with pytest.raises(ValueError, match=r'aim must be in \[0, 1\], got 2'):
+        planner(sources, aim=2)
+    with pytest.raises(ValueError, match='aim=0.5 needs a target'):
+        planner(sources, aim=0.5).run(blank(0), 4, None)
+
+
+def test_aim_goes_where_the_target_fails(sources):
+    rates = np.array([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
+    make = planner(sources, aim=0.5)
+    plan = make.plan(blank(0, 1, 0), 120, rates=rates)
+    assert plan[:31] == make.plan(blank(0, 1, 0), 31, rates=rates)
+    used = Counter((int(sources.labels[d.source]), d.prompt) for d in plan)
+    expected = {(0, 0): 10, (0, 1): 40, (0, 2): 10, (1, 0): 25, (1, 1): 10, (1, 2): 25}
+    assert used == expected
+    assert planner(sources).plan(blank(0, 1, 0), 120, rates=rates) == planner(sources).plan(
+        blank(0, 1, 0), 120
+    )
+
+
+def test_aimed_run_follows_its_own_rates(tmp_path, run, generator, sources, prompts):
+    make = Synthesizer(generator, sources, 2, 4, aim=1.0, aim_images=3, seed=1)
+    pool = SamplePool(tmp_path)
+    make.run(prompts, 24, pool, run.target, round=2)
+    judge = Judge(generator, run.target, sources, 2, 4, derive_seed(1, 'aim', 2))
+    rates = failure_rates(judge, prompts, sources, 3)
+    assert 0 < rates.mean() < 1  # or there would be nothing to aim at
+    drawn = Counter((s.label, s.prompt_id.split('@')[0]) for s in pool.samples)
+    for label, row in enumerate(rates):
+        for prompt, share in zip(prompts, row / row.sum() if row.sum() else row, strict=True):
+            assert abs(drawn[label, prompt.id] - 12 * share) < 2 or not row.sum()
 
 
 def contents(folder):

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the target fails is where images are worth their cost: shares by failure rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmgap.generators import SourceSet
+from mmgap.prompts import SoftPrompt
+from mmgap.search.judgement import Judge
+from mmgap.seeds import derive_rng
+
+
+def failure_rates(
+    judge: Judge, prompts: Sequence[SoftPrompt], sources: SourceSet, images: int
+) -> np.ndarray:
+    """How often the target fails on a prompt's images around the sources of a class.
+
+    Args:
+        judge: Draws the images and asks the target.
+        prompts: The prompts.
+        sources: Labelled, masked images.
+        images: Images per prompt and class; fewer where a class has fewer sources.
+
+    Returns:
+        ``(classes, prompts)``, values in [0, 1].
+
+    Raises:
+        NonFiniteLossError: If a loss is NaN or Inf.
+    """
+    rates = np.zeros((len(sources.classes), len(prompts)))
+    for label in range(len(sources.classes)):
+        chosen = derive_rng(judge.seed, 'aim', label).permutation(sources.of_class(label))[:images]
+        for i, prompt in enumerate(prompts):
+            rates[label, i] = 1 - judge.evaluate(prompt, chosen)[1]
+    return rates
+
+
+def shares(rates: Sequence[float], aim: float) -> np.ndarray:
+    """What each of several prompts gets of a whole.
+
+    Args:
+        rates: Failure rate of each, not negative.
+        aim: The part that is shared out in proportion to the rates; the rest goes to all alike.
+            Where the target fails nowhere, all goes to all alike.
+
+    Returns:
+        As many shares, of sum 1.
+
+    Raises:
+        ValueError: If ``aim`` is not in [0, 1].
+    """
+    if not 0 <= aim <= 1:
+        raise ValueError(f'aim must be in [0, 1], got {aim}')
+    rates = np.asarray(rates, dtype=float)
+    alike = np.full(len(rates), 1 / len(rates))
+    return alike if rates.sum() == 0 else (1 - aim) * alike + aim * rates / rates.sum()
+
+
+def in_turn(parts: Sequence[float], count: int) -> list[int]:
+    """Draws by shares, always from what is farthest behind: the first few are in proportion too.
+
+    Equal shares take turns in their order. Fewer draws are the beginning of more.
+
+    Args:
+        parts: Share of each, of sum 1.
+        count: How many draws.
+
+    Returns:
+        ``count`` indices.
+    """
+    drawn = np.zeros(len(parts))
+    order = []
+    for turn in range(1, count + 1):
+        behind = np.asarray(parts) * turn - drawn
+        order.append(int(np.round(behind, 9).argmax()))  # rounding must not decide between equals
+        drawn[order[-1]] += 1
+    return order
