@@ -4,13 +4,9 @@
 # What a user says of the place where the model will be used: `prompts`, `guided` and `gap` get it.
 descriptions = [
     'a bird in a forest',
+    'a bird in bamboo',
     'a bird on the ocean',
-    'a bird in a meadow',
     'a bird by a lake',
-    'a bird in a city',
-    'a bird in a desert',
-    'a bird in a marsh',
-    'a bird in the snow',
 ]
 clip = dict(model='mmgap://toybirds-clip')
 guidance_images = dict(type='mmgap.ToyBirds', split='guidance')
@@ -20,7 +16,7 @@ patient_attack = dict(type='mmgap.AdversarialLoss', mode='flip', floor=0.3, weig
 text_guidance = dict(
     type='mmgap.TextGuidance',
     descriptions=descriptions,
-    assign='nearest',
+    assign='turn',
     space='clip',
     distance='cosine',
     clip=clip,

@@ -25,7 +25,7 @@ class Draft:
         hidden: ``(B, length, width)``, the text encoder's hidden states of each image's prompt.
         labels: ``(B,)`` classes.
         seeds: One seed per image.
-        numbers: Place of each image's prompt among all prompts, classes one after the other.
+        numbers: Number of each image's prompt, see :class:`~mmgap.prompts.SoftPrompt`.
         images: ``(B, 3, H, W)`` RGB in [0, 1]; None where no feedback needs images.
         output: What the target says of the images; None where no feedback needs it.
     """

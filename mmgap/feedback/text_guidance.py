@@ -16,7 +16,7 @@ from mmgap.feedback.clip_model import ClipModel
 from mmgap.registry import TASK_UTILS
 
 DISTANCES = ('l2', 'cosine')
-ASSIGN = ('mean', 'turn', 'nearest')
+ASSIGN = ('mean', 'turn')
 SPACES = ('text_encoder', 'clip')
 
 
@@ -59,9 +59,7 @@ class TextGuidance(Feedback):
         descriptions: Sentences, or a text file of them; or a list of them per class name, which
             tells the search the answer for each class and is to be reported as such.
         assign: ``'mean'`` pulls every prompt toward the mean of the descriptions, as the paper
-            does; ``'turn'`` gives the prompts the descriptions in turn, through all classes;
-            ``'nearest'`` pulls each image, or prompt, toward the description that it is nearest to,
-            for prompts that start as descriptions.
+            does; ``'turn'`` gives the prompts the descriptions in turn, by their number.
         space: ``'text_encoder'`` compares hidden states of the generator's own text encoder: needs
             no image and costs nothing. ``'clip'`` compares the generated image with the text.
         distance: ``'l2'`` or ``'cosine'``; the clip space has the cosine only.
@@ -143,7 +141,7 @@ class TextGuidance(Feedback):
             states = self._model.encode_texts(texts)
         else:
             states = generator.prompts.encode_text(texts).float()
-        if self.assign != 'mean':
+        if self.assign == 'turn':
             return states
         mean = states.mean(dim=0)
         length = states.flatten(1).norm(dim=1).mean()
@@ -151,29 +149,12 @@ class TextGuidance(Feedback):
 
     def __call__(self, draft: Draft) -> Tensor:
         """``(B,)``: distance of each image, or of its prompt, from its description."""
-        if self.assign == 'nearest':
-            return self._nearest(draft)
         rows = [
             self._towards[label][number % len(self._towards[label])]
             for label, number in zip(draft.labels.tolist(), draft.numbers, strict=True)
         ]
-        return self._distance(self._compared(draft), torch.stack(rows))
-
-    def _nearest(self, draft: Draft) -> Tensor:
-        compared = self._compared(draft)
-        found = [
-            torch.stack([self._distance(row[None], text[None])[0] for text in self._towards[label]])
-            for row, label in zip(compared, draft.labels.tolist(), strict=True)
-        ]
-        return torch.stack([distances.min() for distances in found])
-
-    def _compared(self, draft: Draft) -> Tensor:
-        """What is compared with descriptions: features of images, or hidden states of prompts."""
+        towards = torch.stack(rows)
         if self.space == 'clip':
-            return self._model.encode_images(draft.images)
-        return draft.hidden.float()
-
-    def _distance(self, compared: Tensor, towards: Tensor) -> Tensor:
-        if self.space == 'clip':
-            return 1 - F.cosine_similarity(compared, towards, dim=1)
-        return hidden_state_distance(compared, towards.to(compared.device), self.distance)
+            return 1 - F.cosine_similarity(self._model.encode_images(draft.images), towards, dim=1)
+        hidden = draft.hidden.float()
+        return hidden_state_distance(hidden, towards.to(hidden.device), self.distance)

@@ -162,12 +162,12 @@ def build_search(
     aim = initial.pop('aim', 0.0)
     about = dict(seed=seed, prefix=f'r{number}-')
     if aim:
-        initial['init'] = _aimed(search, initial, aim)
+        initial['order'] = _aimed(search, initial, aim)
     return search, initial_prompts(generator.prompts, sources.classes, **about, **initial)
 
 
-def _aimed(search: PromptSearch, initial: Mapping[str, Any], aim: float) -> list[str]:
-    """A start for each prompt: those of a list, by how often the target fails on their images."""
+def _aimed(search: PromptSearch, initial: Mapping[str, Any], aim: float) -> list[list[int]]:
+    """Which starts the prompts of each class get, by how often the target fails on their images."""
     starts = initial.get('init')
     if not isinstance(starts, (list, tuple)) or initial.get('scope', 'class') != 'class':
         raise ValueError(
@@ -178,8 +178,7 @@ def _aimed(search: PromptSearch, initial: Mapping[str, Any], aim: float) -> list
     one = {**initial, 'init': starts, 'prompts_per_class': len(starts)}
     tried = initial_prompts(search.generator.prompts, classes[:1], seed=search.seed, **one)
     rates = search.failure_rates(tried)
-    chosen = [in_turn(shares(row, aim), initial.get('prompts_per_class', 4)) for row in rates]
-    return [starts[i] for row in chosen for i in row]
+    return [in_turn(shares(row, aim), initial.get('prompts_per_class', 4)) for row in rates]
 
 
 def build_synthesizer(

@@ -64,6 +64,7 @@ def load_prompt(path: str | Path, width: int | None = None, joiner: str = ' ') -
         label=about.get('label'),
         template=about.get('template', '{}'),
         joiner=about.get('joiner', joiner),
+        number=about.get('number', 0),
     )
 
 
@@ -107,6 +108,7 @@ class PromptBank:
             label=prompt.label,
             template=prompt.template,
             joiner=prompt.joiner,
+            number=prompt.number,
             tokens=len(prompt.embeddings),
         )
         write_json(path.with_suffix('.json'), about)

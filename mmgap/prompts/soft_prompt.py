@@ -26,6 +26,7 @@ class SoftPrompt(nn.Module):
         joiner: Text between tokens. diffusers expands a multi-vector token with spaces, so a space
             makes the saved prompt give the same image there. ``', '`` reads the files of the
             method's authors as their code did.
+        number: Its place where something is given to prompts in turn, such as descriptions.
 
     Raises:
         ValueError: If ``embeddings`` is not two-dimensional and finite, ``id`` is no file name, or
@@ -39,6 +40,7 @@ class SoftPrompt(nn.Module):
         label: int | None = None,
         template: str = '{}',
         joiner: str = ' ',
+        number: int = 0,
     ) -> None:
         super().__init__()
         if embeddings.ndim != 2 or len(embeddings) == 0:
@@ -58,6 +60,7 @@ class SoftPrompt(nn.Module):
         self.label = label
         self.template = template
         self.joiner = joiner
+        self.number = number
 
     @property
     def placeholder(self) -> str:

@@ -20,6 +20,7 @@ def initial_prompts(
     prompts_per_class: int = 4,
     tokens: int | Sequence[int] = 5,
     init: str | Sequence[str] = 'vocabulary',
+    order: Sequence[Sequence[int]] | None = None,
     scope: str = 'class',
     template: str = '{}',
     seed: int = 0,
@@ -36,6 +37,7 @@ def initial_prompts(
         init: ``'vocabulary'`` draws from the Gaussian of the vocabulary's embeddings; otherwise a
             prompt file, or words that every prompt starts with; both are repeated in turn to fill
             a prompt. A list of these is given to the prompts in turn, through all classes.
+        order: Instead of in turn, the place in that list for each prompt of each class.
         scope: ``'class'`` searches each prompt on the sources of one class, ``'all'`` on all.
         template: Text around the tokens, see :class:`~mmgap.prompts.SoftPrompt`; ``{class}`` in it
             becomes the class name.
@@ -65,9 +67,11 @@ def initial_prompts(
             own = scope == 'class'
             n = counts[len(prompts) % len(counts)]
             id = f'{prefix}{name if own else "all"}-{i if own else len(prompts)}'
-            start = starts[len(prompts) % len(starts)]
+            number = len(prompts) if order is None else order[label][i]
+            start = starts[number % len(starts)]
             id = re.sub(r'[^\w.-]', '_', id)
-            about = dict(label=label if own else None, template=template.replace('{class}', name))
+            about = dict(label=label if own else None, number=number)
+            about |= dict(template=template.replace('{class}', name))
             if start == 'vocabulary':
                 prompt = encoder.random_prompt(n, derive_seed(seed, 'init', id), id, **about)
             elif start.endswith(('.safetensors', '.bin', '.pt')):

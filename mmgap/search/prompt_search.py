@@ -174,10 +174,7 @@ class PromptSearch:
         ids = [prompt.id for prompt in prompts]
         if len(set(ids)) < len(ids):
             raise ValueError(f'prompts must have different ids, got {ids}')
-        states = [
-            SearchState(prompt, number, prompt.embeddings.detach().clone())
-            for number, prompt in enumerate(prompts)
-        ]
+        states = [SearchState(prompt, prompt.embeddings.detach().clone()) for prompt in prompts]
         key = self._key(prompts) if checkpoint else ''
         with self.target.frozen():
             optimizer = build_optim_wrapper(nn.ModuleList(prompts), self.optim_wrapper)

@@ -106,7 +106,7 @@ class Scorer:
         row = torch.tensor([places.index(job.place) for job in batch], device=embeds.device)
         chosen, seeds = [job.source for job in batch], [job.seed for job in batch]
         labels = torch.as_tensor(self.sources.labels[chosen], device=embeds.device)
-        numbers = [active[job.place].number for job in batch]
+        numbers = [active[job.place].prompt.number for job in batch]
         draft = Draft(embeds[row], labels, seeds, numbers)
         if need != 'prompt':
             condition = self.sources.load(chosen)

@@ -22,7 +22,6 @@ class SearchState:
 
     Attributes:
         prompt: The prompt itself.
-        number: Its place among all prompts.
         initial: ``(n, width)``, its embeddings at the latest (re)start.
         losses: Feedback loss of each step since then, mean over the step's images.
         hits: Share of each step's images that the target still names right; NaN where no active
@@ -34,7 +33,6 @@ class SearchState:
     """
 
     prompt: SoftPrompt
-    number: int
     initial: Tensor
     losses: list[float] = field(default_factory=list)
     hits: list[float] = field(default_factory=list)

@@ -38,6 +38,7 @@ class _Work:
 
     embeds: Tensor
     names: list[str]
+    numbers: list[int]
     generator: str
     critic: str | None
     round: int
@@ -205,6 +206,7 @@ class Synthesizer:
         with torch.no_grad():
             work = _Work(
                 embeds=self.generator.prompts.encode(prompts),
+                numbers=[p.number for p in prompts],
                 names=[f'{p.id}@{_content(p)}' for p in prompts],
                 generator=self.generator.fingerprint(),
                 critic=self.critic.fingerprint() if self.critic is not None else None,
@@ -282,7 +284,7 @@ class Synthesizer:
         hidden = work.embeds[[drawing.prompt for drawing in batch]]
         seeds = [drawing.seed for drawing in batch]
         images = self.generator(condition, hidden, seeds, self.num_inference_steps)
-        numbers = [drawing.prompt for drawing in batch]
+        numbers = [work.numbers[drawing.prompt] for drawing in batch]
         draft = Draft(hidden, condition.labels, seeds, numbers, images)
         judged = self._judge(condition, draft, target, feedback)
         self._check_finite(batch, images, judged)

@@ -93,29 +93,6 @@ def test_descriptions_in_turn(generator):
     assert max(right) < 1e-8 and min(wrong) > 1e-3
 
 
-def test_nearest_description(generator):
-    """What is nearest is told by itself, not by the prompt's number."""
-    term = TextGuidance(['a b', 'c d'], assign='nearest')
-    term.prepare(generator, CLASSES)
-    assert max(term(draft(generator, ['c d', 'a b', 'c d'])).tolist()) < 1e-8
-    given = draft(generator, ['a d', 'b c', 'd'])
-    turns = []
-    for texts in (['a b', 'c d'], ['c d', 'a b']):
-        other = TextGuidance(texts, assign='turn')
-        other.prepare(generator, CLASSES)
-        turns.append(other(given))
-    torch.testing.assert_close(term(given), torch.minimum(*turns))
-    image = TextGuidance(
-        ['a lake', 'an ocean'], 'nearest', space='clip', distance='cosine', clip=CLIP
-    )
-    image.prepare(generator, CLASSES)
-    images = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        features = image._model.encode_images(images)
-        expected = (1 - features @ image._model.encode_texts(['a lake', 'an ocean']).T).amin(dim=1)
-    torch.testing.assert_close(image(draft(generator, ['a', 'b'], images=images)), expected)
-
-
 def test_descriptions_in_a_file(tmp_path):
     (tmp_path / 'texts.txt').write_text('# where\na b\n\n c d \n')
     assert TextGuidance(str(tmp_path / 'texts.txt')).descriptions == ['a b', 'c d']
@@ -199,7 +176,7 @@ def test_image_features_are_computed_once(generator, folder, tmp_path, monkeypat
     again, other = ImageGuidance(folder, CLIP), ImageGuidance(folder, CLIP, limit=3)
     monkeypatch.setattr('mmgap.feedback.image_guidance.write_bytes', lambda *_: pytest.fail('new'))
     again.prepare(generator, CLASSES, tmp_path / 'cache')
-    assert torch.equal(again._features, term._features) and len(term._features) == 5
+    assert torch.equal(again._clusters[0], term._clusters[0]) and len(term._clusters[0]) == 5
     with pytest.raises(pytest.fail.Exception):  # other images have another file
         other.prepare(generator, CLASSES, tmp_path / 'cache')
     assert again.target_images() == TargetImages(folder).paths and file.suffix == '.safetensors'

@@ -60,6 +60,12 @@ def test_start_from_words_and_files(encoder, tmp_path):
     assert torch.equal(found[3].embeddings, found[0].embeddings)  # on through the next class
     drawn = initial_prompts(encoder, ('a', 'b'), 2, tokens=3)[2]
     assert torch.equal(found[2].embeddings, drawn.embeddings)
+    assert [p.number for p in found] == [0, 1, 2, 3]
+    order = [[2, 0], [1, 1]]
+    found = initial_prompts(encoder, ('a', 'b'), 2, tokens=3, init=starts, order=order)
+    assert [p.number for p in found] == [2, 0, 1, 1]
+    assert torch.equal(found[1].embeddings, words.embeddings[:3])
+    assert torch.equal(found[3].embeddings, filed.embeddings)
     for init in ('x yz', str(path)):
         with pytest.raises(ValueError, match='tokens, tokens=1'):
             initial_prompts(encoder, ('a',), 1, tokens=1, init=init)
