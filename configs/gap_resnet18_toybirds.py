@@ -57,7 +57,8 @@ custom_hooks = [
 # checkpoint per seed with the same steps; half of each batch is generated. The methods are in
 # _base_/toybirds_methods.py. Steps and learning rates were tried on val.
 benchmark = dict(
-    steps=160,
+    steps=80,
+    compare='gap',  # paired with every other method
     optimizers=dict(
         last=dict(type='SGD', lr=0.1, momentum=0.9),
         all=dict(type='SGD', lr=0.004, momentum=0.9),
@@ -66,6 +67,6 @@ benchmark = dict(
     evaluate=dict(
         val=dict(split='val', size=1000, indices=list(range(400, 1000))),
         val_id=dict(split='val_id'),
-        test_shift=dict(split='test_shift'),
+        test_shift=dict(split='test_shift', size=400),
     ),
 )

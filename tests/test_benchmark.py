@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-METHODS = 'none agnostic guided ap ap-own gap gap-images style real'.split()
+METHODS = 'none guided ap ap-own gap gap-aim style real'.split()
 NO_IMAGES = {'none', 'style'}
 QUICK = [
     'custom_hooks.0.search.steps=2',
@@ -25,6 +25,8 @@ QUICK = [
     'test_dataloader.dataset.size=80',
     'benchmark.steps=4',
     'benchmark.methods.real.dataset.size=8',
+    *(f'benchmark.methods.{name}.search.steps=2' for name in ('guided', 'gap')),
+    'benchmark.methods.gap-aim.synthesis.aim_images=1',
     'benchmark.evaluate.val.indices=[400,401,402,403]',
     'benchmark.evaluate.test_shift.size=8',
 ]

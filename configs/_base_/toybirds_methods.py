@@ -46,6 +46,10 @@ benchmark = dict(
             initial=dict(),
         ),
         prompts=dict(about='the descriptions as they are', texts=descriptions),
+        places=dict(
+            about='the descriptions without the bird, which this generator draws better',
+            texts=['a forest', 'bamboo', 'the ocean', 'a lake'],
+        ),
         guided=dict(
             about='guidance alone, from the descriptions and toward them',
             search=from_descriptions,
@@ -67,13 +71,34 @@ benchmark = dict(
                 about='as guided, from the descriptions on which the target fails, with an attack',
                 search=dict(from_descriptions, aim=1.0),
                 feedback=[patient_attack, text_guidance],
+            ),
+            'gap-aim': dict(
+                about='gap, whose images go where the target fails',
+                prompts_of='gap',
                 synthesis=dict(aim=0.5),
             ),
             'gap-images': dict(
                 about='guided toward unlabelled target images instead, with an attack',
                 search=dict(on_to_the_end, steps=30),
                 feedback=[patient_attack, image_guidance],
-                synthesis=dict(aim=0.5),
+            ),
+            'gap-shift': dict(
+                about='adversarial prompts that say, and are guided, "at night in fog"',
+                search=dict(on_to_the_end, template='{} at night in fog'),
+                feedback=[
+                    patient_attack,
+                    dict(text_guidance, descriptions=['a bird at night in fog']),
+                ],
+            ),
+            'gap-shift-images': dict(
+                about='guided toward 16 unlabelled images of test_shift, with an attack',
+                search=dict(on_to_the_end, steps=30),
+                feedback=[
+                    patient_attack,
+                    dict(
+                        image_guidance, images=dict(type='mmgap.ToyBirds', split='guidance_shift')
+                    ),
+                ],
             ),
         },
         randaugment=dict(
