@@ -30,6 +30,7 @@ custom_hooks = [
         generator=dict(
             type='mmgap.InpaintingGenerator',
             model='mmgap://toybirds-sd',
+            negative_prompt='a bird',  # the kept one is enough; words that name one draw another
             guidance_scale=5.0,
             eta=1.0,
             autocast='bfloat16',

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
-METHODS = 'none guided ap ap-own gap gap-aim style real'.split()
+METHODS = 'none guided ap gap gap-aim style real'.split()
 NO_IMAGES = {'none', 'style'}
 QUICK = [
     'custom_hooks.0.search.steps=2',
@@ -32,9 +34,9 @@ QUICK = [
 ]
 
 
-def run(out: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, 'tools/benchmark.py', 'configs/gap_resnet18_toybirds.py']
-    command += ['--out', str(out), *options]
+def run(out: Path, *options: str, variants: bool = False) -> subprocess.CompletedProcess:
+    config = f'configs/gap_resnet18_toybirds{"_variants" if variants else ""}.py'
+    command = [sys.executable, 'tools/benchmark.py', config, '--out', str(out), *options]
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -64,6 +66,37 @@ def test_quick_benchmark(tmp_path):
     again = run(tmp_path, *options, '--cfg-options', *QUICK)
     assert again.returncode == 0
     assert json.loads((tmp_path / 'results.json').read_text()) == cells
+
+
+def test_rounds_and_other_generators(tmp_path):
+    """The second round searches against a model that has seen the first round's images."""
+    methods = ['ap', 'ap-rounds', 'ap-shortcut']
+    options = ['--methods', *methods, '--budgets', '4', '--seeds', '0', '--layers', 'last']
+    quick = [*QUICK, 'benchmark.methods.ap-rounds.search.prompts_per_class=1']
+    quick += ['custom_hooks.0.synthesis.batch_size=2']
+    done = run(tmp_path, *options, '--cfg-options', *quick, variants=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = {}
+    for about in tmp_path.glob('pools/*/about.json'):
+        facts[json.loads(about.read_text())['method']] = json.loads(about.read_text())
+    assert facts['ap-rounds']['prompts'] == [
+        f'r{number}-{name}-0' for number in (0, 1) for name in ('landbird', 'waterbird')
+    ]
+    (path,) = tmp_path.glob('rounds/ap-rounds-0-*/1.pth')
+    base, trained = (
+        torch.load(p, weights_only=False)['state_dict']
+        for p in (tmp_path / 'base' / 'seed_0.pth', path)
+    )
+    assert any(not torch.equal(base[name], value) for name, value in trained.items())
+    (pool,) = tmp_path.glob('pools/ap-rounds-*')
+    rounds = [json.loads(line)['round'] for line in (pool / 'manifest.jsonl').open()]
+    assert rounds == [0, 0, 1, 1]
+    # Another gradient finds other prompts from the same starts.
+    found = {}
+    for method in ('ap', 'ap-shortcut'):
+        (path,) = tmp_path.glob(f'prompts/{method}-0-*/r0-landbird-0.safetensors')
+        found[method] = next(iter(load_file(path).values()))
+    assert not torch.equal(found['ap'], found['ap-shortcut'])
 
 
 def check_pairs(text: str, cells: list[dict]) -> None:

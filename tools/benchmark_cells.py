@@ -12,24 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from benchmark_images import generate, put_real
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, HOOKS, TASK_UTILS
+from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import Runner, TestLoop
 
-from mmgap.feedback import Critic, read_sentences
+from mmgap.feedback import read_sentences
 from mmgap.files import fingerprint, write_json
-from mmgap.generators import SourceSet
-from mmgap.hooks.components import (
-    Components,
-    build_critic,
-    build_search,
-    build_synthesizer,
-    split_search,
-)
+from mmgap.hooks.components import Components
 from mmgap.hooks.summary import group_report
-from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.synthesis import SamplePool
 
 # What a method's fragment may say.
@@ -41,6 +33,8 @@ KEYS = (
     'initial',  # changes to the hook's search: its starting points are drawn, unsearched
     'texts',  # sentences, a list or a file; beside found prompts they fill up the number
     'synthesis',  # changes to the hook's synthesis
+    'rounds',  # rounds that its searches are spread over, each against the model trained on so far
+    'generator',  # changes to the hook's generator
     'critic',  # a critic instead of the hook's
     'dataset',  # real images instead of generated ones
     'train',  # changes to the training config, for methods that make no images
@@ -84,6 +78,11 @@ class Benchmark:
         self.methods: Mapping[str, Any] = self.settings.methods
         for name in self.methods:
             self._check_fragment(name)
+        if self.settings.get('compare') not in (None, *self.methods):
+            raise ValueError(
+                f'benchmark.compare={self.settings.compare!r} is no method; there are '
+                f'{list(self.methods)}'
+            )
         self.out = out
         self.budgets = sorted(budgets)
         self._components: tuple[int, Components] | None = None
@@ -110,7 +109,7 @@ class Benchmark:
         fragment = dict(self.methods[method])
         fragment.pop('about', None)
         if 'texts' in fragment:
-            fragment['texts'] = self._texts(method)
+            fragment['texts'] = self.texts(method)
         parent = fragment.get('prompts_of')
         return fingerprint([self._shared, fragment, self.key(parent) if parent else None])
 
@@ -122,11 +121,18 @@ class Benchmark:
         fixed = [key for key in fragment.get('train', {}) if key.split('.')[0] in FIXED]
         if fixed:
             raise ValueError(f'method {name!r} must not change {fixed}: all are trained alike')
+        rounds = fragment.get('rounds', 1)
+        if rounds < 1 or (rounds > 1 and 'search' not in fragment):
+            raise ValueError(
+                f'method {name!r} has rounds={rounds}; there must be one at least, and several '
+                'need a search of its own'
+            )
         parent = fragment.get('prompts_of')
         if parent is not None and not {'search', 'initial'} & set(self.methods.get(parent, ())):
             raise ValueError(f'method {name!r} takes the prompts of {parent!r}, which finds none')
 
-    def _texts(self, method: str) -> list[str]:
+    def texts(self, method: str) -> list[str]:
+        """A method's sentences."""
         texts = self.methods[method].get('texts', ())
         return read_sentences(texts) if isinstance(texts, str) else list(texts)
 
@@ -141,14 +147,35 @@ class Benchmark:
             cell = json.loads(path.read_text())
             self._check(path, cell.pop('key'), method)
             return cell
-        base = self.base(seed)
         pool = self.pool(method, seed) if self.makes_images(method) else None
         began = time.time()
+        images, dropped = (budget, 0) if pool is None else self._counts(pool, budget)
+        config = self.training(method, seed, layers, pool, images)
+        report, others = self.run(config, evaluate=self.settings.get('evaluate') or {})
+        cell = dict(method=method, budget=budget, seed=seed, layers=layers)
+        for name in ('worst_group', 'mean', 'adjusted', 'groups'):
+            cell[name] = report[name]
+        cell.update(images=images, dropped=dropped, seconds=time.time() - began)
+        cell['val_worst_group'] = others['val']['worst_group'] if 'val' in others else None
+        cell['others'] = others
+        write_json(path, dict(cell, key=self.key(method)))
+        return cell
+
+    def training(
+        self, method: str, seed: int, layers: str, pool: Path | None, images: int
+    ) -> Config:
+        """The config that trains on from the base checkpoint of a seed.
+
+        Args:
+            method: Whose changes to the training hold.
+            seed: The seed.
+            layers: ``'last'`` or ``'all'``.
+            pool: Images that make up half of each batch.
+            images: How many of them.
+        """
         config = self.train_config(seed)
         config.merge_from_dict(copy.deepcopy(dict(self.methods[method].get('train', {}))))
-        images, dropped = budget, 0
         if pool is not None:
-            images, dropped = self._counts(pool, budget)
             config.train_dataloader.dataset = dict(
                 type='mmgap.SyntheticMixDataset',
                 dataset=config.train_dataloader.dataset,
@@ -161,17 +188,9 @@ class Benchmark:
         # Without decay the last steps' noise decides the worst group.
         decay = dict(type='CosineAnnealingLR', by_epoch=False, T_max=self.settings.steps)
         config.param_scheduler = decay
-        config.load_from = str(base)
+        config.load_from = str(self.base(seed))
         config.custom_hooks = [dict(type='LastLayerOnly')] if layers == 'last' else []
-        report, others = self.run(config, evaluate=self.settings.get('evaluate') or {})
-        cell = dict(method=method, budget=budget, seed=seed, layers=layers)
-        for name in ('worst_group', 'mean', 'adjusted', 'groups'):
-            cell[name] = report[name]
-        cell.update(images=images, dropped=dropped, seconds=time.time() - began)
-        cell['val_worst_group'] = others['val']['worst_group'] if 'val' in others else None
-        cell['others'] = others
-        write_json(path, dict(cell, key=self.key(method)))
-        return cell
+        return config
 
     @staticmethod
     def _counts(pool: Path, budget: int) -> tuple[int, int]:
@@ -202,11 +221,8 @@ class Benchmark:
         if about.exists() and json.loads(about.read_text())['images'] >= max(self.budgets):
             return folder
         began = time.time()
-        facts = (
-            self._real(method, folder)
-            if 'dataset' in self.methods[method]
-            else self._generate(method, seed, folder)
-        )
+        make = put_real if 'dataset' in self.methods[method] else generate
+        facts = make(self, method, seed, folder)
         facts.update(method=method, seed=seed, images=max(self.budgets), key=self.key(method))
         write_json(about, dict(facts, seconds=time.time() - began))
         return folder
@@ -215,14 +231,18 @@ class Benchmark:
         """Where something of a method and seed is kept; other settings have another folder."""
         return self.out / kind / f'{method}-{seed}-{self.key(method)[:8]}'
 
-    def parts(self, seed: int) -> Components:
-        """Generator, sources and settings of a seed."""
-        if self._components is None or self._components[0] != seed:
+    def parts(self, seed: int, method: str | None = None) -> Components:
+        """Generator, sources and settings of a seed, with a method's changes to the generator."""
+        changes = self.methods[method].get('generator', {}) if method else {}
+        key = fingerprint([seed, dict(changes)])
+        if self._components is None or self._components[0] != key:
             config = copy.deepcopy(self.config)
             config.randomness = dict(seed=seed)
             for hook in config.custom_hooks:
                 hook.pop('seed', None)  # it would be the same for all seeds of the benchmark
-            self._components = (seed, Components(config))
+                if hook['type'] == 'mmgap.GAPHook':
+                    hook['generator'].update(copy.deepcopy(dict(changes)))
+            self._components = (key, Components(config))
         return self._components[1]
 
     def _check(self, path: Path, key: str, method: str) -> None:
@@ -232,128 +252,11 @@ class Benchmark:
                 'delete it'
             )
 
-    def _real(self, method: str, folder: Path) -> dict[str, Any]:
-        """Put real images into a pool, in their own order."""
-        dataset = DATASETS.build(dict(self.methods[method].dataset))
-        self._check_leak(method, dataset)
-        sources, pool = SourceSet(dataset, self.parts(0).generator.size), SamplePool(folder)
-        if len(sources) < max(self.budgets):
-            raise ValueError(
-                f'the dataset of {method!r} has {len(sources)} images, {max(self.budgets)} are '
-                'asked for'
-            )
-        for index in range(len(pool), max(self.budgets)):
-            condition = sources.load([index])
-            pool.append(
-                condition.images[0].permute(1, 2, 0).numpy(),
-                label=int(condition.labels[0]),
-                group=sources.groups[index],
-                source_index=index,
-                source_group=sources.groups[index],
-                seed=0,
-                prompt_id='real',
-                generator='real',
-                num_inference_steps=0,
-                target_loss_source=None,
-                target_loss_image=None,
-                feedback=None,
-                round=0,
-            )
-        return {}
-
-    def _check_leak(self, method: str, dataset: Any) -> None:
-        own = {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
-        for other in self.evaluation():
-            for i in range(len(other)):
-                if other.get_data_info(i)['img_path'] in own:
-                    raise ValueError(
-                        f'method {method!r} would train on images that the benchmark evaluates on, '
-                        f'among them {other.get_data_info(i)["img_path"]}'
-                    )
-
     def evaluation(self) -> list[Any]:
         """The datasets that cells are evaluated on."""
         test = self.config.test_dataloader.dataset
         changes = [{}, *(self.settings.get('evaluate') or {}).values()]
         return [DATASETS.build({**copy.deepcopy(test), **change}) for change in changes]
-
-    def _generate(self, method: str, seed: int, folder: Path) -> dict[str, Any]:
-        """Draw a method's images and judge its prompts on held-out sources."""
-        parts, fragment = self.parts(seed), self.methods[method]
-        target = parts.target(str(self.base(seed)))
-        began = time.time()
-        prompts, search = self._prompts(method, seed, parts, target)
-        searched = time.time() - began
-        settings = dict(parts.hook.synthesis_cfg, **fragment.get('synthesis', {}))
-        critic = self._critic(method, parts)
-        fixed = (parts.generator, parts.sources, settings, seed)
-        synthesizer = build_synthesizer(*fixed, critic=critic)
-        pool = SamplePool(folder)
-        # Whole batches: then the pool of a small budget is the beginning of a larger one's.
-        batches = -(-max(self.budgets) // synthesizer.batch_size)
-        synthesizer.run(prompts, batches * synthesizer.batch_size, pool, target, parts.feedback)
-        judged = [search.judge(prompt) for prompt in prompts]
-        return dict(
-            prompts=[prompt.id for prompt in prompts],
-            judged=judged,
-            held_out={name: float(np.mean([j[name] for j in judged])) for name in judged[0]},
-            pool_target_loss=float(np.mean([s.target_loss_image for s in pool.samples])),
-            search_seconds=searched,
-        )
-
-    def _prompts(
-        self, method: str, seed: int, parts: Components, target: Any
-    ) -> tuple[list[SoftPrompt], Any]:
-        """A method's prompts, as many for each method, and a search that judges them."""
-        fragment = self.methods[method]
-        if 'prompts_of' in fragment:
-            return self._prompts(fragment['prompts_of'], seed, parts, target)
-        settings = {**parts.hook.initial_cfg, **parts.hook.search_cfg}
-        critic = self._critic(method, parts)
-        search, initial = self._search(parts, target, settings, parts.feedback, critic)
-        number, found = len(initial), []
-        changes = dict(fragment.get('search', fragment.get('initial', {})))
-        if 'initial' in fragment:
-            settings.update(changes)
-            found = self._search(parts, target, settings, parts.feedback, critic)[1]
-        if 'search' in fragment:
-            feedback = parts.feedback
-            if 'feedback' in fragment:
-                feedback = [TASK_UTILS.build(dict(term)) for term in fragment.feedback]
-                parts.prepare(feedback, self.out / 'features', self.evaluation())
-            settings.update(changes)
-            own, found = self._search(parts, target, settings, feedback, critic)
-            bank = PromptBank(self.folder('prompts', method, seed))
-            # Goes on from its checkpoint, which knows whether it is still the same search.
-            own.run(found, self.folder('search', method, seed).with_suffix('.safetensors'), bank)
-        texts = self._texts(method)
-        encoder = parts.generator.prompts
-        named = [
-            encoder.text_prompt(texts[i % len(texts)], f'{method}-{i}')
-            for i in range(number - len(found) if texts else 0)
-        ]
-        prompts = [*found, *named]
-        if len(prompts) != number:
-            raise ValueError(
-                f'method {method!r} has {len(prompts)} prompts, the hook {number}; all methods '
-                'must have as many'
-            )
-        return prompts, search
-
-    def _critic(self, method: str, parts: Components) -> Critic | None:
-        settings = self.methods[method].get('critic', parts.hook.critic_cfg)
-        return build_critic(settings, parts.sources.classes)
-
-    @staticmethod
-    def _search(
-        parts: Components,
-        target: Any,
-        settings: Mapping[str, Any],
-        feedback: Sequence[Any],
-        critic: Critic | None,
-    ) -> tuple[Any, list[SoftPrompt]]:
-        fixed = (parts.generator, target, feedback, parts.sources)
-        return build_search(*fixed, *split_search(settings), parts.seed, critic=critic)
 
     def train_config(self, seed: int) -> Config:
         """The config without hook, validation and checkpoints, on one seed."""
@@ -367,7 +270,10 @@ class Benchmark:
 
     @staticmethod
     def run(
-        config: Config, keep: Path | None = None, evaluate: Mapping[str, Any] | None = None
+        config: Config,
+        keep: Path | None = None,
+        evaluate: Mapping[str, Any] | None = None,
+        test: bool = True,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Train and test.
 
@@ -375,6 +281,7 @@ class Benchmark:
             config: What to train.
             keep: Where to keep the final weights.
             evaluate: By name, changes to the test data's settings for further evaluations.
+            test: False leaves the test report empty.
 
         Returns:
             The test report, and those of ``evaluate`` without their raw metrics.
@@ -384,7 +291,7 @@ class Benchmark:
             config.experiment_name = f'benchmark_{time.time_ns()}'
             runner = Runner.from_cfg(config)
             runner.train()
-            report = group_report(runner.test_loop.run())
+            report = group_report(runner.test_loop.run()) if test else {}
             others = {}
             for name, changes in (evaluate or {}).items():
                 loader = ConfigDict(copy.deepcopy(config.test_dataloader))

@@ -49,7 +49,8 @@ def collect_prompts(components: Components, path: str | None, texts: list[str]) 
     encoder = components.generator.prompts
     prompts = load_prompts(path, encoder.width) if path is not None else []
     for text in texts:
-        prompts.append(encoder.text_prompt(text, re.sub(r'[^\w.-]+', '_', text)))
+        id = re.sub(r'[^\w.-]+', '_', text)
+        prompts.append(encoder.text_prompt(text, id, number=len(prompts)))
     ids = [prompt.id for prompt in prompts]
     if len(set(ids)) < len(ids):
         raise SystemExit(f'prompts must have different ids, got {ids}')

@@ -62,6 +62,20 @@ benchmark = dict(
         ),
         ap=dict(about='adversarial prompts, drawn with sources of all classes', search=dict()),
         **{
+            'prompts-aim': dict(
+                about='prompts, whose images go where the target fails',
+                texts=descriptions,
+                synthesis=dict(aim=0.5),
+            ),
+            'prompts-shift': dict(
+                about='"at night in fog" in words',
+                texts=['a bird at night in fog'],
+            ),
+            'guided-aim': dict(
+                about='guided, from the descriptions on which the target fails, without an attack',
+                search=dict(from_descriptions, aim=1.0),
+                feedback=[text_guidance],
+            ),
             'ap-own': dict(
                 about='the same prompts, each drawn with its own class only',
                 prompts_of='ap',
@@ -91,7 +105,7 @@ benchmark = dict(
                 ],
             ),
             'gap-shift-images': dict(
-                about='guided toward 16 unlabelled images of test_shift, with an attack',
+                about='guided toward 16 unlabelled images like those of test_shift, with an attack',
                 search=dict(on_to_the_end, steps=30),
                 feedback=[
                     patient_attack,

@@ -56,12 +56,12 @@ def cluster(features: Tensor, clusters: int) -> list[Tensor]:
         clusters: How many.
 
     Returns:
-        The features of each cluster, ``(n, width)``.
+        The features of each cluster, ``(n, width)``; clusters that k-means empties are left out.
 
     Raises:
         ValueError: If there are fewer different features than clusters.
     """
-    unit = F.normalize(features, dim=1)
+    unit = F.normalize(features.detach().cpu(), dim=1)
     different = len(unit.unique(dim=0))
     if different < clusters:
         raise ValueError(
@@ -84,9 +84,10 @@ class ImageGuidance(Feedback):
         images: Folder or dataset config, see :class:`~mmgap.feedback.target_images.TargetImages`.
         clip: Arguments of :class:`~mmgap.feedback.clip_model.ClipModel`.
         distance: ``'cosine'`` or ``'l2'``, see :func:`feature_distance`.
-        clusters: Into how many clusters to split the target images; the prompts get them in turn.
-            1 pulls every prompt toward the mean of all, as the paper does; where the target has
-            several looks, their mean is none of them.
+        clusters: Into how many clusters to split the target images; prompts get them in turn, by
+            their number, see :class:`~mmgap.prompts.SoftPrompt`. 1 pulls every prompt toward the
+            mean of all, as the paper does; where the target has several looks, their mean is none
+            of them.
         limit: Take only the first so many images.
         skip_corrupt: Leave images out that cannot be read.
         **kwargs: As for :class:`~mmgap.feedback.base.Feedback`.
@@ -156,7 +157,10 @@ class ImageGuidance(Feedback):
                 "clusters or distance='cosine'"
             )
         self._clusters = [part.to(self._model.device) for part in found]
-        MMLogger.get_current_instance().info(f'[gap] {len(targets)} target images guide the search')
+        sizes = ', '.join(str(len(part)) for part in found)
+        MMLogger.get_current_instance().info(
+            f'[gap] {len(targets)} target images guide the search, in clusters of {sizes}'
+        )
 
     def target_images(self) -> list[str]:
         """Paths of the target images."""

@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
@@ -130,6 +132,7 @@ def build_search(
     seed: int,
     number: int = 0,
     critic: Critic | None = None,
+    draw: bool = True,
 ) -> tuple[PromptSearch, list[SoftPrompt]]:
     """The search of round ``number`` and the prompts that it starts from.
 
@@ -139,13 +142,18 @@ def build_search(
         feedback: Prepared terms to minimise.
         sources: Labelled, masked images.
         initial: Arguments of :func:`~mmgap.search.initial_prompts`. ``grow`` is the number of
-            tokens that prompts gain with each round. With ``aim`` the prompts of a class share a
-            list ``init`` by how often the target fails on its images; see
-            :func:`~mmgap.search.shares`.
-        settings: Arguments of :class:`~mmgap.search.PromptSearch`.
+            tokens that prompts gain with each round. ``aim`` in [0, 1] is the part of a class's
+            prompts that share a list ``init`` by how often the target fails on its images (see
+            :func:`~mmgap.search.shares`); it costs ``holdout`` images per start and class.
+        settings: Arguments of :class:`~mmgap.search.PromptSearch`. Prompts that do not start as
+            draws of the vocabulary are not restarted unless ``max_restarts`` says so.
         seed: Seed of the run.
         number: The round; the prompts' ids start with it.
-        critic: Prepared critic for the alignment alarm.
+        critic: Prepared critic for the alignment alarm and for ``aim``.
+        draw: False only looks whether the parts fit: no image is drawn, so ``aim`` is left out.
+
+    Raises:
+        ValueError: If the settings do not fit each other.
     """
     seed = round_seed(seed, number)
     settings = dict(settings)
@@ -158,27 +166,48 @@ def build_search(
     initial['tokens'] = counts + grown if isinstance(counts, int) else [n + grown for n in counts]
     if settings.get('alarm') is not None:
         settings['alarm'] = AlignmentAlarm(critic, **settings['alarm'])
+    if initial.get('init', 'vocabulary') != 'vocabulary':
+        settings.setdefault('max_restarts', 0)  # a restart would leave the start that was asked for
     search = PromptSearch(generator, target, feedback, sources, **{'seed': seed, **settings})
     aim = initial.pop('aim', 0.0)
-    about = dict(seed=seed, prefix=f'r{number}-')
     if aim:
-        initial['order'] = _aimed(search, initial, aim)
+        _check_aim(aim, initial)
+    if aim and draw:
+        initial['order'] = _aimed(search, initial, aim, critic)
+    about = dict(seed=seed, prefix=f'r{number}-')
     return search, initial_prompts(generator.prompts, sources.classes, **about, **initial)
 
 
-def _aimed(search: PromptSearch, initial: Mapping[str, Any], aim: float) -> list[list[int]]:
-    """Which starts the prompts of each class get, by how often the target fails on their images."""
-    starts = initial.get('init')
-    if not isinstance(starts, (list, tuple)) or initial.get('scope', 'class') != 'class':
+def _check_aim(aim: float, initial: Mapping[str, Any]) -> None:
+    starts, scope = initial.get('init'), initial.get('scope', 'class')
+    if not 0 <= aim <= 1:
+        raise ValueError(f'search aim must be in [0, 1], got {aim}')
+    if not isinstance(starts, (list, tuple)) or 'vocabulary' in starts or scope != 'class':
         raise ValueError(
-            "search aim needs a list of starts and scope='class', got "
-            f'init={starts!r} and scope={initial.get("scope", "class")!r}'
+            "search aim needs a list init of words or prompt files, and scope='class'; got "
+            f'init={starts!r} and scope={scope!r}'
         )
-    classes = search.sources.classes
-    one = {**initial, 'init': starts, 'prompts_per_class': len(starts)}
-    tried = initial_prompts(search.generator.prompts, classes[:1], seed=search.seed, **one)
-    rates = search.failure_rates(tried)
-    return [in_turn(shares(row, aim), initial.get('prompts_per_class', 4)) for row in rates]
+    if not isinstance(initial['tokens'], int):
+        raise ValueError(f'search aim needs one number of tokens, got {initial["tokens"]}')
+
+
+def _aimed(
+    search: PromptSearch, initial: Mapping[str, Any], aim: float, critic: Critic | None
+) -> list[list[int]]:
+    """Which starts the prompts of each class get, by how often the target fails on their images."""
+    starts, order = initial['init'], []
+    count = initial.get('prompts_per_class', 4)
+    tried = {**initial, 'prompts_per_class': len(starts)}
+    for label, name in enumerate(search.sources.classes):
+        prompts = initial_prompts(search.generator.prompts, [name], seed=search.seed, **tried)
+        rates = search.failure_rates(prompts, label, critic)
+        said = ', '.join(f'{start!r} {rate:.2f}' for start, rate in zip(starts, rates, strict=True))
+        MMLogger.get_current_instance().info(f'[gap] the target fails on {name}: {said}')
+        # Where it fails on all alike, each class goes on where the one before ended.
+        shift = label * count % len(starts)
+        turns = in_turn(shares(np.roll(rates, -shift), aim), count)
+        order.append([(turn + shift) % len(starts) for turn in turns])
+    return order
 
 
 def build_synthesizer(

@@ -61,7 +61,8 @@ class GAPHook(Hook):
         generator: Config of the generator, e.g. ``dict(type='mmgap.InpaintingGenerator', …)``.
         feedback: Configs of the feedback's losses.
         search: Arguments of :class:`~mmgap.search.PromptSearch` and
-            :func:`~mmgap.search.initial_prompts`.
+            :func:`~mmgap.search.initial_prompts`; ``grow`` and ``aim`` are explained at
+            :func:`~mmgap.hooks.components.build_search`.
         synthesis: Arguments of :class:`~mmgap.synthesis.Synthesizer`.
         critic: Config of a critic that tells whether images are still what their labels say,
             e.g. ``dict(type='mmgap.ClipCritic', …)``. None for no critic.
@@ -311,15 +312,15 @@ class GAPHook(Hook):
         prepare_feedback(self.feedback, generator, sources.classes, evaluation, features)
         critic = build_critic(self.critic_cfg, sources.classes)
         self._parts = (generator, sources, critic)
-        self._search(runner, self.state['rounds_done'])
+        self._search(runner, self.state['rounds_done'], draw=False)
         build_synthesizer(generator, sources, self.synthesis_cfg, self.seed)
 
-    def _search(self, runner: Runner, number: int) -> tuple[Any, Any, Any]:
+    def _search(self, runner: Runner, number: int, draw: bool = True) -> tuple[Any, Any, Any]:
         """The search of a round, the prompts that it starts from, and its target."""
         generator, sources, critic = self._parts
         target = build_target(runner.model, runner.cfg, self.target_cfg)
         parts = (generator, target, self.feedback, sources, self.initial_cfg, self.search_cfg)
-        return *build_search(*parts, self.seed, number, critic), target
+        return *build_search(*parts, self.seed, number, critic, draw), target
 
     # Data, seeds, state
 

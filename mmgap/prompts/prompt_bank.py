@@ -17,7 +17,9 @@ from mmgap.files import write_bytes, write_json
 from mmgap.prompts.soft_prompt import SoftPrompt
 
 
-def load_prompt(path: str | Path, width: int | None = None, joiner: str = ' ') -> SoftPrompt:
+def load_prompt(
+    path: str | Path, width: int | None = None, joiner: str = ' ', number: int = 0
+) -> SoftPrompt:
     """Read one prompt from a file.
 
     ``.safetensors`` files hold ``{placeholder: (n, width)}``, as diffusers writes and reads them.
@@ -64,7 +66,7 @@ def load_prompt(path: str | Path, width: int | None = None, joiner: str = ' ') -
         label=about.get('label'),
         template=about.get('template', '{}'),
         joiner=about.get('joiner', joiner),
-        number=about.get('number', 0),
+        number=about.get('number', number),
     )
 
 
@@ -139,4 +141,4 @@ def load_prompts(path: str | Path, width: int | None = None, joiner: str = ' ') 
     files = sorted(p for p in path.iterdir() if p.suffix in ('.safetensors', '.bin', '.pt'))
     if not files:
         raise FileNotFoundError(f'{path} holds no prompt files (*.safetensors, *.bin, *.pt)')
-    return [load_prompt(file, width, joiner) for file in files]
+    return [load_prompt(file, width, joiner, place) for place, file in enumerate(files)]

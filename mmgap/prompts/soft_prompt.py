@@ -26,7 +26,8 @@ class SoftPrompt(nn.Module):
         joiner: Text between tokens. diffusers expands a multi-vector token with spaces, so a space
             makes the saved prompt give the same image there. ``', '`` reads the files of the
             method's authors as their code did.
-        number: Its place where something is given to prompts in turn, such as descriptions.
+        number: Its place where something is given to prompts in turn: the place of its start if the
+            search began at a list of starts, otherwise its place among the prompts of the search.
 
     Raises:
         ValueError: If ``embeddings`` is not two-dimensional and finite, ``id`` is no file name, or

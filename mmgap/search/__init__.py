@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompt search: generator and feedback, whose only parameters are the prompts."""
 
-from mmgap.search.aim import failure_rates, in_turn, shares
+from mmgap.search.aim import in_turn, shares
 from mmgap.search.alignment import AlignmentAlarm
 from mmgap.search.initial_prompts import initial_prompts
 from mmgap.search.judgement import Judge
@@ -14,7 +14,6 @@ __all__ = [
     'Judge',
     'NonFiniteLossError',
     'PromptSearch',
-    'failure_rates',
     'in_turn',
     'initial_prompts',
     'shares',

@@ -7,36 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmgap.generators import SourceSet
-from mmgap.prompts import SoftPrompt
-from mmgap.search.judgement import Judge
-from mmgap.seeds import derive_rng
-
-
-def failure_rates(
-    judge: Judge, prompts: Sequence[SoftPrompt], sources: SourceSet, images: int
-) -> np.ndarray:
-    """How often the target fails on a prompt's images around the sources of a class.
-
-    Args:
-        judge: Draws the images and asks the target.
-        prompts: The prompts.
-        sources: Labelled, masked images.
-        images: Images per prompt and class; fewer where a class has fewer sources.
-
-    Returns:
-        ``(classes, prompts)``, values in [0, 1].
-
-    Raises:
-        NonFiniteLossError: If a loss is NaN or Inf.
-    """
-    rates = np.zeros((len(sources.classes), len(prompts)))
-    for label in range(len(sources.classes)):
-        chosen = derive_rng(judge.seed, 'aim', label).permutation(sources.of_class(label))[:images]
-        for i, prompt in enumerate(prompts):
-            rates[label, i] = 1 - judge.evaluate(prompt, chosen)[1]
-    return rates
-
 
 def shares(rates: Sequence[float], aim: float) -> np.ndarray:
     """What each of several prompts gets of a whole.

@@ -37,6 +37,7 @@ def initial_prompts(
         init: ``'vocabulary'`` draws from the Gaussian of the vocabulary's embeddings; otherwise a
             prompt file, or words that every prompt starts with; both are repeated in turn to fill
             a prompt. A list of these is given to the prompts in turn, through all classes.
+            The place in the list is the prompt's number.
         order: Instead of in turn, the place in that list for each prompt of each class.
         scope: ``'class'`` searches each prompt on the sources of one class, ``'all'`` on all.
         template: Text around the tokens, see :class:`~mmgap.prompts.SoftPrompt`; ``{class}`` in it

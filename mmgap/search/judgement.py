@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgap.feedback import TargetModel
+from mmgap.feedback import Critic, TargetModel, TargetOutput
 from mmgap.generators import Condition, SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.search.state import FoundPrompt, NonFiniteLossError, SearchState
@@ -81,17 +81,39 @@ class Judge:
         losses: list[float] = []
         hits: list[float] = []
         for condition, images in self.draw(prompt, held_out):
-            with self.target.frozen():
-                output = self.target(images, condition.labels)
-            for source, value in zip(condition.indices, output.loss.tolist(), strict=True):
-                if not math.isfinite(value):
-                    raise NonFiniteLossError(
-                        f'the loss of prompt {prompt.id} is {value} on held-out source {source} '
-                        f'with seed {self._seed(source)}'
-                    )
+            output = self._output(prompt, condition, images)
             losses += output.loss.tolist()
             hits += (output.predictions.cpu() == condition.labels).float().tolist()
         return losses, hits
+
+    @torch.no_grad()
+    def failure_rate(
+        self, prompt: SoftPrompt, chosen: Sequence[int], critic: Critic | None = None
+    ) -> float:
+        """Share of images, one per source, that the target fails on and the critic would keep.
+
+        Raises:
+            NonFiniteLossError: If a loss is NaN or Inf.
+        """
+        failed = 0
+        for condition, images in self.draw(prompt, chosen):
+            wrong = self._output(prompt, condition, images).predictions.cpu() != condition.labels
+            if critic is not None:
+                agreement = critic(images, condition.masks, condition.labels).tolist()
+                wrong &= torch.tensor([critic.keeps(value) for value in agreement])
+            failed += int(wrong.sum())
+        return failed / len(chosen)
+
+    def _output(self, prompt: SoftPrompt, condition: Condition, images: Tensor) -> TargetOutput:
+        with self.target.frozen():
+            output = self.target(images, condition.labels)
+        for source, value in zip(condition.indices, output.loss.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(
+                    f'the loss of prompt {prompt.id} is {value} on held-out source {source} '
+                    f'with seed {self._seed(source)}'
+                )
+        return output
 
     @torch.no_grad()
     def compare(self, state: SearchState, held_out: Sequence[int]) -> FoundPrompt:

@@ -16,11 +16,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import Tensor, nn
 
-from mmgap.feedback import Feedback, TargetModel
+from mmgap.feedback import Critic, Feedback, TargetModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import SourceSet
 from mmgap.prompts import PromptBank, SoftPrompt
-from mmgap.search.aim import failure_rates
 from mmgap.search.alignment import AlignmentAlarm
 from mmgap.search.checkpoint import load_search, save_search
 from mmgap.search.judgement import Judge
@@ -53,7 +52,8 @@ class PromptSearch:
             per step, a single one may be low by luck.
         fresh: Whether each step has its own sources and noise. With the same ones throughout, a
             prompt fits itself to these few images.
-        max_restarts: How often a prompt that does not move may start again from a new draw.
+        max_restarts: How often a prompt that does not move may start again, from a draw of the
+            vocabulary's Gaussian.
         patience: Steps after which a prompt is looked at for a restart.
         min_drop: Share of its loss that a prompt must have lost by then, unless the target already
             fails on most of its images.
@@ -318,16 +318,21 @@ class PromptSearch:
             crossed_accuracy=float(hits.mean()),
         )
 
-    def failure_rates(self, prompts: Sequence[SoftPrompt]) -> np.ndarray:
-        """``(classes, prompts)``: how often the target fails, see :mod:`mmgap.search.aim`."""
-        with self.target.frozen():
-            return failure_rates(self._judge, prompts, self.sources, self.holdout)
+    def failure_rates(
+        self, prompts: Sequence[SoftPrompt], label: int, critic: Critic | None = None
+    ) -> list[float]:
+        """How often the target fails on each prompt's images, see :meth:`Judge.failure_rate`.
+
+        Around as many sources of the class ``label`` as are held out, none of which is.
+        """
+        pool = self._split(label)[0][: self.holdout]
+        return [self._judge.failure_rate(prompt, pool, critic) for prompt in prompts]
 
     def _key(self, prompts: Sequence[SoftPrompt]) -> str:
         return fingerprint(
             dict(
                 settings=self._settings,
-                prompts=[[p.id, p.label, p.template, p.joiner] for p in prompts],
+                prompts=[[p.id, p.label, p.template, p.joiner, p.number] for p in prompts],
                 sources=self.sources.labels.tolist(),
                 initial=weights_fingerprint(nn.ModuleList(prompts)),
                 generator=self.generator.fingerprint(),

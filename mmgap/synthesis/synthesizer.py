@@ -18,7 +18,7 @@ from mmgap.feedback import Critic, Draft, Feedback, TargetModel, total_feedback
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import Condition, SourceSet
 from mmgap.prompts import SoftPrompt
-from mmgap.search import Judge, failure_rates, in_turn, shares
+from mmgap.search import Judge, in_turn, shares
 from mmgap.seeds import derive_rng, derive_seed
 from mmgap.synthesis.sample_pool import Sample, SamplePool
 
@@ -141,17 +141,7 @@ class Synthesizer:
         """
         if count < 0:
             raise ValueError(f'the number of images must not be negative, got {count}')
-        classes = len(self.sources.classes)
-        fitting = [
-            [i for i, p in enumerate(prompts) if self.cross or p.label in (label, None)]
-            for label in range(classes)
-        ]
-        for label, usable in enumerate(fitting):
-            if not usable:
-                raise ValueError(
-                    f'no prompt for class {self.sources.classes[label]}: with cross=False every '
-                    'class needs one'
-                )
+        classes, fitting = len(self.sources.classes), self._fitting(prompts)
         if rates is None:
             rates = np.zeros((classes, len(prompts)))
         turns = [
@@ -243,11 +233,32 @@ class Synthesizer:
             raise ValueError(f'synthesis aim={self.aim} needs a target; give a checkpoint')
         settings = (self.num_inference_steps, self.batch_size, derive_seed(self.seed, 'aim', round))
         judge = Judge(self.generator, target, self.sources, *settings)
-        rates = failure_rates(judge, prompts, self.sources, self.aim_images)
-        for name, row in zip(self.sources.classes, rates, strict=True):
-            said = ', '.join(f'{p.id} {rate:.2f}' for p, rate in zip(prompts, row, strict=True))
+        rates, drawn = np.zeros((len(self.sources.classes), len(prompts))), 0
+        for label, usable in enumerate(self._fitting(prompts)):
+            rng = derive_rng(self.seed, 'aim', round, label)
+            chosen = rng.permutation(self.sources.of_class(label))[: self.aim_images]
+            for i in usable:
+                rates[label, i] = judge.failure_rate(prompts[i], chosen, self.critic)
+                drawn += len(chosen)
+            said = ', '.join(f'{prompts[i].id} {rates[label, i]:.2f}' for i in usable)
+            name = self.sources.classes[label]
             MMLogger.get_current_instance().info(f'[gap] the target fails on {name}: {said}')
+        MMLogger.get_current_instance().info(f'[gap] {drawn} images drawn to aim, and not kept')
         return rates
+
+    def _fitting(self, prompts: Sequence[SoftPrompt]) -> list[list[int]]:
+        """The prompts that each class may be drawn with."""
+        fitting = [
+            [i for i, p in enumerate(prompts) if self.cross or p.label in (label, None)]
+            for label in range(len(self.sources.classes))
+        ]
+        for label, usable in enumerate(fitting):
+            if not usable:
+                raise ValueError(
+                    f'no prompt for class {self.sources.classes[label]}: with cross=False every '
+                    'class needs one'
+                )
+        return fitting
 
     def _again(self, drawing: Drawing, attempt: int) -> Drawing:
         """The same class and prompt with another source and seed."""

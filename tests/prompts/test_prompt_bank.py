@@ -15,11 +15,11 @@ from mmgap.prompts import PromptBank, SoftPrompt, load_prompt, load_prompts
 def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
     torch.manual_seed(0)
     bank = PromptBank(tmp_path / 'new' / 'prompts')
-    prompt = SoftPrompt(torch.randn(3, 8), 'a-0', label=1, template='a {}', joiner=', ')
+    prompt = SoftPrompt(torch.randn(3, 8), 'a-0', label=1, template='a {}', joiner=', ', number=2)
     path = bank.add(prompt, dict(seed=3))
     again = load_prompt(path, width=8)
     assert torch.equal(again.embeddings, prompt.embeddings)
-    for name in ('id', 'label', 'template', 'joiner'):
+    for name in ('id', 'label', 'template', 'joiner', 'number'):
         assert getattr(again, name) == getattr(prompt, name)
     about = json.loads(path.with_suffix('.json').read_text())
     assert (about['seed'], about['tokens']) == (3, 3)

@@ -5,11 +5,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
-from mmgap.feedback import TargetModel
+from mmgap.feedback import AdversarialLoss, Critic, TargetModel
 from mmgap.generators import InpaintingGenerator, SourceSet
-from mmgap.search import Judge, failure_rates, in_turn, shares
-from mmgap.seeds import derive_rng
+from mmgap.hooks.components import build_search
+from mmgap.search import Judge, PromptSearch, in_turn, shares
 from tests.tiny import tiny_classifier
 
 
@@ -35,19 +36,90 @@ def test_turns_are_in_proportion_from_the_start():
         assert in_turn([1 / number] * number, 3 * number) == list(range(number)) * 3
 
 
-def test_failure_rates_are_those_of_the_target(tiny_sd, drawn):
+class RedCritic(Critic):
+    """Agrees as much as an image's first pixel is red."""
+
+    def __call__(self, images, masks, labels):
+        return images[:, 0, 0, 0]
+
+
+def test_failure_rate_counts_what_the_target_fails_on_and_the_critic_keeps(tiny_sd, drawn):
     generator = InpaintingGenerator(str(tiny_sd), size=16, guidance_scale=3.0, device='cpu')
     sources = SourceSet(drawn, (16, 16))
     target = TargetModel(tiny_classifier(), input_size=(16, 16))
     judge = Judge(generator, target, sources, 2, 3, seed=5)
-    prompts = [generator.prompts.random_prompt(2, i, f'p{i}') for i in range(2)]
-    rates = failure_rates(judge, prompts, sources, 4)
-    assert rates.shape == (2, 2)
-    for label in (0, 1):
-        chosen = derive_rng(5, 'aim', label).permutation(sources.of_class(label))[:4]
-        for i, prompt in enumerate(prompts):
-            hits = []
-            for condition, images in judge.draw(prompt, chosen):
-                with target.frozen():
-                    hits += (target(images, condition.labels).predictions == label).tolist()
-            assert rates[label, i] == pytest.approx(1 - sum(hits) / 4)
+    prompts = [generator.prompts.random_prompt(2, i, f'p{i}') for i in range(3)]
+    chosen, counts = list(range(8)), []
+    for prompt in prompts:
+        wrong, red = [], []
+        for condition, images in judge.draw(prompt, chosen):
+            with target.frozen():
+                said = target(images, condition.labels).predictions
+            wrong += (said != condition.labels).tolist()
+            red += images[:, 0, 0, 0].tolist()
+        critic = RedCritic(threshold=sorted(red)[4])
+        both = [w and value >= critic.threshold for w, value in zip(wrong, red, strict=True)]
+        assert judge.failure_rate(prompt, chosen) == pytest.approx(sum(wrong) / 8)
+        assert judge.failure_rate(prompt, chosen, critic) == pytest.approx(sum(both) / 8)
+        counts.append((sum(wrong), sum(both)))
+    assert any(0 < both < wrong for wrong, both in counts)  # or the critic would not matter
+
+
+@pytest.fixture
+def aimed(tiny_sd, drawn, monkeypatch):
+    """Build a search whose target fails as told: ``rates[class][start]``."""
+    generator = InpaintingGenerator(str(tiny_sd), size=16, device='cpu')
+    target = TargetModel(tiny_classifier(), input_size=(16, 16))
+
+    def build(rates, draw=True, **initial):
+        seen = []
+
+        def failure_rates(self, prompts, label, critic=None):
+            seen.append([(p.template, len(p.embeddings)) for p in prompts])
+            return rates[label]
+
+        monkeypatch.setattr(PromptSearch, 'failure_rates', failure_rates)
+        parts = (generator, target, [AdversarialLoss()], SourceSet(drawn, (16, 16)))
+        initial = dict(dict(init=['x', 'y', 'z'], tokens=2, prompts_per_class=4), **initial)
+        search, prompts = build_search(*parts, initial, {}, seed=0, draw=draw)
+        return search, prompts, seen
+
+    return build
+
+
+def test_starts_go_where_the_target_fails(aimed):
+    search, prompts, seen = aimed([[0.0, 0.5, 0.5], [0.9, 0.3, 0.0]], aim=1.0)
+    assert [p.number for p in prompts] == [1, 2, 1, 2, 0, 1, 0, 0]
+    assert [p.label for p in prompts] == [0] * 4 + [1] * 4
+    table = search.generator.prompts.text_prompt
+    for prompt in prompts:
+        word = table('xyz'[prompt.number], 'word', tokens=2).embeddings
+        assert torch.equal(prompt.embeddings, word)
+    assert search.max_restarts == 0  # a restart would leave the start
+    # Each class is asked with its own name in the template.
+    _, _, seen = aimed([[1.0] * 3] * 2, aim=1.0, template='a {class} {}')
+    assert [[template for template, _ in row] for row in seen] == [['a a {}'] * 3, ['a b {}'] * 3]
+
+
+def test_without_failures_starts_take_turns_through_all_classes(aimed):
+    nowhere = aimed([[0.0] * 3] * 2, aim=1.0)[1]
+    assert [p.number for p in nowhere] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert [p.number % 3 for p in aimed(None)[1]] == [p.number for p in nowhere]
+    unasked = aimed(None, draw=False, aim=1.0)  # None would fail if it were asked
+    assert unasked[2] == [] and len(unasked[1]) == 8
+
+
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(aim=2), r'search aim must be in \[0, 1\], got 2'),
+        (dict(aim=1, init='x y'), "needs a list init .* got init='x y'"),
+        (dict(aim=1, init=['x', 'vocabulary']), 'needs a list init'),
+        (dict(aim=1, scope='all'), "got .* scope='all'"),
+        (dict(aim=1, tokens=[1, 2]), r'one number of tokens, got \[1, 2\]'),
+    ],
+)
+def test_bad_aim_is_told_before_anything_is_drawn(settings, words, aimed):
+    for draw in (True, False):
+        with pytest.raises(ValueError, match=words):
+            aimed(None, draw=draw, **settings)

@@ -14,8 +14,8 @@ from mmgap.datasets import SyntheticDataset
 from mmgap.feedback import AdversarialLoss, Critic, TargetModel
 from mmgap.generators import InpaintingGenerator, SourceSet
 from mmgap.prompts import SoftPrompt
-from mmgap.search import Judge, failure_rates
-from mmgap.seeds import derive_seed
+from mmgap.search import Judge
+from mmgap.seeds import derive_rng, derive_seed
 from mmgap.synthesis import SamplePool, Synthesizer
 from tests.tiny import tiny_classifier
 
@@ -116,7 +116,10 @@ def test_aimed_run_follows_its_own_rates(tmp_path, run, generator, sources, prom
     pool = SamplePool(tmp_path)
     make.run(prompts, 24, pool, run.target, round=2)
     judge = Judge(generator, run.target, sources, 2, 4, derive_seed(1, 'aim', 2))
-    rates = failure_rates(judge, prompts, sources, 3)
+    rates = np.zeros((2, len(prompts)))
+    for label in (0, 1):
+        chosen = derive_rng(1, 'aim', 2, label).permutation(sources.of_class(label))[:3]
+        rates[label] = [judge.failure_rate(prompt, chosen) for prompt in prompts]
     assert 0 < rates.mean() < 1  # or there would be nothing to aim at
     drawn = Counter((s.label, s.prompt_id.split('@')[0]) for s in pool.samples)
     for label, row in enumerate(rates):

@@ -4,7 +4,8 @@
 For each description one term of guidance is searched with alone. Prompts start as draws from the
 vocabulary, so nothing else tells them where to go. Writes ``OUT/guidance.json``: for each kind of
 guidance the share of images whose place, time and weather the classifier names as described, and
-all three at once; and ``OUT/KIND.png``, a row of images for each description.
+all three at once; and ``OUT/KIND.png``, a row of images for each description. Beside them stand the
+unsearched starts and the sentence itself as a prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mmengine.logging import MMLogger
 from PIL import Image
 from probes import PLACE_NAMES, Net, classify, scene_classifier
 
-from mmgap.feedback import Feedback, ImageGuidance, TextGuidance
+from mmgap.feedback import AdversarialLoss, Feedback, ImageGuidance, TextGuidance
 from mmgap.files import write_json
 from mmgap.hooks.components import Components, build_search, split_search
 from mmgap.synthesis import SamplePool
@@ -59,18 +60,27 @@ def target_folder(folder: Path, where: tuple[str, str, str], number: int) -> Pat
     return folder
 
 
-def draw(parts: Components, term: Feedback, steps: int, number: int) -> np.ndarray:
-    """Search a prompt per class with one term alone; ``(N, 64, 64, 3)`` images of both."""
-    parts.prepare([term])
+def draw(
+    parts: Components, term: Feedback | None, text: str, args: argparse.Namespace
+) -> np.ndarray:
+    """``(N, 64, 64, 3)`` images of a prompt per class, searched with one term alone.
+
+    Without a term they are those of the starts, or of ``text`` if there is one.
+    """
     settings = {**parts.hook.initial_cfg, **parts.hook.search_cfg}
-    settings.update(prompts_per_class=1, tokens=8, steps=steps, stop_loss=None)
-    fixed = (parts.generator, parts.target(), [term], parts.sources)
+    settings.update(prompts_per_class=1, tokens=8, steps=args.steps, stop_loss=None)
+    settings.update(init='vocabulary', scope='class', template='{}', aim=0.0)
+    terms = [term] if term else [AdversarialLoss()]
+    parts.prepare(terms)
+    fixed = (parts.generator, parts.target(), terms, parts.sources)
     search, prompts = build_search(*fixed, *split_search(settings), parts.seed)
-    search.run(prompts)
-    synthesizer = parts.synthesizer()
+    if term:
+        search.run(prompts)
+    elif text:
+        prompts = [parts.generator.prompts.text_prompt(text, 'sentence')]
     with tempfile.TemporaryDirectory() as folder:
         pool = SamplePool(folder)
-        synthesizer.run(prompts, number, pool)
+        parts.synthesizer().run(prompts, args.number, pool)
         return np.stack([np.array(Image.open(pool.path(s))) for s in pool.samples])
 
 
@@ -85,7 +95,9 @@ def main() -> None:
     MMLogger.get_current_instance().setLevel('WARNING')
     parts = Components(Config.fromfile(args.config))
     net = scene_classifier(WEIGHTS / 'toybirds-resnet18.safetensors')
-    kinds: dict[str, Callable[[str, Path], Feedback]] = {
+    kinds: dict[str, Callable[[str, Path], Feedback | None]] = {
+        'starts': lambda *_: None,
+        'the sentence itself': lambda *_: None,
         'text, CLIP': lambda text, _: TextGuidance(
             [text], space='clip', distance='cosine', clip=CLIP
         ),
@@ -98,7 +110,8 @@ def main() -> None:
         for text, where in DESCRIBED.items():
             with tempfile.TemporaryDirectory() as folder:
                 targets = target_folder(Path(folder), where, args.targets)
-                images = draw(parts, make(text, targets), args.steps, args.number)
+                said = '' if kind == 'starts' else text
+                images = draw(parts, make(text, targets), said, args)
             right = scenes(net, images) == np.array(where)
             found[kind][text] = dict(zip(ASPECTS, right.mean(axis=0).tolist(), strict=True))
             found[kind][text]['all'] = float(right.all(axis=1).mean())
@@ -110,7 +123,8 @@ def main() -> None:
         }
         print(kind, 'mean', found[kind]['mean'], flush=True)
         args.out.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.concatenate(rows)).save(args.out / f'{kind.replace(", ", "-")}.png')
+        name = kind.replace(',', '').replace(' ', '-')
+        Image.fromarray(np.concatenate(rows)).save(args.out / f'{name}.png')
         write_json(args.out / 'guidance.json', found)
 
 
