@@ -1,4 +1,5 @@
-# Variants of the search on ToyBirds, for tools/benchmark.py: each differs from `ap` by one setting.
+# Variants of the search on ToyBirds, for tools/benchmark.py: each differs from `ap` by what
+# its fragment says.
 _base_ = ['gap_resnet18_toybirds.py']
 
 benchmark = dict(

@@ -13,8 +13,13 @@ from mmengine.registry import DATASETS, TASK_UTILS
 
 from mmgap.feedback import Critic
 from mmgap.generators import SourceSet
-from mmgap.hooks.components import Components, build_critic, build_search, build_synthesizer
-from mmgap.hooks.components import split_search as split
+from mmgap.hooks.components import (
+    Components,
+    build_critic,
+    build_search,
+    build_synthesizer,
+    split_search,
+)
 from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.synthesis import SamplePool
 
@@ -164,4 +169,4 @@ def _search(
     number: int = 0,
 ) -> tuple[Any, list[SoftPrompt]]:
     fixed = (parts.generator, target, feedback, parts.sources)
-    return build_search(*fixed, *split(settings), parts.seed, number, critic=critic)
+    return build_search(*fixed, *split_search(settings), parts.seed, number, critic=critic)

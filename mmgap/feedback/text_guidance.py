@@ -59,8 +59,8 @@ class TextGuidance(Feedback):
         descriptions: Sentences, or a text file of them; or a list of them per class name, which
             tells the search the answer for each class and is to be reported as such.
         assign: ``'mean'`` pulls every prompt toward the mean of the descriptions, as the paper
-            does; ``'turn'`` gives prompts the descriptions in turn, by
-            their number: a search that begins at a list (``init``) should have the same list.
+            does; ``'turn'`` gives prompts the descriptions in turn, by their number: a search that
+            begins at a list (``init``) should have the same list.
         space: ``'text_encoder'`` compares hidden states of the generator's own text encoder: needs
             no image and costs nothing. ``'clip'`` compares the generated image with the text.
         distance: ``'l2'`` or ``'cosine'``; the clip space has the cosine only.
