@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
-METHODS = 'none guided ap gap gap-aim style real'.split()
+METHODS = 'none guided ap gap gap-even style real'.split()
 NO_IMAGES = {'none', 'style'}
 QUICK = [
     'custom_hooks.0.search.steps=2',
@@ -28,7 +28,7 @@ QUICK = [
     'benchmark.steps=4',
     'benchmark.methods.real.dataset.size=8',
     *(f'benchmark.methods.{name}.search.steps=2' for name in ('guided', 'gap')),
-    'benchmark.methods.gap-aim.synthesis.aim_images=1',
+    'benchmark.methods.gap.synthesis.aim_images=1',
     'benchmark.evaluate.val.indices=[400,401,402,403]',
     'benchmark.evaluate.test_shift.size=8',
 ]

@@ -49,7 +49,8 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config and check that the benchmark can be run with it."""
     if not Path(args.config).is_file():
         raise SystemExit(f'config {args.config!r} does not exist')
-    config = Config.fromfile(args.config)
+    # Each cell logs its config, and formatting one takes seconds.
+    config = Config.fromfile(args.config, format_python_code=False)
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
     methods = (config.get('benchmark') or {}).get('methods')

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import benchmark_training  # noqa: F401
 from benchmark_images import generate, put_real
 from mmengine.config import Config, ConfigDict
-from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, HOOKS
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner, TestLoop
 
 from mmgap.feedback import read_sentences
@@ -41,22 +41,6 @@ KEYS = (
 )
 # What a cell sets itself; a method that changed it would not be compared on equal terms.
 FIXED = ('train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks', 'load_from', 'randomness')
-
-
-@HOOKS.register_module()
-class LastLayerOnly(Hook):
-    """Train the head alone: the rest stays in eval mode without gradient."""
-
-    def before_train(self, runner: Runner) -> None:
-        """Freeze everything but the head."""
-        for name, parameter in runner.model.named_parameters():
-            parameter.requires_grad_(name.startswith('head.'))
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Keep normalisation statistics as they are."""
-        for name, child in runner.model.named_children():
-            if name not in ('head', 'data_preprocessor'):
-                child.eval()
 
 
 class Benchmark:
@@ -87,7 +71,8 @@ class Benchmark:
         self.budgets = sorted(budgets)
         self._components: tuple[int, Components] | None = None
         shared = copy.deepcopy(config.to_dict())
-        shared['benchmark'].pop('methods')
+        for unrelated in ('methods', 'compare'):  # the first is in each method's own key
+            shared['benchmark'].pop(unrelated, None)
         parts = self.parts(0)
         world = parts.sources.dataset.metainfo.get('world_version')
         self._shared = fingerprint([shared, parts.generator.fingerprint(), world])
@@ -174,7 +159,8 @@ class Benchmark:
             images: How many of them.
         """
         config = self.train_config(seed)
-        config.merge_from_dict(copy.deepcopy(dict(self.methods[method].get('train', {}))))
+        for changes in (self.settings, self.methods[method]):
+            config.merge_from_dict(copy.deepcopy(dict(changes.get('train', {}))))
         if pool is not None:
             config.train_dataloader.dataset = dict(
                 type='mmgap.SyntheticMixDataset',
@@ -185,11 +171,15 @@ class Benchmark:
         config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
         config.train_cfg = dict(by_epoch=False, max_iters=self.settings.steps)
         config.optim_wrapper = dict(optimizer=dict(self.settings.optimizers[layers]))
+        if self.settings.get('autocast'):
+            config.optim_wrapper.update(type='AutocastOptimWrapper', dtype=self.settings.autocast)
         # Without decay the last steps' noise decides the worst group.
         decay = dict(type='CosineAnnealingLR', by_epoch=False, T_max=self.settings.steps)
         config.param_scheduler = decay
         config.load_from = str(self.base(seed))
-        config.custom_hooks = [dict(type='LastLayerOnly')] if layers == 'last' else []
+        config.custom_hooks = [dict(type='ChannelsLast')]
+        if layers == 'last':
+            config.custom_hooks.append(dict(type='LastLayerOnly'))
         return config
 
     @staticmethod
@@ -261,6 +251,7 @@ class Benchmark:
     def train_config(self, seed: int) -> Config:
         """The config without hook, validation and checkpoints, on one seed."""
         config = copy.deepcopy(self.config)
+        config.pop('benchmark')
         config.randomness = dict(seed=seed)
         config.custom_hooks = []
         config.val_dataloader = config.val_cfg = config.val_evaluator = None

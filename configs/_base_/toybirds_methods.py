@@ -31,6 +31,7 @@ from_descriptions = dict(
     on_to_the_end,
     init=descriptions,
     steps=15,
+    images_per_prompt=2,
     optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.05)),
 )
 
@@ -82,19 +83,22 @@ benchmark = dict(
                 synthesis=dict(cross=False),
             ),
             'gap': dict(
-                about='as guided, from the descriptions on which the target fails, with an attack',
+                about='as guided, from the descriptions on which the target fails, with an attack; '
+                'half of the images by failure',
                 search=dict(from_descriptions, aim=1.0),
                 feedback=[patient_attack, text_guidance],
-            ),
-            'gap-aim': dict(
-                about='gap, whose images go where the target fails',
-                prompts_of='gap',
                 synthesis=dict(aim=0.5),
+            ),
+            'gap-even': dict(
+                about='gap, whose prompts are all drawn alike',
+                prompts_of='gap',
+                synthesis=dict(aim=0.0),
             ),
             'gap-images': dict(
                 about='guided toward unlabelled target images instead, with an attack',
                 search=dict(on_to_the_end, steps=30),
                 feedback=[patient_attack, image_guidance],
+                synthesis=dict(aim=0.5),
             ),
             'gap-shift': dict(
                 about='adversarial prompts that say, and are guided, "at night in fog"',
