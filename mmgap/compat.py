@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import itertools
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -137,3 +140,34 @@ def repair_last_checkpoint(work_dir: str | Path) -> None:
         return
     newest = max(whole, key=lambda path: path.stat().st_mtime_ns)
     write_bytes(note, str(newest).encode())
+
+
+def allow_mmcv_without_ops() -> None:
+    """Let MMSegmentation be imported beside ``mmcv-lite``.
+
+    Cause: four of MMSegmentation's modules import ``mmcv.ops`` whether they are used or not, and
+    that needs a compiled extension, which the lite build lacks. A stand-in takes its place, whose
+    functions say what is missing when they are called. Can go when MMSegmentation imports its ops
+    where it uses them.
+    """
+    import mmcv
+
+    name = 'mmcv._ext'
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        sys.modules[name] = mmcv._ext = _MissingOps(name)
+
+
+class _MissingOps(ModuleType):
+    """Has every function, and none that works."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+
+        def missing(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError(
+                f'{name} is an operation of the full mmcv; mmcv-lite is installed. Install '
+                'mmcv in its place to use this model'
+            )
+
+        return missing

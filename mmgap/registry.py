@@ -8,6 +8,7 @@ are therefore not among them: the configs that use them list ``mmgap.models`` in
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -20,6 +21,7 @@ DATASETS = Registry(
     locations=['mmgap.datasets', 'mmgap.toyworld'],
 )
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mmgap', locations=['mmgap.evaluation'])
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmgap')
 TASK_UTILS = Registry(
     'task util',
     parent=MMENGINE_TASK_UTILS,
