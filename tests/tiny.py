@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     StableDiffusionInpaintPipeline,
     UNet2DConditionModel,
@@ -88,6 +89,25 @@ def save_tiny_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_controlnet(folder: Path, width: int = 32, blocks: tuple[int, int] = (32, 64)) -> Path:
+    """Save a ControlNet for the tiny Stable Diffusion, whose zero convolutions are not zero."""
+    torch.manual_seed(2)
+    network = ControlNetModel(
+        block_out_channels=blocks,
+        layers_per_block=1,
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
+        cross_attention_dim=width,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        conditioning_embedding_out_channels=(8, 16),
+    )
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    network.save_pretrained(folder)
     return folder
 
 

@@ -2,7 +2,18 @@
 """Generators: (condition, prompt, seed) -> image, differentiable in the prompt."""
 
 from mmgap.generators.condition import Condition, SourceSet
+from mmgap.generators.controlnet import ControlNetGenerator
+from mmgap.generators.depth import DepthSourceSet, InverseDepth, LinearDepth
 from mmgap.generators.gradient import GradientPolicy
 from mmgap.generators.inpainting import InpaintingGenerator
 
-__all__ = ['Condition', 'GradientPolicy', 'InpaintingGenerator', 'SourceSet']
+__all__ = [
+    'Condition',
+    'ControlNetGenerator',
+    'DepthSourceSet',
+    'GradientPolicy',
+    'InpaintingGenerator',
+    'InverseDepth',
+    'LinearDepth',
+    'SourceSet',
+]

@@ -24,21 +24,24 @@ class Condition:
         masks: ``(B, 1, H, W)`` bool, True on the foreground, whose pixels stay.
         labels: ``(B,)`` int64 classes.
         indices: Index of each source in its dataset.
+        depth: ``(B, 1, H, W)`` float32 in metres, 0 where unknown; None where there is none. The
+            masks are then where it is known.
     """
 
     images: Tensor
     masks: Tensor
     labels: Tensor
     indices: list[int]
+    depth: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: str | torch.device) -> Condition:
         """The same batch on another device."""
-        return Condition(
-            self.images.to(device), self.masks.to(device), self.labels.to(device), self.indices
-        )
+        tensors = (self.images, self.masks, self.labels)
+        depth = None if self.depth is None else self.depth.to(device)
+        return Condition(*(tensor.to(device) for tensor in tensors), self.indices, depth)
 
 
 class SourceSet:
@@ -100,8 +103,8 @@ class SourceSet:
 
     def _load_one(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self._paths[index]
-        image = _open(image_path).convert('RGB')
-        mask = _open(mask_path).convert('L')
+        image = open_image(image_path).convert('RGB')
+        mask = open_image(mask_path).convert('L')
         if mask.size != image.size:
             raise ValueError(
                 f'mask {mask_path} is {mask.size[0]}x{mask.size[1]}, its image {image_path} is '
@@ -120,5 +123,6 @@ class SourceSet:
         return np.array(image), foreground
 
 
-def _open(path: str) -> Image.Image:
+def open_image(path: str) -> Image.Image:
+    """An image from wherever MMEngine's file client can read it."""
     return Image.open(io.BytesIO(read_bytes(path)))

@@ -45,7 +45,7 @@ def build_sources(dataset: Any, generator: Any) -> SourceSet:
     """The sources of a dataset; of the one inside MMEngine's wrappers each stands once."""
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
-    return SourceSet(dataset, generator.size)
+    return generator.sources(dataset)
 
 
 def build_target(

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth maps as conditions: read as training reads them, shown as a ControlNet was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mmgap.generators.condition import Condition, open_image
+from mmgap.registry import TASK_UTILS
+
+# Metres. A median outside of it is taken for a wrong unit.
+PLAUSIBLE = (0.05, 500.0)
+
+
+class DepthSourceSet:
+    """The images of a depth dataset with their depth maps, as conditions of a generator.
+
+    Image and depth go through the same resize and centre crop; depth is not interpolated. All
+    sources are of one class, ``scene``.
+
+    Args:
+        dataset: Any dataset with MMEngine's ``get_data_info``, whose infos carry ``img_path``,
+            ``depth_map_path`` and optionally ``group``, and whose pipeline has a transform that
+            loads depth, such as MMSegmentation's ``LoadDepthAnnotation``.
+        size: ``(height, width)`` of the conditions in pixels.
+
+    Raises:
+        ValueError: If infos carry no ``depth_map_path`` or the pipeline loads no depth.
+    """
+
+    classes = ('scene',)
+
+    def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
+        self.dataset = dataset
+        self.size = size
+        self._infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+        without = [i for i, info in enumerate(self._infos) if not info.get('depth_map_path')]
+        if without:
+            raise ValueError(
+                f'{len(without)} of {len(self._infos)} data infos of {type(dataset).__name__} have '
+                f"no 'depth_map_path' (the first is number {without[0]}); a generator that draws "
+                'for depth maps needs them'
+            )
+        transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+        loaders = [t for t in transforms if hasattr(t, 'depth_rescale_factor')]
+        if not loaders:
+            raise ValueError(
+                f'the pipeline of {type(dataset).__name__} loads no depth; it must have '
+                "dict(type='LoadDepthAnnotation', depth_rescale_factor=…)"
+            )
+        self._loader = loaders[0]
+        self.labels = np.zeros(len(self._infos), dtype=int)
+        self.groups = [info.get('group') for info in self._infos]
+
+    @property
+    def unit(self) -> float:
+        """Metres that a 1 in a depth file stands for."""
+        return float(self._loader.depth_rescale_factor)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def of_class(self, label: int | None) -> np.ndarray:
+        """Indices of the sources of one class, or of all when ``label`` is None."""
+        return np.arange(len(self)) if label is None else np.flatnonzero(self.labels == label)
+
+    def load(self, indices: Sequence[int]) -> Condition:
+        """Read sources.
+
+        Raises:
+            ValueError: If a depth map has another size than its image, is negative or NaN, knows no
+                pixel, or is implausible in metres; names the file.
+        """
+        images, depths = zip(*(self._load_one(int(i)) for i in indices), strict=True)
+        depth = torch.from_numpy(np.stack(depths))[:, None]
+        return Condition(
+            torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+            depth > 0,
+            torch.zeros(len(depth), dtype=torch.int64),
+            [int(i) for i in indices],
+            depth,
+        )
+
+    def _load_one(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        info = self._infos[index]
+        image = open_image(info['img_path']).convert('RGB')
+        loaded = self._loader(dict(info, seg_fields=[]))
+        depth = np.asarray(loaded['gt_depth_map'], np.float32)
+        path = info['depth_map_path']
+        if depth.shape != image.size[::-1]:
+            raise ValueError(
+                f'depth map {path} is {depth.shape[1]}x{depth.shape[0]}, its image '
+                f'{info["img_path"]} is {image.size[0]}x{image.size[1]}; they must be of one size'
+            )
+        height, width = self.size
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        fitted = ImageOps.fit(Image.fromarray(depth), (width, height), Image.Resampling.NEAREST)
+        return np.array(image), check_depth(np.array(fitted), path, self.unit)
+
+
+def check_depth(depth: np.ndarray, path: str, unit: float) -> np.ndarray:
+    """The same map, if it can be one.
+
+    Args:
+        depth: ``(H, W)`` in metres, 0 where unknown.
+        path: Where it is from, for messages.
+        unit: Metres that a 1 in its file was taken for, for messages.
+
+    Raises:
+        ValueError: If it is negative, NaN or infinite somewhere, knows no pixel, or its median is
+            no plausible distance in metres.
+    """
+    if not np.isfinite(depth).all() or (depth < 0).any():
+        raise ValueError(f'depth map {path} has negative, NaN or infinite values; 0 is unknown')
+    if not (depth > 0).any():
+        raise ValueError(f'depth map {path} knows no pixel: all are 0')
+    median = float(np.median(depth[depth > 0]))
+    if not PLAUSIBLE[0] <= median <= PLAUSIBLE[1]:
+        raise ValueError(
+            f'the median of depth map {path} is {median:.4g} m, which no camera sees; a 1 in the '
+            f'file was taken for {unit:g} m: correct depth_rescale_factor (1e-3 for millimetres)'
+        )
+    return depth
+
+
+@TASK_UTILS.register_module()
+class InverseDepth:
+    """Nearest white, farthest black: what ControlNets for Stable Diffusion were trained on.
+
+    The inverse depth of each map is stretched over [0, 1]. Unknown pixels are black.
+    """
+
+    def __call__(self, depth: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` in [0, 1] of ``(B, 1, H, W)`` metres, 0 where unknown."""
+        known = depth > 0
+        inverse = torch.where(known, 1 / torch.where(known, depth, 1.0), torch.nan)
+        flat = inverse.flatten(1)
+        low = torch.nan_to_num(flat, nan=torch.inf).amin(dim=1).view(-1, 1, 1, 1)
+        high = torch.nan_to_num(flat, nan=-torch.inf).amax(dim=1).view(-1, 1, 1, 1)
+        shown = (inverse - low) / (high - low).clamp(min=1e-9)
+        return torch.where(known, shown, 0.0).expand(-1, 3, -1, -1)
+
+
+@TASK_UTILS.register_module()
+class LinearDepth:
+    """Metres as grey: black at 0 and where unknown, white at ``max_depth`` and beyond.
+
+    Args:
+        max_depth: Metres that are white.
+
+    Raises:
+        ValueError: If it is not positive.
+    """
+
+    def __init__(self, max_depth: float) -> None:
+        if max_depth <= 0:
+            raise ValueError(f'max_depth must be positive, got {max_depth}')
+        self.max_depth = max_depth
+
+    def __call__(self, depth: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` in [0, 1] of ``(B, 1, H, W)`` metres, 0 where unknown."""
+        return (depth / self.max_depth).clamp(0, 1).expand(-1, 3, -1, -1)

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What generators have in common: a stock diffusers pipeline, differentiable in its prompt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mmgap.compat import differentiable_call
+from mmgap.files import fingerprint, weights_fingerprint
+from mmgap.generators.condition import Condition
+from mmgap.generators.denoising import denoising_loss
+from mmgap.generators.gradient import GradientPolicy
+from mmgap.prompts import PromptEncoder
+from mmgap.weights import resolve
+
+
+class DiffusionGenerator:
+    """A stock diffusers pipeline: a plain one given the same arguments draws the same image.
+
+    What is added: gradient to the prompt, and the arguments made from a condition.
+
+    Args:
+        pipeline: A pipeline with one text encoder, in evaluation as it comes.
+        name: What it was loaded from, for messages.
+        size: Height and width in pixels, an int for both. By default the model's own.
+        guidance_scale: Weight of classifier-free guidance; 1 or less switches it off.
+        strength: In (0, 1]; below 1 the source shines through.
+        eta: DDIM's noise, 0 to 1.
+        negative_prompt: What classifier-free guidance leads away from.
+        scheduler: Config of another scheduler, e.g. ``dict(type='DDIMScheduler')``; what it does
+            not name is taken from the model's own.
+        gradient: Arguments of :class:`~mmgap.generators.gradient.GradientPolicy`.
+        autocast: Dtype of matrix products and convolutions, e.g. ``'bfloat16'``: 1.5 to 2 times
+            faster on CPUs that have it. The latents stay in the weights' dtype.
+        device: Where it runs; by default MMEngine's device.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    # Networks called once per denoising step, in the pipeline's names.
+    denoisers: ClassVar[tuple[str, ...]] = ('unet',)
+
+    def __init__(
+        self,
+        pipeline: Any,
+        name: str,
+        size: int | tuple[int, int] | None = None,
+        guidance_scale: float = 7.0,
+        strength: float = 1.0,
+        eta: float = 0.0,
+        negative_prompt: str = '',
+        scheduler: dict[str, Any] | None = None,
+        gradient: dict[str, Any] | None = None,
+        autocast: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        from mmengine.device import get_device
+
+        self._name = name
+        self.guidance_scale = guidance_scale
+        self.strength = strength
+        self.eta = eta
+        self.negative_prompt = negative_prompt
+        self.gradient = GradientPolicy(**(gradient or {}))
+        self.device = torch.device(device or get_device())
+        self.autocast = getattr(torch, autocast) if autocast else None
+        self.pipeline = pipe = pipeline.to(self.device)
+        pipe.set_progress_bar_config(disable=True)
+        if scheduler is not None:
+            pipe.scheduler = _build_scheduler(pipe.scheduler, scheduler)
+        for network in self._networks():
+            network.requires_grad_(False).eval()
+        if pipe.unet.dtype != torch.float64:
+            for network in (*self._denoisers(), pipe.vae):
+                network.to(memory_format=torch.channels_last)
+        own_size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+        self.size = (size, size) if isinstance(size, int) else tuple(size or (own_size, own_size))
+        self.prompts = PromptEncoder(pipe.tokenizer, pipe.text_encoder)
+        self._negative: Tensor | None = None
+
+    @staticmethod
+    def check_settings(strength: float, eta: float) -> None:
+        """Before anything is loaded.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
+        if not 0 < strength <= 1:
+            raise ValueError(f'strength must be in (0, 1], got {strength}')
+        if not 0 <= eta <= 1:
+            raise ValueError(f'eta must be in [0, 1], got {eta}')
+
+    def sources(self, dataset: Any) -> Any:
+        """The dataset's samples as conditions of this generator."""
+        raise NotImplementedError(f'{type(self).__name__} takes no sources')
+
+    def arguments(self, condition: Condition) -> dict[str, Any]:
+        """What the pipeline is told of a condition."""
+        raise NotImplementedError(f'{type(self).__name__} takes no conditions')
+
+    def __call__(
+        self,
+        condition: Condition,
+        prompt_embeds: Tensor,
+        seeds: Sequence[int],
+        num_inference_steps: int,
+    ) -> Tensor:
+        """Draw images.
+
+        Gradient reaches ``prompt_embeds`` when gradients are enabled, as the policy says.
+
+        Args:
+            condition: ``B`` sources of the generator's size.
+            prompt_embeds: ``(B, length, width)`` from :class:`~mmgap.prompts.PromptEncoder`.
+            seeds: One seed per image; an image depends on its own seed only.
+            num_inference_steps: Denoising steps of the full chain; at ``strength`` below 1 only
+                that share of them runs.
+
+        Returns:
+            ``(B, 3, H, W)`` RGB in [0, 1].
+        """
+        return self.draw(condition, prompt_embeds, seeds, num_inference_steps)
+
+    def draw(
+        self,
+        condition: Condition,
+        prompt_embeds: Tensor,
+        seeds: Sequence[int],
+        num_inference_steps: int,
+    ) -> Tensor:
+        """What the pipeline itself draws. Arguments as in :meth:`__call__`.
+
+        Raises:
+            ValueError: If the batch sizes differ, the condition has another size than the
+                generator, or no denoising step is left at this strength.
+        """
+        if not len(condition) == len(prompt_embeds) == len(seeds):
+            raise ValueError(
+                f'{len(condition)} sources, {len(prompt_embeds)} prompts and {len(seeds)} seeds '
+                'were given; there must be one of each per image'
+            )
+        if tuple(condition.images.shape[-2:]) != self.size:
+            raise ValueError(
+                f'the condition is {tuple(condition.images.shape[-2:])}, the generator draws '
+                f'{self.size}'
+            )
+        if int(num_inference_steps * self.strength) < 1:
+            raise ValueError(
+                f'num_inference_steps={num_inference_steps} at strength={self.strength} leaves no '
+                'denoising step'
+            )
+        pipe, batch = self.pipeline, len(condition)
+        dtype = pipe.unet.dtype
+        arguments = dict(
+            self.arguments(condition.to(self.device)),
+            height=self.size[0],
+            width=self.size[1],
+            num_inference_steps=num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            eta=self.eta,
+            generator=[torch.Generator().manual_seed(int(seed)) for seed in seeds],
+            prompt_embeds=prompt_embeds.to(self.device, dtype),
+            negative_prompt_embeds=self._negative_embeds().expand(batch, -1, -1).to(dtype),
+            output_type='pt',
+        )
+        with self._autocast():
+            if not torch.is_grad_enabled():
+                return pipe(**arguments).images
+            calls = self._num_calls(num_inference_steps)
+            with self.gradient.applied(self._denoisers(), pipe.vae.decoder, calls):
+                return differentiable_call(pipe)(**arguments).images
+
+    def denoising_loss(self, images: Tensor, prompt_embeds: Tensor, seeds: Sequence[int]) -> Tensor:
+        """``(B,)``: how badly prompts explain images; see :mod:`mmgap.generators.denoising`."""
+        with self._autocast():
+            return denoising_loss(self.pipeline, images, prompt_embeds, seeds)
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that name weights and settings: equal ones draw equal images."""
+        return fingerprint(self.about())
+
+    def about(self) -> dict[str, Any]:
+        """What decides an image, as plain data."""
+        pipe = self.pipeline
+        return dict(
+            pipeline=type(pipe).__name__,
+            scheduler=[type(pipe.scheduler).__name__, dict(pipe.scheduler.config)],
+            weights=[weights_fingerprint(network) for network in self._networks()],
+            size=self.size,
+            guidance_scale=self.guidance_scale,
+            strength=self.strength,
+            eta=self.eta,
+            negative_prompt=self.negative_prompt,
+            dtypes=[str(pipe.unet.dtype), str(self.autocast)],
+        )
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(model={self._name!r}, size={self.size})'
+
+    def _denoisers(self) -> list[Any]:
+        return [getattr(self.pipeline, name) for name in self.denoisers]
+
+    def _networks(self) -> list[Any]:
+        return [self.pipeline.text_encoder, *self._denoisers(), self.pipeline.vae]
+
+    def _autocast(self) -> Any:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
+
+    def _num_calls(self, num_inference_steps: int) -> int:
+        pipe = self.pipeline
+        pipe.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        if not hasattr(pipe, 'get_timesteps'):  # it always begins at pure noise
+            return len(pipe.scheduler.timesteps)
+        return len(pipe.get_timesteps(num_inference_steps, self.strength, self.device)[0])
+
+    @torch.no_grad()
+    def _negative_embeds(self) -> Tensor:
+        if self._negative is None:
+            self._negative = self.prompts.encode_text([self.negative_prompt])
+        return self._negative
+
+
+def load_pipeline(load: Callable[..., Any], model: str, kind: str, **settings: Any) -> Any:
+    """Load a diffusers pipeline without its safety checker.
+
+    The safety checker would break the gradient and can black images out.
+
+    Args:
+        load: A ``from_pretrained`` of diffusers.
+        model: Folder, hub id or ``mmgap://NAME``.
+        kind: What it must be, for messages: "an inpainting pipeline".
+        **settings: For ``load``.
+
+    Raises:
+        FileNotFoundError: If ``model`` is neither a folder nor a hub id that can be loaded.
+        ValueError: If what is there is not a diffusers model, is not of this kind, or needs more
+            than one text encoder.
+    """
+    path = resolve(model)
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, 'model_index.json')):
+        raise ValueError(f'model={model!r} has no model_index.json: it is no diffusers model')
+    if not os.path.isdir(path) and (os.path.isabs(path) or path.count('/') != 1):
+        raise FileNotFoundError(f'model={model!r} is neither a folder nor a hub id (OWNER/NAME)')
+    try:
+        pipeline = load(path, safety_checker=None, requires_safety_checker=False, **settings)
+    except (OSError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f'model={model!r} is neither a complete diffusers folder nor a hub id that can be '
+            f'loaded: {error}'
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'model={model!r} is not {kind}: {error}') from error
+    if getattr(pipeline, 'text_encoder_2', None) is not None:
+        raise ValueError(
+            f'model={model!r} ({type(pipeline).__name__}) has two text encoders; only pipelines '
+            'with one are supported: Stable Diffusion 1.x and 2.x'
+        )
+    return pipeline
+
+
+def _build_scheduler(current: Any, config: dict[str, Any]) -> Any:
+    import diffusers
+
+    settings = dict(config)
+    name = settings.pop('type', type(current).__name__)
+    kind = getattr(diffusers, name, None)
+    if kind is None or not hasattr(kind, 'set_timesteps'):
+        raise ValueError(f'scheduler type {name!r} is not a scheduler of diffusers')
+    return kind.from_config(current.config, **settings)
