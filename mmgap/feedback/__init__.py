@@ -5,6 +5,9 @@ from mmgap.feedback.adversarial_loss import AdversarialLoss, adversarial_loss
 from mmgap.feedback.base import Draft, Feedback, total_feedback
 from mmgap.feedback.clip_model import ClipModel
 from mmgap.feedback.critics import ClipCritic, Critic, ModelCritic, diversity
+from mmgap.feedback.depth_adversarial_loss import DepthAdversarialLoss
+from mmgap.feedback.depth_errors import masked_l1, scale_shift_invariant_mae, silog
+from mmgap.feedback.depth_target import DepthOutput, DepthTarget
 from mmgap.feedback.image_guidance import ImageGuidance, cluster, feature_distance
 from mmgap.feedback.inversion_guidance import InversionGuidance
 from mmgap.feedback.target_images import TargetImages
@@ -16,6 +19,9 @@ __all__ = [
     'ClipCritic',
     'ClipModel',
     'Critic',
+    'DepthAdversarialLoss',
+    'DepthOutput',
+    'DepthTarget',
     'Draft',
     'Feedback',
     'ImageGuidance',
@@ -30,6 +36,9 @@ __all__ = [
     'diversity',
     'feature_distance',
     'hidden_state_distance',
+    'masked_l1',
     'read_sentences',
+    'scale_shift_invariant_mae',
+    'silog',
     'total_feedback',
 ]

@@ -54,8 +54,8 @@ class Critic:
 
         Args:
             images: ``(B, 3, H, W)`` RGB in [0, 1].
-            masks: ``(B, 1, H, W)`` bool, the kept object.
-            labels: ``(B,)`` classes.
+            masks: ``(B, 1, H, W)`` bool, the kept object, or where depth is known.
+            labels: ``(B,)`` classes, or ``(B, 1, H, W)`` metres, 0 where unknown.
 
         Returns:
             ``(B,)`` in [0, 1].

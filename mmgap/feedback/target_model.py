@@ -32,6 +32,10 @@ class TargetOutput:
         """``(B,)``: the class named for each sample."""
         return self.logits.argmax(dim=1)
 
+    def hits(self, labels: Tensor) -> Tensor:
+        """``(B,)`` on the CPU: 1 where the class is the true one, else 0."""
+        return (self.predictions.cpu() == labels.cpu()).float()
+
 
 class TargetModel:
     """Any toolbox classifier, seen from the image: images in [0, 1] in, loss per sample out.
@@ -121,15 +125,7 @@ class TargetModel:
         Raises:
             ValueError: If the model returns no logits for these images.
         """
-        reference = next(self.model.parameters())
-        inputs = images.to(reference.device, torch.promote_types(images.dtype, torch.float32))
-        if self.input_size is not None and tuple(inputs.shape[-2:]) != tuple(self.input_size):
-            inputs = F.interpolate(
-                inputs, self.input_size, mode='bilinear', align_corners=False, antialias=True
-            )
-        inputs = inputs * 255
-        if self.channel_order == 'bgr':
-            inputs = inputs.flip(1)
+        inputs, reference = self.inputs(images), next(self.model.parameters())
         with torch.autocast(reference.device.type, enabled=False):
             data = self.model.data_preprocessor(dict(inputs=inputs), False)
             logits = self.model(data['inputs'].to(reference.dtype), mode='tensor')
@@ -142,6 +138,17 @@ class TargetModel:
             )
         labels = labels.to(logits.device)
         return TargetOutput(logits, self._loss(logits, labels))
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Images as the test pipeline hands them to the data preprocessor, on its device."""
+        reference = next(self.model.parameters())
+        inputs = images.to(reference.device, torch.promote_types(images.dtype, torch.float32))
+        if self.input_size is not None and tuple(inputs.shape[-2:]) != tuple(self.input_size):
+            inputs = F.interpolate(
+                inputs, self.input_size, mode='bilinear', align_corners=False, antialias=True
+            )
+        inputs = inputs * 255
+        return inputs.flip(1) if self.channel_order == 'bgr' else inputs
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The head's own cross-entropy with its weights; plain for heads with another loss."""

@@ -37,6 +37,11 @@ class Condition:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def truth(self) -> Tensor:
+        """What a model is to say of the images: their depth if there is one, else their labels."""
+        return self.labels if self.depth is None else self.depth
+
     def to(self, device: str | torch.device) -> Condition:
         """The same batch on another device."""
         tensors = (self.images, self.masks, self.labels)

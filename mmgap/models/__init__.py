@@ -13,9 +13,6 @@ from mmgap.models.depth_losses import (  # noqa: E402
     MaskedL1Loss,
     RobustSiLogLoss,
     ScaleShiftInvariantLoss,
-    masked_l1,
-    scale_shift_invariant_mae,
-    silog,
 )
 
 __all__ = [
@@ -24,7 +21,4 @@ __all__ = [
     'MaskedL1Loss',
     'RobustSiLogLoss',
     'ScaleShiftInvariantLoss',
-    'masked_l1',
-    'scale_shift_invariant_mae',
-    'silog',
 ]

@@ -83,7 +83,7 @@ class Judge:
         for condition, images in self.draw(prompt, held_out):
             output = self._output(prompt, condition, images)
             losses += output.loss.tolist()
-            hits += (output.predictions.cpu() == condition.labels).float().tolist()
+            hits += output.hits(condition.truth).tolist()
         return losses, hits
 
     @torch.no_grad()
@@ -95,18 +95,18 @@ class Judge:
         Raises:
             NonFiniteLossError: If a loss is NaN or Inf.
         """
-        failed = 0
+        failed = 0.0
         for condition, images in self.draw(prompt, chosen):
-            wrong = self._output(prompt, condition, images).predictions.cpu() != condition.labels
+            wrong = 1 - self._output(prompt, condition, images).hits(condition.truth)
             if critic is not None:
-                agreement = critic(images, condition.masks, condition.labels).tolist()
-                wrong &= torch.tensor([critic.keeps(value) for value in agreement])
-            failed += int(wrong.sum())
+                agreement = critic(images, condition.masks, condition.truth).tolist()
+                wrong *= torch.tensor([critic.keeps(value) for value in agreement])
+            failed += float(wrong.sum())
         return failed / len(chosen)
 
     def _output(self, prompt: SoftPrompt, condition: Condition, images: Tensor) -> TargetOutput:
         with self.target.frozen():
-            output = self.target(images, condition.labels)
+            output = self.target(images, condition.truth)
         for source, value in zip(condition.indices, output.loss.tolist(), strict=True):
             if not math.isfinite(value):
                 raise NonFiniteLossError(

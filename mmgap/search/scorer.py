@@ -82,13 +82,13 @@ class Scorer:
                 batch = part[start : start + self.batch_size]
                 places = sorted({job.place for job in batch})
                 need = 'target' if any(needs[p] == 'target' for p in places) else needs[places[0]]
-                draft, loss = self._score(batch, active, places, need)
+                loss, right = self._score(batch, active, places, need)
                 prompts = [active[place].prompt.embeddings for place in places]
                 grads = torch.autograd.grad(loss.sum() / count, prompts)
                 self._check_finite(batch, active, loss, places, grads)
                 where = torch.tensor([job.place for job in batch])
                 losses.index_add_(0, where, loss.detach().float().cpu())
-                hits.index_add_(0, where, self._right(draft))
+                hits.index_add_(0, where, right)
                 for place, grad in zip(places, grads, strict=True):
                     gradients[place] += grad
         return (losses / count).tolist(), (hits / count).tolist(), gradients
@@ -101,29 +101,26 @@ class Scorer:
     @torch.enable_grad()
     def _score(
         self, batch: Sequence[Job], active: Sequence[SearchState], places: list[int], need: str
-    ) -> tuple[Draft, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of each image, and whether the target is right (NaN where it is not asked)."""
         embeds = self.generator.prompts.encode([active[place].prompt for place in places])
         row = torch.tensor([places.index(job.place) for job in batch], device=embeds.device)
         chosen, seeds = [job.source for job in batch], [job.seed for job in batch]
         labels = torch.as_tensor(self.sources.labels[chosen], device=embeds.device)
         numbers = [active[job.place].prompt.number for job in batch]
         draft = Draft(embeds[row], labels, seeds, numbers)
+        hits = torch.full((len(batch),), float('nan'))
         if need != 'prompt':
             condition = self.sources.load(chosen)
             draft.images = self.generator(condition, draft.hidden, seeds, self.num_inference_steps)
         if need == 'target':
-            draft.output = self.target(draft.images, labels)
+            draft.output = self.target(draft.images, condition.truth)
+            hits = draft.output.hits(condition.truth)
         steps = [len(active[job.place].losses) for job in batch]
         loss, means = total_feedback(self.feedback, draft, steps)
         for name, value in means.items():
             self.means.setdefault(name, []).append(value)
-        return draft, loss
-
-    @staticmethod
-    def _right(draft: Draft) -> Tensor:
-        if draft.output is None:
-            return torch.full((len(draft),), float('nan'))
-        return (draft.output.predictions.cpu() == draft.labels.cpu()).float()
+        return loss, hits
 
     @staticmethod
     def _check_finite(

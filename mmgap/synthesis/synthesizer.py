@@ -344,13 +344,13 @@ class Synthesizer:
         names = ('target_loss_source', 'target_loss_image', 'feedback', 'agreement')
         judged = dict.fromkeys(names, unknown)
         if self.critic is not None:
-            agreement = self.critic(draft.images, condition.masks, condition.labels)
+            agreement = self.critic(draft.images, condition.masks, condition.truth)
             judged['agreement'] = agreement.tolist()
         if target is None:
             return judged
         with target.frozen():
-            source = target(condition.images.float() / 255, condition.labels)
-            image = draft.output = target(draft.images, condition.labels)
+            source = target(condition.images.float() / 255, condition.truth)
+            image = draft.output = target(draft.images, condition.truth)
         seeing = [term for term in feedback if term.needs != 'prompt']
         total, _ = total_feedback(seeing, draft)
         return dict(

@@ -11,11 +11,11 @@ from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
 
 import mmgap.models  # noqa: F401  before mmseg: see mmgap.compat
-from mmgap.models import masked_l1
+from mmgap.feedback import masked_l1
 
 CONV = dict(
     backbone=dict(
-        type='ResNetV1c',
+        type='mmseg.ResNetV1c',
         depth=18,
         base_channels=8,
         stem_channels=8,
@@ -33,7 +33,7 @@ CONV = dict(
 )
 DPT = dict(
     backbone=dict(
-        type='VisionTransformer',
+        type='mmseg.VisionTransformer',
         img_size=64,
         embed_dims=16,
         num_layers=4,
