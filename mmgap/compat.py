@@ -9,6 +9,7 @@ import itertools
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -159,6 +160,11 @@ def allow_mmcv_without_ops() -> None:
 
 class _MissingOps(ModuleType):
     """Has every function, and none that works."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        # Without a loader: mmcv goes on to say that it has no operations.
+        self.__spec__ = ModuleSpec(name, None)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith('__'):

@@ -8,15 +8,16 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 
 from mmgap.registry import DATASETS
-from mmgap.synthesis.sample_pool import SamplePool
+from mmgap.synthesis.sample_pool import Sample, SamplePool
 
 
 @DATASETS.register_module()
 class SyntheticDataset(BaseDataset):
     """The generated images of a sample pool, with their labels.
 
-    Data infos carry ``img_path`` and ``gt_label`` as the toolbox's own datasets do, and
-    ``sample_idx``, ``prompt_id`` and ``round``, so the toolbox's pipelines run unchanged.
+    Data infos carry ``img_path`` and ``gt_label``, or ``depth_map_path`` in its place, as the
+    toolboxes' own datasets do, and ``sample_idx``, ``prompt_id`` and ``round``, so their pipelines
+    run unchanged. Depth maps are in the unit of the data that they were made from.
 
     Args:
         pool: Folder of the pool.
@@ -45,15 +46,14 @@ class SyntheticDataset(BaseDataset):
             raise FileNotFoundError(f'pool={self.pool!r} has no samples in {pool.manifest.name}')
         if self.budget is not None and self.budget > len(kept):
             raise ValueError(f'budget={self.budget}, but {self.pool!r} has {len(kept)} samples')
-        return [
-            dict(
-                img_path=str(pool.path(sample)),
-                gt_label=sample.label,
-                prompt_id=sample.prompt_id,
-                round=sample.round,
-            )
-            for sample in kept[: self.budget]
-        ]
+        return [self._info(pool, sample) for sample in kept[: self.budget]]
+
+    @staticmethod
+    def _info(pool: SamplePool, sample: Sample) -> dict[str, Any]:
+        info = dict(img_path=str(pool.path(sample)), prompt_id=sample.prompt_id, round=sample.round)
+        if sample.depth_file is None:
+            return dict(info, gt_label=sample.label)
+        return dict(info, depth_map_path=str(pool.depth_path(sample)), seg_fields=[])
 
     def _join_prefix(self) -> None:
         """Paths are complete already."""

@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-from mmgap.evaluation.group_accuracy import GroupAccuracy
+"""Metrics per group."""
 
-__all__ = ['GroupAccuracy']
+from mmgap.evaluation.group_accuracy import GroupAccuracy
+from mmgap.evaluation.group_depth import GroupDepth
+
+__all__ = ['GroupAccuracy', 'GroupDepth']

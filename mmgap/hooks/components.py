@@ -18,8 +18,8 @@ from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
 
 from mmgap.compat import allow_checkpoint_history
-from mmgap.feedback import Critic, Feedback, TargetModel
-from mmgap.generators import SourceSet
+from mmgap.feedback import Critic, DepthTarget, Feedback, TargetModel
+from mmgap.generators import DepthSourceSet, SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.registry import HOOKS, TASK_UTILS
 from mmgap.search import AlignmentAlarm, PromptSearch, in_turn, initial_prompts, shares
@@ -41,7 +41,7 @@ def round_seed(seed: int, number: int) -> int:
     return derive_seed(seed, 'round', number)
 
 
-def build_sources(dataset: Any, generator: Any) -> SourceSet:
+def build_sources(dataset: Any, generator: Any) -> SourceSet | DepthSourceSet:
     """The sources of a dataset; of the one inside MMEngine's wrappers each stands once."""
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
@@ -49,26 +49,32 @@ def build_sources(dataset: Any, generator: Any) -> SourceSet:
 
 
 def build_target(
-    model: nn.Module, config: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+    model: nn.Module,
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
+    sources: SourceSet | DepthSourceSet,
 ) -> TargetModel:
     """The model as a judge of images.
 
     Args:
-        model: A model of MMPretrain.
+        model: A classifier of MMPretrain or, with depth maps as labels, a depth model of
+            MMSegmentation.
         config: The run's config, whose test or val pipeline says size and channel order.
         settings: Arguments of :class:`~mmgap.feedback.TargetModel` that say them instead.
+        sources: What it is asked about.
 
     Raises:
         ValueError: If neither says them.
     """
+    kind = DepthTarget if isinstance(sources, DepthSourceSet) else TargetModel
     if settings is not None:
-        return TargetModel(model, **settings)
+        return kind(model, **settings)
     for name in ('test_dataloader', 'val_dataloader'):
         dataset = (config.get(name) or {}).get('dataset')
         while isinstance(dataset, Mapping) and 'pipeline' not in dataset:
             dataset = dataset.get('dataset')
         if dataset is not None:
-            return TargetModel.from_pipeline(model, dataset['pipeline'])
+            return kind.from_pipeline(model, dataset['pipeline'])
     raise ValueError(
         'the config has no test or val pipeline to read the input size from; give GAPHook '
         'target=dict(input_size=(height, width))'
@@ -278,7 +284,9 @@ class Components:
         else:
             allow_checkpoint_history()
             load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
-        return build_target(model.to(get_device()), self._config, self.hook.target_cfg)
+        return build_target(
+            model.to(get_device()), self._config, self.hook.target_cfg, self.sources
+        )
 
     @cached_property
     def critic(self) -> Critic | None:

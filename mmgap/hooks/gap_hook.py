@@ -318,7 +318,7 @@ class GAPHook(Hook):
     def _search(self, runner: Runner, number: int, draw: bool = True) -> tuple[Any, Any, Any]:
         """The search of a round, the prompts that it starts from, and its target."""
         generator, sources, critic = self._parts
-        target = build_target(runner.model, runner.cfg, self.target_cfg)
+        target = build_target(runner.model, runner.cfg, self.target_cfg, sources)
         parts = (generator, target, self.feedback, sources, self.initial_cfg, self.search_cfg)
         return *build_search(*parts, self.seed, number, critic, draw), target
 

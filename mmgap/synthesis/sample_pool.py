@@ -42,6 +42,10 @@ class Sample:
         agreement: How far a critic finds that the image agrees with its label; None without one.
         critic: Fingerprint of that critic.
         kept: Whether it is trained on; False where the critic dropped it.
+        depth_file: Depth map, a 16-bit PNG relative to the pool's folder; None where labels are
+            classes. 0 is unknown.
+        depth_bytes: Its size.
+        depth_unit: Metres that a 1 in it stands for.
     """
 
     file: str
@@ -61,11 +65,21 @@ class Sample:
     agreement: float | None = None
     critic: str | None = None
     kept: bool = True
+    depth_file: str | None = None
+    depth_bytes: int | None = None
+    depth_unit: float | None = None
 
     def drawing(self) -> tuple:
         """What decides the image; equal drawings are equal images."""
         settings = (self.seed, self.prompt_id, self.generator, self.num_inference_steps)
         return (self.round, self.source_index, self.label, *settings)
+
+    def line(self) -> str:
+        """The manifest's line; it names depth only where there is depth."""
+        about = asdict(self)
+        if self.depth_file is None:
+            about = {name: value for name, value in about.items() if name[:6] != 'depth_'}
+        return json.dumps(about) + '\n'
 
 
 class SamplePool:
@@ -103,24 +117,32 @@ class SamplePool:
         """Where the image of ``sample`` is."""
         return self.folder / sample.file
 
-    def append(self, image: np.ndarray, **about: object) -> Sample:
+    def depth_path(self, sample: Sample) -> Path | None:
+        """Where the depth map of ``sample`` is; None where it has none."""
+        return None if sample.depth_file is None else self.folder / sample.depth_file
+
+    def append(self, image: np.ndarray, depth: np.ndarray | None = None, **about: object) -> Sample:
         """Add one image.
 
         Args:
             image: ``(H, W, 3)`` uint8 RGB; kept as PNG.
-            **about: The fields of :class:`Sample` but ``file`` and ``bytes``.
+            depth: ``(H, W)`` uint16 in ``depth_unit``, if the label is a depth map.
+            **about: The fields of :class:`Sample` but the files and their sizes.
 
         Raises:
             OSError: When the disk is full; neither the image nor a line stays.
         """
         # Not the number of samples: a user may have taken lines out.
         number = 1 + int(IMAGE.fullmatch(self.samples[-1].file)[1]) if self.samples else 0
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format='PNG')
-        data = buffer.getvalue()
-        sample = Sample(file=f'images/{number:06d}.png', bytes=len(data), **about)
+        data = _png(image)
+        about = dict(about, file=f'images/{number:06d}.png', bytes=len(data))
+        if depth is not None:
+            depth_data = _png(depth)
+            about.update(depth_file=f'depth/{number:06d}.png', depth_bytes=len(depth_data))
+            write_bytes(self.folder / about['depth_file'], depth_data)
+        sample = Sample(**about)
         write_bytes(self.folder / sample.file, data)
-        line = (json.dumps(asdict(sample)) + '\n').encode()
+        line = sample.line().encode()
         size = self.manifest.stat().st_size - self._torn if self.manifest.exists() else 0
         try:
             if self._torn:
@@ -133,7 +155,7 @@ class SamplePool:
         except OSError:
             if self.manifest.exists():
                 os.truncate(self.manifest, size)
-            self.path(sample).unlink(missing_ok=True)
+            self._unlink(sample)
             raise
         self.samples.append(sample)
         return sample
@@ -149,11 +171,11 @@ class SamplePool:
             kept += 1
         dropped = self.samples[kept:]
         if dropped:
-            lines = ''.join(json.dumps(asdict(sample)) + '\n' for sample in self.samples[:kept])
+            lines = ''.join(sample.line() for sample in self.samples[:kept])
             write_bytes(self.manifest, lines.encode())
             self._torn = 0
             for sample in dropped:
-                self.path(sample).unlink(missing_ok=True)
+                self._unlink(sample)
             del self.samples[kept:]
         return len(dropped)
 
@@ -182,18 +204,38 @@ class SamplePool:
                     f'{self.manifest} line {number}: file must be images/NUMBER.png, got '
                     f'{about["file"]!r}'
                 )
+            if about.get('depth_file') not in (None, about['file'].replace('images/', 'depth/')):
+                raise ValueError(
+                    f'{self.manifest} line {number}: depth_file must be depth/NUMBER.png with the '
+                    f'number of its image, got {about["depth_file"]!r}'
+                )
             samples.append(Sample(**about))
         self._check_images(samples)
         return samples
 
     def _check_images(self, samples: Sequence[Sample]) -> None:
         for number, sample in enumerate(samples, start=1):
-            path = self.path(sample)
-            found = path.stat().st_size if path.is_file() else None
-            if found == sample.bytes:
-                continue
-            what = 'is missing' if found is None else f'has {found} of {sample.bytes} bytes'
-            raise ValueError(
-                f'{self.manifest} line {number} names {sample.file}, which {what}; bring the file '
-                'back, or delete this line and all after it to have them drawn again'
-            )
+            files = [(sample.file, sample.bytes)]
+            if sample.depth_file is not None:
+                files.append((sample.depth_file, sample.depth_bytes))
+            for name, size in files:
+                path = self.folder / name
+                found = path.stat().st_size if path.is_file() else None
+                if found == size:
+                    continue
+                what = 'is missing' if found is None else f'has {found} of {size} bytes'
+                raise ValueError(
+                    f'{self.manifest} line {number} names {name}, which {what}; bring the file '
+                    'back, or delete this line and all after it to have them drawn again'
+                )
+
+    def _unlink(self, sample: Sample) -> None:
+        for path in (self.path(sample), self.depth_path(sample)):
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format='PNG')
+    return buffer.getvalue()

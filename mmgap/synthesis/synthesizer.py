@@ -303,6 +303,7 @@ class Synthesizer:
         for i in range(done, len(batch)):
             pool.append(
                 pixels[i],
+                self._stored(condition, i),
                 label=int(condition.labels[i]),
                 group=None,
                 source_index=batch[i].source,
@@ -314,9 +315,22 @@ class Synthesizer:
                 round=work.round,
                 critic=work.critic,
                 kept=self.critic is None or self.critic.keeps(judged['agreement'][i]),
+                depth_unit=None if condition.depth is None else self.sources.unit,
                 **{name: values[i] for name, values in judged.items()},
             )
         return len(batch) - done
+
+    def _stored(self, condition: Condition, i: int) -> np.ndarray | None:
+        """``(H, W)`` uint16: the depth map of an image as its source's file has it."""
+        if condition.depth is None:
+            return None
+        units = (condition.depth[i, 0].double().cpu() / self.sources.unit).round().numpy()
+        if units.max() > np.iinfo(np.uint16).max:
+            raise ValueError(
+                f'source {condition.indices[i]} has depths of {units.max():.0f} times its unit of '
+                f'{self.sources.unit:g} m, which 16 bits cannot hold'
+            )
+        return units.astype(np.uint16)
 
     @staticmethod
     def _keep(pool: SamplePool, wanted: Callable[[int, Sample], bool]) -> None:

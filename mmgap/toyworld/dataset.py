@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 
 from mmgap.registry import DATASETS
-from mmgap.toyworld.backend import image_path, mask_path
+from mmgap.toyworld.backend import ToyBirdsBackend
 from mmgap.toyworld.renderer import WORLD_VERSION
 from mmgap.toyworld.splits import GROUPS, SIZES, UNLABELLED, record
 from mmgap.toyworld.vocabulary import BIRDS
@@ -61,11 +61,13 @@ class ToyBirds(BaseDataset):
         """Lists the records; those of the guidance splits hold a picture and nothing else."""
         infos = []
         for index in range(self.size):
-            info: dict[str, Any] = {'img_path': image_path(self.split, index)}
+            info: dict[str, Any] = {'img_path': ToyBirdsBackend.image_path(self.split, index)}
             if self.split not in UNLABELLED:
                 drawn = record(self.split, index)
                 info.update(
-                    gt_label=drawn.label, group=drawn.group, mask_path=mask_path(self.split, index)
+                    gt_label=drawn.label,
+                    group=drawn.group,
+                    mask_path=ToyBirdsBackend.truth_path(self.split, index),
                 )
             infos.append(info)
         return infos

@@ -159,6 +159,8 @@ def test_bad_settings(wrong, words):
 )
 def test_missing_operations_say_so_when_called():
     from mmcv.ops import sigmoid_focal_loss
+    from mmcv.utils.ext_loader import check_ops_exist
 
+    assert not check_ops_exist()
     with pytest.raises(RuntimeError, match='is an operation of the full mmcv'):
         sigmoid_focal_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), 2.0, 0.25)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of depth per group, such as night and fog, and in the worst group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+
+from mmgap.registry import METRICS
+
+# Larger is better in these, smaller in all others of MMSegmentation's DepthMetric.
+SHARES = ('d1', 'd2', 'd3')
+
+
+@METRICS.register_module()
+class GroupDepth(BaseMetric):
+    """MMSegmentation's ``DepthMetric`` for each group of images.
+
+    - ``<group>/<metric>``: mean over the images of a group of each of ``DepthMetric``'s metrics:
+      ``abs_rel``, ``rmse`` (metres), ``d1`` …
+    - ``group/<group>``, ``worst_group`` and ``mean`` (the plain average over groups) of the metric
+      ``by``.
+
+    Images without a known pixel are left out. Group names come from ``groups`` in the metainfo of
+    the data set, the group of an image from the data info key ``group``, which must pass the
+    pipeline's last step::
+
+        dict(type='PackSegInputs', meta_keys=('img_path', 'ori_shape', 'img_shape', 'group'))
+
+    Args:
+        by: The metric that groups are compared by.
+        min_depth_eval: Metres; nearer pixels do not count.
+        max_depth_eval: Metres; farther pixels do not count.
+        crop_type: ``'nyu_crop'`` or None, see ``DepthMetric``.
+        collect_device: see :class:`mmengine.evaluator.BaseMetric`.
+        prefix: put before every key, with a slash.
+        collect_dir: see :class:`mmengine.evaluator.BaseMetric`.
+
+    Raises:
+        ValueError: If ``by`` is no metric of ``DepthMetric``.
+        KeyError: If an image has no ``group`` or the metainfo no ``groups``.
+    """
+
+    default_prefix = ''
+
+    def __init__(
+        self,
+        by: str = 'abs_rel',
+        min_depth_eval: float = 0.0,
+        max_depth_eval: float = float('inf'),
+        crop_type: str | None = None,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+        collect_dir: str | None = None,
+    ) -> None:
+        from mmgap.compat import allow_mmcv_without_ops
+
+        allow_mmcv_without_ops()
+        from mmseg.evaluation import DepthMetric
+
+        super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
+        if by not in DepthMetric.METRICS:
+            raise ValueError(f'by must be one of {DepthMetric.METRICS}, got {by!r}')
+        self.by = by
+        # Never its argument depth_metrics, which ends in a TypeError in MMSegmentation 1.2.2.
+        self._upstream = DepthMetric(
+            min_depth_eval=min_depth_eval, max_depth_eval=max_depth_eval, crop_type=crop_type
+        )
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keeps the metrics and the group of each image of a batch.
+
+        Args:
+            data_batch: unused.
+            data_samples: predictions as dicts: ``pred_depth_map``, ``gt_depth_map`` and ``group``.
+        """
+        for sample in data_samples:
+            if 'group' not in sample:
+                raise KeyError(
+                    'GroupDepth: an image has no `group`. The data set must give it, and the last '
+                    'step of the test pipeline must keep it: '
+                    "dict(type='PackSegInputs', meta_keys=(…, 'group')); this image has "
+                    f'{sorted(sample)}'
+                )
+            self._upstream.results = []
+            self._upstream.process(data_batch, [sample])
+            ((depth, prediction),) = self._upstream.results
+            if len(depth):
+                metrics = self._upstream._calc_all_metrics(depth, prediction)
+                # One entry per image: results of several ranks are cut to the data set's size.
+                self.results.append((int(sample['group']), metrics))
+            else:
+                self.results.append((int(sample['group']), None))
+
+    def compute_metrics(
+        self, results: list[tuple[int, dict[str, float] | None]]
+    ) -> dict[str, float]:
+        """Computes the metrics named above.
+
+        Args:
+            results: group and metrics of every image, None for images without a known pixel.
+        """
+        meta = self.dataset_meta or {}
+        if not meta.get('groups'):
+            raise KeyError(
+                'GroupDepth: the metainfo of the data set names no `groups`; add '
+                f"metainfo=dict(groups=('name of group 0', ...)) to it. Found: {sorted(meta)}"
+            )
+        names = tuple(meta['groups'])
+        found: dict[str, float] = {}
+        by = {}
+        for number, name in enumerate(names):
+            own = [metrics for group, metrics in results if group == number and metrics is not None]
+            if not own:
+                continue
+            for metric in self._upstream.METRICS:
+                found[f'{name}/{metric}'] = float(np.mean([metrics[metric] for metrics in own]))
+            by[name] = found[f'{name}/{self.by}']
+        if not by:
+            raise ValueError('GroupDepth: there are no images with known depth to evaluate')
+        worst = min(by.values()) if self.by in SHARES else max(by.values())
+        found.update({f'group/{name}': value for name, value in by.items()})
+        return dict(found, worst_group=worst, mean=float(np.mean(list(by.values()))))

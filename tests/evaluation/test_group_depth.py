@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mmgap.evaluation import GroupDepth
+
+GROUPS = ('clear', 'night', 'fog')
+
+
+def images(number=8, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    for i in range(number):
+        depth, prediction = (0.5 + 20 * torch.rand(1, 6, 5, generator=rng) for _ in range(2))
+        depth[:, :2] = 0
+        yield dict(gt_depth_map=dict(data=depth), pred_depth_map=dict(data=prediction), group=i % 2)
+
+
+def evaluate(samples, groups=GROUPS, **settings):
+    metric = GroupDepth(**settings)
+    metric.dataset_meta = dict(groups=groups)
+    samples = list(samples)
+    metric.process({}, samples[:3])
+    metric.process({}, samples[3:])
+    return metric.evaluate(len(samples))
+
+
+@pytest.mark.parametrize('by', ['abs_rel', 'rmse', 'd1'])
+def test_equals_numpy(by):
+    found = evaluate(images(), by=by)
+    expected = {name: [] for name in GROUPS}
+    for sample in images():
+        depth, told = (sample[k]['data'].numpy() for k in ('gt_depth_map', 'pred_depth_map'))
+        told, depth = told[depth > 0], depth[depth > 0]
+        value = dict(
+            abs_rel=(np.abs(told - depth) / depth).mean(),
+            rmse=np.sqrt(((told - depth) ** 2).mean()),
+            d1=(np.maximum(told / depth, depth / told) < 1.25).mean(),
+        )[by]
+        expected[GROUPS[sample['group']]].append(value)
+    groups = {name: np.mean(values) for name, values in expected.items() if values}
+    assert 'group/fog' not in found
+    for name, value in groups.items():
+        assert found[f'group/{name}'] == pytest.approx(value, rel=1e-5)
+        assert found[f'{name}/{by}'] == found[f'group/{name}']
+    worst = (min if by == 'd1' else max)(groups.values())
+    assert found['worst_group'] == pytest.approx(worst, rel=1e-5)
+    assert found['mean'] == pytest.approx(np.mean(list(groups.values())), rel=1e-5)
+
+
+def test_groups_are_upstreams_metric_on_their_own():
+    from mmseg.evaluation import DepthMetric
+
+    found = evaluate(images())
+    for number, name in enumerate(GROUPS[:2]):
+        upstream = DepthMetric()
+        own = [sample for sample in images() if sample['group'] == number]
+        upstream.process({}, own)
+        for metric, value in upstream.evaluate(len(own)).items():
+            assert found[f'{name}/{metric}'] == pytest.approx(value, rel=1e-6)
+
+
+def test_images_without_known_depth_are_left_out():
+    unknown = next(images(1))
+    unknown['gt_depth_map']['data'].zero_()
+    assert evaluate([*images(), unknown]) == evaluate(images())
+    with pytest.raises(ValueError, match='no images with known depth'):
+        evaluate([unknown])
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="by must be one of .* got 'error'"):
+        GroupDepth(by='error')
+    with pytest.raises(KeyError, match="meta_keys=\\(…, 'group'\\)"):
+        GroupDepth().process({}, [dict(gt_depth_map=1)])
+    with pytest.raises(KeyError, match='names no `groups`'):
+        evaluate(images(), groups=())

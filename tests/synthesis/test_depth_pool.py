@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth maps as labels: from the source through synthesis and pool to the training batch."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmgap.compat import allow_mmcv_without_ops
+from mmgap.datasets import SyntheticDataset, SyntheticMixDataset
+from mmgap.feedback import DepthAdversarialLoss, DepthTarget
+from mmgap.generators import ControlNetGenerator, DepthSourceSet
+from mmgap.search import Judge
+from mmgap.synthesis import SamplePool, Synthesizer
+from tests.pools import ABOUT
+from tests.tiny import tiny_depth_model
+
+
+@pytest.fixture
+def parts(tiny_sd, tiny_controlnet, drawn_depth):
+    generator = ControlNetGenerator(str(tiny_sd), str(tiny_controlnet), size=16, device='cpu')
+    prompts = [generator.prompts.random_prompt(2, i, f'p{i}', label=0) for i in range(2)]
+    return generator, DepthSourceSet(drawn_depth, generator.size), prompts
+
+
+def test_images_lie_beside_the_depth_that_they_were_drawn_for(parts, tmp_path):
+    generator, sources, prompts = parts
+    target, terms = DepthTarget(tiny_depth_model(), (32, 32)), [DepthAdversarialLoss('l1')]
+    pool = SamplePool(tmp_path / 'pool')
+    make = Synthesizer(generator, sources, num_inference_steps=2, batch_size=4, aim=0.5)
+    assert make.run(prompts, 8, pool, target, terms) == 8
+    for sample in SamplePool(tmp_path / 'pool').samples:
+        depth = np.array(Image.open(pool.depth_path(sample)))
+        source = sources.load([sample.source_index])
+        assert depth.dtype == np.uint16 and sample.depth_unit == 1e-3
+        np.testing.assert_allclose(depth / 1000, source.depth[0, 0].numpy(), rtol=1e-6)
+        image = torch.from_numpy(np.array(Image.open(pool.path(sample)))).permute(2, 0, 1) / 255
+        with torch.no_grad(), target.frozen():
+            told = target(image[None], source.depth)
+        assert sample.target_loss_image == pytest.approx(float(told.loss), rel=0.05)
+        assert sample.feedback < 0
+    assert make.run(prompts, 8, pool, target, terms) == 0  # nothing is drawn twice
+    pool.keep(lambda number, _: number < 3)
+    assert sorted(p.name for p in (tmp_path / 'pool' / 'depth').iterdir()) == [
+        f'{i:06d}.png' for i in range(3)
+    ]
+
+
+def test_judge_takes_the_share_of_right_pixels(parts):
+    generator, sources, prompts = parts
+    target = DepthTarget(tiny_depth_model(), (32, 32))
+    judge = Judge(generator, target, sources, num_inference_steps=2, batch_size=4, seed=0)
+    _, hits = judge.ask(prompts[0], range(6))
+    assert 0 < sum(hits) < 6 and any(hit % 1 for hit in hits)
+    assert judge.failure_rate(prompts[0], range(6)) == pytest.approx(1 - sum(hits) / 6)
+
+
+def test_too_deep_for_16_bits(parts, tmp_path):
+    generator, sources, prompts = parts
+    sources._loader.depth_rescale_factor = 1e-4
+    sources._loader.transform = lambda info: dict(
+        info, gt_depth_map=np.full((20, 20), 9.0, np.float32)
+    )
+    with pytest.raises(ValueError, match='has depths of 90000 times its unit of 0.0001 m'):
+        Synthesizer(generator, sources, num_inference_steps=2).run(
+            prompts, 1, SamplePool(tmp_path / 'p')
+        )
+    assert not (tmp_path / 'p').exists()
+
+
+def fill(folder, count=4):
+    """Pictures whose red and green say what the depth is, so that they tell if it moves away."""
+    pool = SamplePool(folder)
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        depth = rng.integers(1000, 9000, (40, 48)).astype(np.uint16)
+        depth[rng.random(depth.shape) < 0.2] = 0
+        image = np.stack([depth >> 8, depth & 255, np.zeros_like(depth)], axis=-1)
+        pool.append(image.astype(np.uint8), depth, **{**ABOUT, 'label': 0, 'depth_unit': 1e-3})
+    return pool
+
+
+def pipeline():
+    allow_mmcv_without_ops()
+    from mmseg.utils import register_all_modules
+
+    register_all_modules()
+    return [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadDepthAnnotation', depth_rescale_factor=1e-3),
+        # Nearest, so that a pixel of the picture can be compared with its depth.
+        dict(type='RandomResize', scale=(48, 40), ratio_range=(1.0, 2.0), interpolation='nearest'),
+        dict(type='RandomCrop', crop_size=(24, 24)),
+        dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
+        dict(type='PackSegInputs', meta_keys=('img_path', 'flip', 'flip_direction')),
+    ]
+
+
+def test_augmentation_moves_picture_and_depth_together(tmp_path):
+    fill(tmp_path)
+    dataset = SyntheticDataset(str(tmp_path), pipeline=pipeline())
+    flips = set()
+    for _ in range(8):
+        for i in range(len(dataset)):
+            sample = dataset[i]
+            blue, green, red = sample['inputs'].int()  # OpenCV's order
+            depth = sample['data_samples'].gt_depth_map.data[0]
+            assert tuple(depth.shape) == (24, 24) and not blue.any()
+            torch.testing.assert_close((256 * red + green) * 1e-3, depth, atol=1e-4, rtol=0)
+            assert (depth == 0).any() and (depth > 0).any()
+            flips.add(sample['data_samples'].flip_direction)
+    assert flips == {None, 'horizontal', 'vertical'}
+
+
+def test_mixes_with_real_depth_data(tmp_path):
+    from mmgap.toyworld import ToyDepth
+
+    fill(tmp_path)
+    real = ToyDepth('train', size=20, pipeline=pipeline())
+    mix = SyntheticMixDataset(real, str(tmp_path), ratio=0.5)
+    np.random.seed(0)
+    paths = [mix[i]['data_samples'].img_path for i in range(20)]
+    generated = sum(path.startswith(str(tmp_path)) for path in paths)
+    assert 3 < generated < 17
+    info = SyntheticDataset(str(tmp_path)).get_data_info(2)
+    assert info['depth_map_path'] == str(tmp_path / 'depth' / '000002.png')
+    assert 'gt_label' not in info and info['seg_fields'] == []
+
+
+def test_a_damaged_pool_names_the_depth_map(tmp_path):
+    pool = fill(tmp_path)
+    lines = pool.manifest.read_text().splitlines()
+    assert json.loads(lines[1])['depth_file'] == 'depth/000001.png'
+    pool.depth_path(pool.samples[1]).write_bytes(b'short')
+    with pytest.raises(ValueError, match='depth/000001.png, which has 5 of'):
+        SamplePool(tmp_path)
+    wrong = dict(json.loads(lines[1]), depth_file='../elsewhere.png')
+    pool.manifest.write_text('\n'.join([lines[0], json.dumps(wrong)]) + '\n')
+    with pytest.raises(ValueError, match="must be depth/NUMBER.png .* '../elsewhere.png'"):
+        SamplePool(tmp_path)
