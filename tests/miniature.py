@@ -110,3 +110,45 @@ def _bird(label: int, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) ->
     if label == 0:
         return ellipse(0, 0, 1.2, 1.0) | ellipse(0.9, -0.9, 0.6, 0.6) | ellipse(1.5, -0.9, 0.4, 0.2)
     return ellipse(0, 0, 1.7, 0.7) | ellipse(1.4, -0.9, 0.25, 1.1) | ellipse(1.7, -1.9, 0.6, 0.3)
+
+
+def draw_taskonomy(
+    folder: Path,
+    buildings: tuple[str, ...],
+    views: int,
+    size: int = 20,
+    between: str = '',
+) -> Path:
+    """A miniature of Taskonomy: pictures, depth in 1/512 m with holes, and masks."""
+    rng = np.random.default_rng(0)
+    for building in buildings:
+        for view in range(views):
+            name = f'point_{view}_view_0_domain'
+            depth = rng.integers(400, 4000, (size, size)).astype(np.uint16)
+            depth[:2] = 65535
+            mask = np.full((size, size), 255, np.uint8)
+            mask[:, :3] = 0
+            for domain, what, pixels in (
+                ('rgb', 'rgb', rng.integers(0, 256, (size, size, 3), dtype=np.uint8)),
+                ('depth_zbuffer', 'depth_zbuffer', depth),
+                ('mask_valid', 'depth_zbuffer', mask),
+            ):
+                place = folder / domain / between / building
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(place / f'{name}_{what}.png')
+    return folder
+
+
+def draw_nyu(folder: Path, size: tuple[int, int], count: int = 4) -> Path:
+    """A miniature of NYU in MMSegmentation's layout; ``size`` is width and height."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'test'):
+        for kind in ('images', 'annotations'):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            image = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+            depth = rng.integers(800, 9000, (size[1], size[0])).astype(np.uint16)
+            depth[:2] = 0
+            Image.fromarray(image).save(folder / 'images' / split / f'bedroom_{i:04d}.jpg')
+            Image.fromarray(depth).save(folder / 'annotations' / split / f'bedroom_{i:04d}.png')
+    return folder

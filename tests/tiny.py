@@ -144,42 +144,46 @@ def tiny_classifier(classes: int = 2, smooth: bool = False) -> torch.nn.Module:
     return model
 
 
-def tiny_depth_model(loss: str = 'mmgap.MaskedL1Loss') -> torch.nn.Module:
+def tiny_depth_model() -> torch.nn.Module:
     """A DepthEstimator of MMSegmentation with an untrained ResNet and one of our heads."""
     from mmengine.config import ConfigDict
-    from mmseg.registry import MODELS
 
     import mmgap.models  # noqa: F401  before mmseg: see mmgap.compat
 
+    from mmseg.registry import MODELS  # isort: skip
+
     torch.manual_seed(1)
-    return MODELS.build(
-        dict(
-            type='mmseg.DepthEstimator',
-            data_preprocessor=dict(
-                type='mmseg.SegDataPreProcessor',
-                mean=[127.5] * 3,
-                std=[127.5] * 3,
-                bgr_to_rgb=True,
-                seg_pad_val=0,
-            ),
-            backbone=dict(
-                type='mmseg.ResNetV1c',
-                depth=18,
-                base_channels=8,
-                stem_channels=8,
-                norm_cfg=dict(type='BN'),
-            ),
-            decode_head=dict(
-                type='mmgap.ConvDepthHead',
-                in_channels=[8, 16, 32, 64],
-                in_index=[0, 1, 2, 3],
-                input_transform='resize_concat',
-                channels=16,
-                norm_cfg=dict(type='BN'),
-                max_depth=20.0,
-                loss_decode=dict(type=loss),
-            ),
-            train_cfg=dict(),
-            test_cfg=ConfigDict(mode='whole'),
-        )
+    return MODELS.build(ConfigDict(tiny_depth_config()))
+
+
+def tiny_depth_config() -> dict:
+    """Config of :func:`tiny_depth_model`."""
+    return dict(
+        type='mmseg.DepthEstimator',
+        data_preprocessor=dict(
+            type='mmseg.SegDataPreProcessor',
+            mean=[127.5] * 3,
+            std=[127.5] * 3,
+            bgr_to_rgb=True,
+            seg_pad_val=0,
+        ),
+        backbone=dict(
+            type='mmseg.ResNetV1c',
+            depth=18,
+            base_channels=8,
+            stem_channels=8,
+            norm_cfg=dict(type='BN'),
+        ),
+        decode_head=dict(
+            type='mmgap.ConvDepthHead',
+            in_channels=[8, 16, 32, 64],
+            in_index=[0, 1, 2, 3],
+            input_transform='resize_concat',
+            channels=16,
+            norm_cfg=dict(type='BN'),
+            max_depth=20.0,
+            loss_decode=dict(type='mmgap.MaskedL1Loss'),
+        ),
+        train_cfg=dict(),
+        test_cfg=dict(mode='whole'),
     )

@@ -11,9 +11,6 @@ from mmengine.evaluator import BaseMetric
 
 from mmgap.registry import METRICS
 
-# Larger is better in these, smaller in all others of MMSegmentation's DepthMetric.
-SHARES = ('d1', 'd2', 'd3')
-
 
 @METRICS.register_module()
 class GroupDepth(BaseMetric):
@@ -21,8 +18,8 @@ class GroupDepth(BaseMetric):
 
     - ``<group>/<metric>``: mean over the images of a group of each of ``DepthMetric``'s metrics:
       ``abs_rel``, ``rmse`` (metres), ``d1`` …
-    - ``group/<group>``, ``worst_group`` and ``mean`` (the plain average over groups) of the metric
-      ``by``.
+    - ``group/<group>``, ``worst_group`` (the largest) and ``mean`` (the plain average over groups)
+      of ``abs_rel``.
 
     Images without a known pixel are left out. Group names come from ``groups`` in the metainfo of
     the data set, the group of an image from the data info key ``group``, which must pass the
@@ -31,7 +28,6 @@ class GroupDepth(BaseMetric):
         dict(type='PackSegInputs', meta_keys=('img_path', 'ori_shape', 'img_shape', 'group'))
 
     Args:
-        by: The metric that groups are compared by.
         min_depth_eval: Metres; nearer pixels do not count.
         max_depth_eval: Metres; farther pixels do not count.
         crop_type: ``'nyu_crop'`` or None, see ``DepthMetric``.
@@ -40,7 +36,7 @@ class GroupDepth(BaseMetric):
         collect_dir: see :class:`mmengine.evaluator.BaseMetric`.
 
     Raises:
-        ValueError: If ``by`` is no metric of ``DepthMetric``.
+        ValueError: If no image has known depth.
         KeyError: If an image has no ``group`` or the metainfo no ``groups``.
     """
 
@@ -48,7 +44,6 @@ class GroupDepth(BaseMetric):
 
     def __init__(
         self,
-        by: str = 'abs_rel',
         min_depth_eval: float = 0.0,
         max_depth_eval: float = float('inf'),
         crop_type: str | None = None,
@@ -62,9 +57,6 @@ class GroupDepth(BaseMetric):
         from mmseg.evaluation import DepthMetric
 
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
-        if by not in DepthMetric.METRICS:
-            raise ValueError(f'by must be one of {DepthMetric.METRICS}, got {by!r}')
-        self.by = by
         # Never its argument depth_metrics, which ends in a TypeError in MMSegmentation 1.2.2.
         self._upstream = DepthMetric(
             min_depth_eval=min_depth_eval, max_depth_eval=max_depth_eval, crop_type=crop_type
@@ -111,16 +103,16 @@ class GroupDepth(BaseMetric):
             )
         names = tuple(meta['groups'])
         found: dict[str, float] = {}
-        by = {}
+        errors = {}
         for number, name in enumerate(names):
             own = [metrics for group, metrics in results if group == number and metrics is not None]
             if not own:
                 continue
             for metric in self._upstream.METRICS:
                 found[f'{name}/{metric}'] = float(np.mean([metrics[metric] for metrics in own]))
-            by[name] = found[f'{name}/{self.by}']
-        if not by:
+            errors[name] = found[f'{name}/abs_rel']
+        if not errors:
             raise ValueError('GroupDepth: there are no images with known depth to evaluate')
-        worst = min(by.values()) if self.by in SHARES else max(by.values())
-        found.update({f'group/{name}': value for name, value in by.items()})
-        return dict(found, worst_group=worst, mean=float(np.mean(list(by.values()))))
+        found.update({f'group/{name}': error for name, error in errors.items()})
+        mean = float(np.mean(list(errors.values())))
+        return dict(found, worst_group=max(errors.values()), mean=mean)

@@ -4,7 +4,7 @@
 from mmgap.feedback.adversarial_loss import AdversarialLoss, adversarial_loss
 from mmgap.feedback.base import Draft, Feedback, total_feedback
 from mmgap.feedback.clip_model import ClipModel
-from mmgap.feedback.critics import ClipCritic, Critic, ModelCritic, diversity
+from mmgap.feedback.critics import ClipCritic, Critic, DepthCritic, ModelCritic, diversity
 from mmgap.feedback.depth_adversarial_loss import DepthAdversarialLoss
 from mmgap.feedback.depth_errors import masked_l1, scale_shift_invariant_mae, silog
 from mmgap.feedback.depth_target import DepthOutput, DepthTarget
@@ -20,6 +20,7 @@ __all__ = [
     'ClipModel',
     'Critic',
     'DepthAdversarialLoss',
+    'DepthCritic',
     'DepthOutput',
     'DepthTarget',
     'Draft',

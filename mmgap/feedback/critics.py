@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmgap.compat import allow_checkpoint_history
 from mmgap.feedback.clip_model import ClipModel
+from mmgap.feedback.depth_target import DepthTarget
 from mmgap.feedback.target_model import TargetModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.registry import TASK_UTILS
@@ -173,23 +174,12 @@ class ModelCritic(Critic):
         """
         if self._target is not None:
             return
-        from mmengine.device import get_device
-
-        settings = Config.fromfile(self.config)
-        init_default_scope(settings.get('default_scope', 'mmpretrain'))
-        model = settings.model
-        if settings.get('data_preprocessor') is not None:
-            model.setdefault('data_preprocessor', settings.data_preprocessor)
-        number = model.head.get('num_classes')
+        number = Config.fromfile(self.config).model.get('head', {}).get('num_classes')
         if number is not None and number != len(classes):
             raise ValueError(
                 f'ModelCritic config={self.config!r} has {number} classes, the data {len(classes)}'
             )
-        network = MODELS.build(model)
-        allow_checkpoint_history()
-        load_checkpoint(network, self.checkpoint, map_location='cpu', strict=True)
-        pipeline = settings.test_dataloader.dataset.pipeline
-        self._target = TargetModel.from_pipeline(network.to(get_device()).eval(), pipeline)
+        self._target = _load(TargetModel, self.config, self.checkpoint)
 
     def fingerprint(self) -> str:
         """Names weights and input."""
@@ -204,6 +194,48 @@ class ModelCritic(Critic):
             logits = self._target(images, labels).logits
         labels = labels.to(logits.device)
         return logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
+
+
+@TASK_UTILS.register_module()
+class DepthCritic(ModelCritic):
+    """A depth model that was trained independently of the target: does it see the same depth?
+
+    Args:
+        config: Config file of the depth model; its test pipeline says size and channel order.
+        checkpoint: Its weights.
+        threshold: As for :class:`Critic`.
+    """
+
+    def prepare(self, classes: Sequence[str]) -> None:
+        """Build the depth model.
+
+        Raises:
+            RuntimeError: If the checkpoint does not fit.
+        """
+        if self._target is None:
+            self._target = _load(DepthTarget, self.config, self.checkpoint)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
+        """``(B,)``: share of known pixels that it sees within a factor of 1.25 of the label."""
+        with self._target.frozen():
+            return self._target(images, labels).hits(labels)
+
+
+def _load(kind: type[TargetModel], config: str, checkpoint: str) -> TargetModel:
+    """The model of a config file with a checkpoint's weights, as a judge of images."""
+    from mmengine.device import get_device
+
+    settings = Config.fromfile(config)
+    init_default_scope(settings.get('default_scope', 'mmpretrain'))
+    model = settings.model
+    if settings.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', settings.data_preprocessor)
+    network = MODELS.build(model)
+    allow_checkpoint_history()
+    load_checkpoint(network, checkpoint, map_location='cpu', strict=True)
+    pipeline = settings.test_dataloader.dataset.pipeline
+    return kind.from_pipeline(network.to(get_device()).eval(), pipeline)
 
 
 @torch.no_grad()

@@ -74,7 +74,8 @@ class TargetModel:
         The last resize or centre crop says the size; where there is none, images stay as they are.
 
         Raises:
-            ValueError: If the pipeline does not start from an image file.
+            ValueError: If the pipeline does not start from an image file, or gives images no fixed
+                size.
         """
         size, order, loads = None, 'bgr', False
         for transform in pipeline:
@@ -90,6 +91,11 @@ class TargetModel:
                 value = value if isinstance(value, int) else value and tuple(value)[::-1]
             else:
                 value = transform.get('crop_size') or transform.get('scale')
+                if transform.get('keep_ratio'):
+                    raise ValueError(
+                        f'the test pipeline resizes to {value} and keeps the ratio, which gives '
+                        'images no fixed size; give target=dict(input_size=(height, width))'
+                    )
             if value:
                 size = (value, value) if isinstance(value, int) else tuple(value)[::-1]
         if not loads:

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from operator import gt, lt
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ from mmgap.synthesis.contact_sheet import write_contact_sheet
 class GAPHook(Hook):
     """Close the loop: search prompts against the model in training, draw, mix in, train on.
 
-    Add it to ``custom_hooks`` of any MMPretrain config whose training data have masks. If the
+    Add it to ``custom_hooks`` of any MMPretrain config whose training data have masks, or of any
+    config of MMSegmentation's depth models. If the
     config names no :class:`mmgap.SyntheticMixDataset`, the hook wraps the training data in one
     that replaces: the epoch stays as long as it was.
 
@@ -75,8 +77,9 @@ class GAPHook(Hook):
         interval: Epochs (or iterations) between two rounds.
         budget: Images of all rounds together.
         max_seconds: No further round begins once searches and syntheses have taken so long.
-        plateau: No further round begins once the validation's worst group has not risen for so
-            many rounds. Needs a val_dataloader and :class:`mmgap.GroupAccuracy`.
+        plateau: No further round begins once the validation's worst group has not become better for
+            so many rounds. Needs a val_dataloader and :class:`mmgap.GroupAccuracy` or
+            :class:`mmgap.GroupDepth`.
         seed: Seed of every draw; the Runner's by default.
 
     Raises:
@@ -245,11 +248,14 @@ class GAPHook(Hook):
             return None
         report = self._evaluate(runner, 'val')
         if report['worst_group'] is None:
-            raise ValueError('plateau needs mmgap.GroupAccuracy in val_evaluator')
+            raise ValueError(
+                'plateau needs mmgap.GroupAccuracy or mmgap.GroupDepth in val_evaluator'
+            )
         known = self.state['validation']
         known[self.state['rounds_done'] :] = [report['worst_group']]
-        best = max(known[: -self.plateau], default=None)
-        if best is None or max(known[-self.plateau :]) > best:
+        best_of, better = (max, gt) if report['measure'] == 'accuracy' else (min, lt)
+        best = best_of(known[: -self.plateau], default=None)
+        if best is None or better(best_of(known[-self.plateau :]), best):
             return None
         return f'worst group on val is {known[-1]:.3f}, it was {best:.3f} {self.plateau} rounds ago'
 

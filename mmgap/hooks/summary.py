@@ -15,10 +15,14 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
         metrics: What MMEngine's evaluator returned, names with or without a prefix.
 
     Returns:
-        ``worst_group``, ``mean``, ``adjusted`` and ``groups`` as fractions in [0, 1], None where
-        the evaluator has no :class:`mmgap.GroupAccuracy`; and all ``metrics`` as they were.
+        ``measure``: ``'accuracy'``, or ``'abs_rel'`` (lower is better) where the evaluator has a
+        :class:`mmgap.GroupDepth`. In it ``worst_group``, ``mean``, ``adjusted`` and ``groups``;
+        accuracies as fractions in [0, 1]; None where the evaluator knows no groups. And all
+        ``metrics`` as they were.
     """
     report: dict[str, Any] = dict(worst_group=None, mean=None, adjusted=None, groups={})
+    depth = any(name.rpartition('/')[2] == 'abs_rel' for name in metrics)
+    report['measure'] = 'abs_rel' if depth else 'accuracy'
     plain = {}
     for name, value in metrics.items():
         value = float(value)
@@ -58,12 +62,14 @@ def environment(metainfo: Mapping[str, Any]) -> dict[str, str]:
 def summary_table(summary: Mapping[str, Any]) -> str:
     """The summary as text: accuracy before and after, prompts, images, seconds."""
     before, after = summary['before'] or {}, summary['after'] or {}
-    lines = ['', f'{"accuracy on test":<28}{"before":>9}{"after":>9}']
+    measure = (after or before).get('measure', 'accuracy')
+    title = 'AbsRel on test (lower is better)' if measure == 'abs_rel' else 'accuracy on test'
+    lines = ['', f'{title:<32}{"before":>9}{"after":>9}']
     names = {**before.get('groups', {}), **after.get('groups', {})}
     for name in names:
         pair = (before.get('groups', {}).get(name), after.get('groups', {}).get(name))
         lines.append(_row(name, *pair))
-    for name in ('worst_group', 'mean', 'adjusted'):
+    for name in ('worst_group', 'mean', *(['adjusted'] if measure == 'accuracy' else [])):
         lines.append(_row(name.replace('_', ' '), before.get(name), after.get(name)))
     if not names:
         metrics = {**before.get('metrics', {}), **after.get('metrics', {})}
@@ -101,4 +107,4 @@ def _of_the_critic(about: Mapping[str, Any]) -> str:
 def _row(name: str, before: float | None, after: float | None) -> str:
     before_text = '-' if before is None else f'{before:.3f}'
     after_text = '-' if after is None else f'{after:.3f}'
-    return f'  {name:<26}{before_text:>9}{after_text:>9}'
+    return f'  {name:<30}{before_text:>9}{after_text:>9}'

@@ -15,7 +15,7 @@ from mmgap.feedback import (
     masked_l1,
     scale_shift_invariant_mae,
 )
-from tests.tiny import tiny_classifier, tiny_depth_model
+from tests.tiny import tiny_classifier, tiny_depth_config, tiny_depth_model
 
 SIZE = (32, 32)
 
@@ -125,3 +125,29 @@ def test_what_does_not_fit(judged):
         DepthAdversarialLoss('l2')
     with pytest.raises(ValueError, match='floor=0.1 would switch the term off'):
         DepthAdversarialLoss(floor=0.1)
+
+
+def test_critic_takes_the_share_that_another_model_sees_alike(judged, tmp_path):
+    from mmgap.feedback import DepthCritic
+
+    model, images, depth = judged
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'other.pth')
+    config = tmp_path / 'other.py'
+    config.write_text(
+        "custom_imports = dict(imports=['mmgap', 'mmgap.models'])\n"
+        f'model = {tiny_depth_config()!r}\n'
+        "default_scope = 'mmseg'\n"
+        'test_dataloader = dict(dataset=dict(pipeline=[\n'
+        "    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(32, 32))]))\n"
+    )
+    critic = DepthCritic(str(config), str(tmp_path / 'other.pth'), threshold=0.9)
+    critic.prepare(('scene',))
+    target = DepthTarget(model, SIZE)
+    with torch.no_grad(), target.frozen():
+        expected = target(images, depth).hits()
+        seen = target(images, depth).prediction
+    assert torch.equal(critic(images, depth > 0, depth), expected)
+    agreed = critic(images, depth > 0, seen)
+    assert agreed.tolist() == [1, 1, 1] and critic.keeps(1.0)
+    assert not critic.keeps(float(expected.max()))
+    assert critic.fingerprint() == critic.fingerprint()

@@ -1,0 +1,77 @@
+# Adversarial prompts for a DPT on NYU Depth v2: the paper's generator, prompts, search and loss for
+# DPT (it has Taskonomy and omnidata instead of NYU). The training schedule is ours.
+#
+# Data: data/nyu, as MMSegmentation prepares it. Weights: folders or hub ids, in
+# _base_/depth_sd15.py; the ViT's as for MMSegmentation's DPT configs.
+_base_ = ['_base_/depth_runtime.py', '_base_/nyu.py', '_base_/depth_sd15.py']
+custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
+
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='DepthEstimator',
+    data_preprocessor={{_base_.data_preprocessor}},
+    backbone=dict(
+        type='VisionTransformer',
+        img_size=(480, 480),
+        embed_dims=768,
+        num_layers=12,
+        num_heads=12,
+        out_indices=(2, 5, 8, 11),
+        final_norm=False,
+        with_cls_token=True,
+        output_cls_token=True,
+        init_cfg=dict(type='Pretrained', checkpoint='pretrain/vit-b16_p16_224-80ecf9dd.pth'),
+    ),
+    decode_head=dict(
+        type='mmgap.DPTDepthHead',
+        in_channels=(768, 768, 768, 768),
+        in_index=(0, 1, 2, 3),
+        input_transform='multiple_select',
+        channels=256,
+        embed_dims=768,
+        post_process_channels=[96, 192, 384, 768],
+        readout_type='project',
+        norm_cfg=norm_cfg,
+        max_depth=10.0,
+        loss_decode=[
+            dict(type='mmgap.RobustSiLogLoss'),
+            dict(type='mmgap.ScaleShiftInvariantLoss', gradient_weight=0.5, loss_weight=0.1),
+        ],
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)
+optim_wrapper = dict(
+    optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
+    paramwise_cfg=dict(norm_decay_mult=0.0),
+)
+train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=2)
+val_cfg = dict()
+test_cfg = dict()
+randomness = dict(seed=0)
+default_hooks = dict(checkpoint=dict(interval=2, max_keep_ckpts=2))
+
+custom_hooks = [
+    dict(
+        type='mmgap.GAPHook',
+        generator={{_base_.generator}},
+        feedback=[dict(type='mmgap.DepthAdversarialLoss', loss='ssi')],
+        search=dict(
+            prompts_per_class=32,
+            tokens=[1, 8, 16, 32],
+            steps=2000,
+            num_inference_steps=5,
+            images_per_prompt=8,
+            batch_size=8,
+            stop_loss=-1.0,
+            optim_wrapper=dict(
+                type='OptimWrapper', optimizer=dict(type='AdamW', lr=5e-4, weight_decay=1e-3)
+            ),
+        ),
+        synthesis=dict(num_inference_steps=15, batch_size=8),
+        target=dict(input_size=(480, 480)),
+        ratio=0.5,
+        start=10,
+        budget=24000,
+    )
+]

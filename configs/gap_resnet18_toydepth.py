@@ -1,0 +1,66 @@
+# Adversarial prompts for depth on the embedded world: everything real, only small.
+_base_ = ['_base_/depth_runtime.py', '_base_/toydepth.py']
+custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
+
+model = dict(
+    type='DepthEstimator',
+    data_preprocessor={{_base_.data_preprocessor}},
+    backbone=dict(
+        type='mmpretrain.ResNet',
+        depth=18,
+        base_channels=32,
+        stem_channels=32,
+        deep_stem=True,
+        out_indices=(0, 1, 2, 3),
+        # Stands in for ImageNet weights: has seen birds and places.
+        init_cfg=dict(type='Pretrained', checkpoint='mmgap://toybirds-resnet18', prefix='backbone'),
+    ),
+    decode_head=dict(
+        type='mmgap.ConvDepthHead',
+        in_channels=[32, 64, 128, 256],
+        in_index=[0, 1, 2, 3],
+        input_transform='resize_concat',
+        channels=64,
+        dropout_ratio=0.0,
+        norm_cfg=dict(type='BN', requires_grad=True),
+        max_depth=60.0,
+        loss_decode=dict(type='mmgap.RobustSiLogLoss'),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-2))
+train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=4)
+val_cfg = dict()
+test_cfg = dict()
+randomness = dict(seed=0)
+default_hooks = dict(checkpoint=dict(interval=4, max_keep_ckpts=1))
+
+custom_hooks = [
+    dict(
+        type='mmgap.GAPHook',
+        generator=dict(
+            type='mmgap.ControlNetGenerator',
+            model='mmgap://toybirds-sd',
+            controlnet='mmgap://toybirds-controlnet',
+            guidance_scale=5.0,
+            eta=1.0,
+            autocast='bfloat16',
+        ),
+        feedback=[dict(type='mmgap.DepthAdversarialLoss')],
+        search=dict(
+            prompts_per_class=8,
+            tokens=5,
+            steps=20,
+            num_inference_steps=5,
+            images_per_prompt=3,
+            batch_size=24,
+            holdout=8,
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
+        ),
+        synthesis=dict(num_inference_steps=10, batch_size=40),
+        ratio=0.5,
+        start=6,
+        budget=400,
+    )
+]

@@ -1,0 +1,56 @@
+# Adversarial prompts for a U-Net on Taskonomy's depth: the paper's settings for generator, prompts
+# and search, also the loss at which a prompt is done. The training schedule is ours.
+#
+# Data: data/taskonomy (see README). Weights: folders or hub ids, in _base_/depth_sd15.py.
+_base_ = ['_base_/depth_runtime.py', '_base_/taskonomy.py', '_base_/depth_sd15.py']
+custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
+
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='DepthEstimator',
+    data_preprocessor={{_base_.data_preprocessor}},
+    backbone=dict(type='UNet', base_channels=64, norm_cfg=norm_cfg),
+    decode_head=dict(
+        type='mmgap.ConvDepthHead',
+        in_channels=64,
+        in_index=4,
+        channels=64,
+        num_convs=1,
+        concat_input=False,
+        norm_cfg=norm_cfg,
+        max_depth=20.0,
+        loss_decode=dict(type='mmgap.MaskedL1Loss'),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=5e-4, weight_decay=2e-6))
+train_cfg = dict(by_epoch=True, max_epochs=40, val_interval=5)
+val_cfg = dict()
+test_cfg = dict()
+randomness = dict(seed=0)
+default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2))
+
+custom_hooks = [
+    dict(
+        type='mmgap.GAPHook',
+        generator={{_base_.generator}},
+        feedback=[dict(type='mmgap.DepthAdversarialLoss', loss='l1')],
+        search=dict(
+            prompts_per_class=32,
+            tokens=[1, 8, 16, 32],
+            steps=2000,
+            num_inference_steps=5,
+            images_per_prompt=8,
+            batch_size=8,
+            stop_loss=-0.08,  # metres
+            optim_wrapper=dict(
+                type='OptimWrapper', optimizer=dict(type='AdamW', lr=5e-4, weight_decay=1e-3)
+            ),
+        ),
+        synthesis=dict(num_inference_steps=15, batch_size=8),
+        ratio=0.5,
+        start=20,
+        budget=80000,
+    )
+]

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The depth configs from end to end, on miniatures and with tiny weights of their classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from mmgap.prompts import load_prompts
+from mmgap.synthesis import SamplePool
+from tests.miniature import draw_nyu, draw_taskonomy
+
+ROOT = Path(__file__).parents[1]
+RESNET = dict(base_channels=8, stem_channels=8, init_cfg=None, depth=18)
+# What makes each model tiny; nothing else of it is changed.
+TINY = {
+    'gap_unet_taskonomy-depth': dict(
+        backbone=dict(base_channels=4), decode_head=dict(in_channels=4, channels=4)
+    ),
+    'gap_dpt-vit-b16_nyu-depth': dict(
+        backbone=dict(
+            img_size=(32, 32),
+            embed_dims=16,
+            num_layers=4,
+            num_heads=2,
+            out_indices=(0, 1, 2, 3),
+            init_cfg=None,
+        ),
+        decode_head=dict(
+            in_channels=(16,) * 4,
+            channels=8,
+            embed_dims=16,
+            post_process_channels=[4, 8, 16, 16],
+        ),
+    ),
+    'gap_resnet50_nyu-depth': dict(
+        backbone=RESNET, decode_head=dict(in_channels=[8, 16, 32, 64], channels=8)
+    ),
+    'gap_resnet18_toydepth': dict(
+        backbone=dict(base_channels=8, stem_channels=8, init_cfg=None),
+        decode_head=dict(in_channels=[8, 16, 32, 64], channels=8),
+    ),
+}
+
+
+def miniature(name: str, folder: Path, weights: Path, controlnet: Path) -> Config:
+    """A config with small numbers and a drawn miniature of its data."""
+    config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    data = folder / 'data'
+    if 'taskonomy' in name:
+        draw_taskonomy(data, buildings=('allensville', 'beechwood'), views=4, size=48)
+    elif 'nyu' in name:
+        draw_nyu(data, size=(640, 480) if 'resnet' in name else (64, 48))
+    config.merge_from_dict(
+        {
+            'work_dir': str(folder / 'work'),
+            'model': TINY[name],
+            'train_cfg.max_epochs': 2,
+            'train_cfg.val_interval': 2,
+            'default_hooks.checkpoint.interval': 1,
+            'default_hooks.logger.interval': 1,
+        }
+    )
+    for part in ('train', 'val', 'test'):
+        loader = config[f'{part}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False, batch_size=4)
+        if 'data_root' in loader.dataset:
+            loader.dataset.data_root = str(data)
+        if name.endswith('toydepth'):
+            loader.dataset.size = 8
+    settings = config.custom_hooks[0]
+    settings.generator.update(
+        model=str(weights), controlnet=str(controlnet), size=16, negative_prompt='a b'
+    )
+    settings.search.update(
+        steps=2, prompts_per_class=2, tokens=[1, 8], images_per_prompt=2, batch_size=4, holdout=2
+    )
+    settings.synthesis.update(num_inference_steps=2)
+    settings.update(start=1, budget=6)
+    return config
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_config(name, tmp_path, tiny_sd, tiny_controlnet):
+    config = miniature(name, tmp_path, tiny_sd, tiny_controlnet)
+    if 'dpt' in name:  # 480 pixels take minutes here
+        for part in ('train', 'val', 'test'):
+            config[f'{part}_dataloader'].dataset.pipeline = [
+                step
+                if step['type'] not in ('Resize', 'RandomCrop')
+                else dict(type='Resize', scale=(32, 32))
+                for step in config[f'{part}_dataloader'].dataset.pipeline
+            ]
+        config.model.data_preprocessor.size = (32, 32)
+        config.custom_hooks[0].target = dict(input_size=(32, 32))
+    init_default_scope('mmseg')
+    Runner.from_cfg(config).train()
+    gap = tmp_path / 'work' / 'gap'
+    summary = json.loads((gap / 'summary.json').read_text())
+    (first,) = summary['rounds']
+    assert first['images'] == 6
+    assert summary['after']['measure'] == 'abs_rel'
+    prompts = {prompt.id: prompt for prompt in load_prompts(gap / 'prompts')}
+    assert {len(p.embeddings) for p in prompts.values()} == {1, 8}
+    pool = SamplePool(gap / 'pool')
+    unit = 1 / 512 if 'taskonomy' in name else 1e-3
+    assert all(sample.depth_unit == pytest.approx(unit) for sample in pool.samples)
+    if name.endswith('toydepth'):
+        groups = summary['after']['groups']
+        assert set(groups) == {'clear', 'night', 'fog', 'corruptions'}
+        assert summary['after']['worst_group'] == max(groups.values())
