@@ -16,6 +16,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from mmgap.compat import allow_mmcv_without_ops
+
 
 def tiny_tokenizer() -> CLIPTokenizer:
     """Letters only: every letter is a token, with and without an end of word."""
@@ -148,9 +150,10 @@ def tiny_depth_model() -> torch.nn.Module:
     """A DepthEstimator of MMSegmentation with an untrained ResNet and one of our heads."""
     from mmengine.config import ConfigDict
 
-    import mmgap.models  # noqa: F401  before mmseg: see mmgap.compat
+    allow_mmcv_without_ops()
+    from mmseg.registry import MODELS
 
-    from mmseg.registry import MODELS  # isort: skip
+    import mmgap.models  # noqa: F401  the heads
 
     torch.manual_seed(1)
     return MODELS.build(ConfigDict(tiny_depth_config()))

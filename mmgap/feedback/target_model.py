@@ -77,7 +77,7 @@ class TargetModel:
             ValueError: If the pipeline does not start from an image file, or gives images no fixed
                 size.
         """
-        size, order, loads = None, 'bgr', False
+        size, ratio, order, loads = None, None, 'bgr', False
         for transform in pipeline:
             kind = transform.get('type', '')
             kind = kind.__name__ if isinstance(kind, type) else str(kind)
@@ -91,15 +91,17 @@ class TargetModel:
                 value = value if isinstance(value, int) else value and tuple(value)[::-1]
             else:
                 value = transform.get('crop_size') or transform.get('scale')
-                if transform.get('keep_ratio'):
-                    raise ValueError(
-                        f'the test pipeline resizes to {value} and keeps the ratio, which gives '
-                        'images no fixed size; give target=dict(input_size=(height, width))'
-                    )
+            # A crop after it would fix the size again.
+            ratio = value if transform.get('keep_ratio') else None
             if value:
                 size = (value, value) if isinstance(value, int) else tuple(value)[::-1]
         if not loads:
             raise ValueError('the test pipeline loads no image; give target=dict(input_size=…)')
+        if ratio is not None:
+            raise ValueError(
+                f'the test pipeline resizes to {ratio} and keeps the ratio, which gives images no '
+                'fixed size; give target=dict(input_size=(height, width))'
+            )
         return cls(model, size, order)
 
     @contextmanager

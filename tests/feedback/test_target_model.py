@@ -255,6 +255,12 @@ def test_bad_targets():
         TargetModel(model, channel_order='gbr')
     with pytest.raises(ValueError, match='loads no image'):
         TargetModel.from_pipeline(model, [dict(type='PackInputs')])
+    resize = dict(type='Resize', scale=(2000, 480), keep_ratio=True)
+    with pytest.raises(ValueError, match='keeps the ratio.*give target=dict'):
+        TargetModel.from_pipeline(model, [dict(type='LoadImageFromFile'), resize])
+    crop = dict(type='CenterCrop', crop_size=224)
+    cropped = TargetModel.from_pipeline(model, [dict(type='LoadImageFromFile'), resize, crop])
+    assert cropped.input_size == (224, 224)
     headless = build_classifier(
         dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18, base_channels=8))
     )

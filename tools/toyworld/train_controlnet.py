@@ -26,7 +26,7 @@ from common import (
     write_meta,
 )
 from torch import nn
-from train_sd import FIRST_TIME, build_scheduler, draw_caption, encode_latents
+from train_sd import add_noise, build_scheduler, draw_caption, encode_latents
 
 from mmgap.generators import InverseDepth
 from mmgap.toyworld.depth_splits import MAX_DEPTH
@@ -101,15 +101,7 @@ def main() -> None:
             return_tensors='pt',
         ).input_ids.to(args.device)
         clean = latents[index].float().to(args.device)
-        noise = torch.randn(clean.shape, generator=generator).to(args.device)
-        times = (
-            torch.randperm(len(index), generator=generator)
-            + torch.rand(len(index), generator=generator)
-        ) / len(index)
-        times = (FIRST_TIME + times * (1000 - FIRST_TIME)).long().clamp(max=999).to(args.device)
-        a = alphas[times].sqrt()[:, None, None, None]
-        b = (1 - alphas[times]).sqrt()[:, None, None, None]
-        noisy = (a * clean + b * noise).contiguous(memory_format=torch.channels_last)
+        noisy, truth, times = add_noise(clean, alphas, generator)
         shown = (control[index].float() / 255).expand(-1, 3, -1, -1).to(args.device)
         with autocast(args.device):
             with torch.no_grad():
@@ -122,7 +114,7 @@ def main() -> None:
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
             ).sample
-        loss = (output.float() - (a * noise - b * clean)).pow(2).mean()
+        loss = (output.float() - truth).pow(2).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

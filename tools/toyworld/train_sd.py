@@ -113,6 +113,22 @@ def draw_caption(scene, rng: np.random.Generator) -> str:
     return caption(scene, rng)
 
 
+def add_noise(
+    clean: torch.Tensor, alphas: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents (B, 4, h, w) as a step of training sees them: noisy, what to predict, times."""
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    # One stratum per sample: a batch covers all times evenly.
+    number = len(clean)
+    strata = torch.randperm(number, generator=generator)
+    times = (strata + torch.rand(number, generator=generator)) / number
+    times = (FIRST_TIME + times * (1000 - FIRST_TIME)).long().clamp(max=999).to(clean.device)
+    a = alphas[times].sqrt()[:, None, None, None]
+    b = (1 - alphas[times]).sqrt()[:, None, None, None]
+    noisy = (a * clean + b * noise).contiguous(memory_format=torch.channels_last)
+    return noisy, a * noise - b * clean, times
+
+
 def save_pipeline(networks: nn.ModuleDict, vae, folder: Path) -> None:
     """Writes the pipeline in half precision, whole or not at all."""
     from diffusers import StableDiffusionInpaintPipeline
@@ -186,20 +202,11 @@ def main() -> None:
             return_tensors='pt',
         ).input_ids.to(args.device)
         clean = latents[index].float().to(args.device)
-        noise = torch.randn(clean.shape, generator=generator).to(args.device)
-        # One stratum per sample: a batch covers all times evenly.
-        times = (
-            torch.randperm(len(index), generator=generator)
-            + torch.rand(len(index), generator=generator)
-        ) / len(index)
-        times = (FIRST_TIME + times * (1000 - FIRST_TIME)).long().clamp(max=999).to(args.device)
-        a = alphas[times].sqrt()[:, None, None, None]
-        b = (1 - alphas[times]).sqrt()[:, None, None, None]
-        noisy = (a * clean + b * noise).contiguous(memory_format=torch.channels_last)
+        noisy, truth, times = add_noise(clean, alphas, generator)
         with autocast(args.device):
             states = model['text'](ids).last_hidden_state
             output = model['unet'](noisy, times, states).sample
-        loss = (output.float() - (a * noise - b * clean)).pow(2).mean()
+        loss = (output.float() - truth).pow(2).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
