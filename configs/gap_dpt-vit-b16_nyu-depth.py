@@ -1,8 +1,8 @@
 # Adversarial prompts for a DPT on NYU Depth v2: the paper's generator, prompts, search and loss for
 # DPT (it has Taskonomy and omnidata instead of NYU). The training schedule is ours.
 #
-# Data: data/nyu, as MMSegmentation prepares it. Weights: folders or hub ids, in
-# _base_/depth_sd15.py; the ViT's as for MMSegmentation's DPT configs.
+# Data: data/nyu, as MMSegmentation prepares it. Weights: folders or hub ids, in the hook's
+# generator; the ViT's as for MMSegmentation's DPT configs.
 _base_ = ['_base_/depth_runtime.py', '_base_/nyu.py', '_base_/depth_sd15.py']
 custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
 
@@ -63,7 +63,8 @@ custom_hooks = [
             num_inference_steps=5,
             images_per_prompt=8,
             batch_size=8,
-            stop_loss=-1.0,
+            stop_loss=-0.5,  # the paper's 1.0 is of a loss without the factor 1/2
+            max_restarts=0,
             optim_wrapper=dict(
                 type='OptimWrapper', optimizer=dict(type='AdamW', lr=5e-4, weight_decay=1e-3)
             ),

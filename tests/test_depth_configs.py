@@ -48,6 +48,10 @@ TINY = {
 }
 
 
+# The generator's size where the data are not resized: the data's own.
+SIZES = {'gap_resnet18_toydepth': 64}
+
+
 def miniature(name: str, folder: Path, weights: Path, controlnet: Path) -> Config:
     """A config with small numbers and a drawn miniature of its data."""
     config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
@@ -75,7 +79,10 @@ def miniature(name: str, folder: Path, weights: Path, controlnet: Path) -> Confi
             loader.dataset.size = 8
     settings = config.custom_hooks[0]
     settings.generator.update(
-        model=str(weights), controlnet=str(controlnet), size=16, negative_prompt='a b'
+        model=str(weights),
+        controlnet=str(controlnet),
+        size=SIZES.get(name, 16),
+        negative_prompt='a b',
     )
     settings.search.update(
         steps=2, prompts_per_class=2, tokens=[1, 8], images_per_prompt=2, batch_size=4, holdout=2

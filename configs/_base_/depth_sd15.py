@@ -1,6 +1,8 @@
-# Stable Diffusion 1.5 with its depth ControlNet, in the paper's settings (arXiv 2403.15309).
+# Stable Diffusion 1.5 with its depth ControlNet, in the paper's settings (arXiv 2403.15309) but for
+# the ControlNet's image: the released code shows it depth, linear in metres
+# (condition_image=dict(type='mmgap.LinearDepth')); it was trained on inverse depth, the default.
 stable_diffusion = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
-depth_controlnet = 'lllyasviel/control_v11f1p_sd15_depth'
+depth_controlnet = 'lllyasviel/sd-controlnet-depth'
 
 generator = dict(
     type='mmgap.ControlNetGenerator',

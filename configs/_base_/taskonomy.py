@@ -1,9 +1,35 @@
-# Taskonomy at 256 pixels, as its downloads lie on disk: data loaders and evaluators.
-# The splits are lists of buildings, which come with the downloads.
+# Taskonomy, its tiny split, seen at 256 pixels: data loaders and evaluators.
 dataset_type = 'mmgap.Taskonomy'
 data_root = 'data/taskonomy'
-train_buildings = None  # None: all that are there
-test_buildings = None
+train_buildings = [
+    'allensville',
+    'beechwood',
+    'benevolence',
+    'coffeen',
+    'cosmos',
+    'forkland',
+    'hanson',
+    'hiteman',
+    'klickitat',
+    'lakeville',
+    'leonardo',
+    'lindenwood',
+    'marstons',
+    'merom',
+    'mifflinburg',
+    'newfields',
+    'onaga',
+    'pinesdale',
+    'pomaria',
+    'ranchester',
+    'shelbyville',
+    'stockman',
+    'tolstoy',
+    'wainscott',
+    'woodbine',
+]
+val_buildings = ['collierville', 'corozal', 'darden', 'markleeville', 'wiconisco']
+test_buildings = ['ihlen', 'mcdade', 'muleshoe', 'noxapater', 'uvalda']
 
 data_preprocessor = dict(
     type='SegDataPreProcessor',
@@ -12,6 +38,7 @@ data_preprocessor = dict(
     bgr_to_rgb=True,
     pad_val=0,
     seg_pad_val=0,  # 255 would be a depth
+    size=(256, 256),
 )
 load_depth = dict(type='mmgap.LoadDepth', depth_rescale_factor=1 / 512, unknown=65535)
 train_pipeline = [
@@ -23,8 +50,8 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    load_depth,
     dict(type='Resize', scale=(256, 256)),
+    load_depth,  # after the resize: predictions are compared at the depth map's own size
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
@@ -42,9 +69,17 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type=dataset_type, data_root=data_root, buildings=test_buildings, pipeline=test_pipeline
+        type=dataset_type, data_root=data_root, buildings=val_buildings, pipeline=test_pipeline
     ),
 )
 val_evaluator = dict(type='DepthMetric')
-test_dataloader = val_dataloader
+test_dataloader = dict(
+    batch_size=64,
+    num_workers=8,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type, data_root=data_root, buildings=test_buildings, pipeline=test_pipeline
+    ),
+)
 test_evaluator = val_evaluator

@@ -7,6 +7,7 @@ data_preprocessor = dict(
     std=[127.5] * 3,
     bgr_to_rgb=True,
     seg_pad_val=0,  # 255 would be a depth
+    size=(64, 64),
 )
 load_depth = dict(type='mmgap.LoadDepth', depth_rescale_factor=1e-3)
 train_pipeline = [

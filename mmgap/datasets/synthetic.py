@@ -39,13 +39,19 @@ class SyntheticDataset(BaseDataset):
         super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Read the manifest."""
+        """Read the manifest; ``depth_unit`` is then known."""
         pool = SamplePool(self.pool)
         kept = pool.kept
         if not kept:
             raise FileNotFoundError(f'pool={self.pool!r} has no samples in {pool.manifest.name}')
         if self.budget is not None and self.budget > len(kept):
             raise ValueError(f'budget={self.budget}, but {self.pool!r} has {len(kept)} samples')
+        units = {sample.depth_unit for sample in kept}
+        if len(units) > 1:
+            raise ValueError(
+                f'pool={self.pool!r} mixes depth in units of {sorted(map(str, units))}'
+            )
+        (self.depth_unit,) = units
         return [self._info(pool, sample) for sample in kept[: self.budget]]
 
     @staticmethod

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taskonomy's depth, as its downloads lie on disk."""
+"""Taskonomy's depth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmengine.fileio import exists, list_dir_or_file
 
 from mmgap.registry import DATASETS
 
-_RGB = re.compile(r'(.*/)?(?P<building>[^/]+)/(?P<view>point_\d+_view_\d+)_domain_rgb\.png')
+_RGB = re.compile(r'(.*/)?(?P<building>[^/]+)/point_\d+_view_\d+_domain_rgb\.png')
 
 
 @DATASETS.register_module()
@@ -26,9 +26,9 @@ class Taskonomy(BaseDataset):
         DATA_ROOT/depth_zbuffer/BUILDING/point_0_view_0_domain_depth_zbuffer.png
         DATA_ROOT/mask_valid/BUILDING/point_0_view_0_domain_depth_zbuffer.png
 
-    Folders between the domain and the building (``rgb/taskonomy/BUILDING``, as the omnidata tools
-    put them) are fine. Depth is 16-bit in units of 1/512 m with 65535 where the mesh has a hole;
-    masks are optional. Load it with ``dict(type='mmgap.LoadDepth', depth_rescale_factor=1 / 512,
+    A folder between domain and building (``rgb/taskonomy/BUILDING``, as the omnidata tools download
+    it) is fine. Depth is 16-bit in units of 1/512 m with 65535 where the mesh has a hole; masks are
+    optional. To load it: ``dict(type='mmgap.LoadDepth', depth_rescale_factor=1 / 512,
     unknown=65535)``.
 
     Args:
@@ -40,8 +40,6 @@ class Taskonomy(BaseDataset):
         FileNotFoundError: If there is no image, one of ``buildings`` is not there, or an image has
             no depth map; names what is missing.
     """
-
-    METAINFO = {'dataset_type': 'taskonomy'}
 
     def __init__(
         self, data_root: str, buildings: Sequence[str] | None = None, **kwargs: Any

@@ -102,6 +102,9 @@ class GroupDepth(BaseMetric):
                 f"metainfo=dict(groups=('name of group 0', ...)) to it. Found: {sorted(meta)}"
             )
         names = tuple(meta['groups'])
+        strange = sorted({group for group, _ in results if not 0 <= group < len(names)})
+        if strange:
+            raise ValueError(f'GroupDepth: groups {strange} are not among the {len(names)} {names}')
         found: dict[str, float] = {}
         errors = {}
         for number, name in enumerate(names):

@@ -76,6 +76,7 @@ class AdversarialLoss(Feedback):
     """
 
     needs = 'target'
+    judges = 'classes'
 
     def __init__(
         self,

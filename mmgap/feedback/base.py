@@ -53,12 +53,15 @@ class Feedback:
     Attributes:
         needs: ``'prompt'``, ``'image'`` or ``'target'``: the least that must be computed. A step
             whose terms all need the prompt alone draws no image.
+        judges: ``'classes'`` or ``'depth'``, what the target must say; None where the term does
+            not ask it.
 
     Raises:
         ValueError: If the weight is negative or the steps are out of order.
     """
 
     needs = 'target'
+    judges: str | None = None
 
     def __init__(self, weight: float = 1.0, start: int = 0, end: int | None = None) -> None:
         name = type(self).__name__

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import Tensor
 
@@ -30,9 +30,14 @@ class Critic:
         threshold: Images with less agreement are dropped: they stay in the pool, marked, and are
             not trained on. None drops nothing and only records.
 
+    Attributes:
+        judges: ``'classes'`` or ``'depth'``, what its labels are.
+
     Raises:
         ValueError: If the threshold is outside [0, 1].
     """
+
+    judges = 'classes'
 
     def __init__(self, threshold: float | None = None) -> None:
         if threshold is not None and not 0 <= threshold <= 1:
@@ -174,12 +179,13 @@ class ModelCritic(Critic):
         """
         if self._target is not None:
             return
-        number = Config.fromfile(self.config).model.get('head', {}).get('num_classes')
+        settings = Config.fromfile(self.config)
+        number = settings.model.get('head', {}).get('num_classes')
         if number is not None and number != len(classes):
             raise ValueError(
                 f'ModelCritic config={self.config!r} has {number} classes, the data {len(classes)}'
             )
-        self._target = _load(TargetModel, self.config, self.checkpoint)
+        self._target = _load(TargetModel, settings, self.checkpoint, 'mmpretrain')
 
     def fingerprint(self) -> str:
         """Names weights and input."""
@@ -206,6 +212,8 @@ class DepthCritic(ModelCritic):
         threshold: As for :class:`Critic`.
     """
 
+    judges = 'depth'
+
     def prepare(self, classes: Sequence[str]) -> None:
         """Build the depth model.
 
@@ -213,7 +221,8 @@ class DepthCritic(ModelCritic):
             RuntimeError: If the checkpoint does not fit.
         """
         if self._target is None:
-            self._target = _load(DepthTarget, self.config, self.checkpoint)
+            settings = Config.fromfile(self.config)
+            self._target = _load(DepthTarget, settings, self.checkpoint, 'mmseg')
 
     @torch.no_grad()
     def __call__(self, images: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
@@ -222,16 +231,16 @@ class DepthCritic(ModelCritic):
             return self._target(images, labels).hits(labels)
 
 
-def _load(kind: type[TargetModel], config: str, checkpoint: str) -> TargetModel:
-    """The model of a config file with a checkpoint's weights, as a judge of images."""
+def _load(kind: type[TargetModel], settings: Config, checkpoint: str, scope: str) -> TargetModel:
+    """The model of a config with a checkpoint's weights, as a judge of images."""
     from mmengine.device import get_device
 
-    settings = Config.fromfile(config)
-    init_default_scope(settings.get('default_scope', 'mmpretrain'))
     model = settings.model
     if settings.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', settings.data_preprocessor)
-    network = MODELS.build(model)
+    # The run's own scope stays the default one.
+    with DefaultScope.overwrite_default_scope(settings.get('default_scope', scope)):
+        network = MODELS.build(model)
     allow_checkpoint_history()
     load_checkpoint(network, checkpoint, map_location='cpu', strict=True)
     pipeline = settings.test_dataloader.dataset.pipeline

@@ -32,6 +32,7 @@ class DepthAdversarialLoss(Feedback):
     """
 
     needs = 'target'
+    judges = 'depth'
 
     def __init__(self, loss: str = 'model', floor: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +30,10 @@ class DepthOutput:
     depth: Tensor
     loss: Tensor
 
-    def hits(self, truth: Tensor | None = None) -> Tensor:
+    def hits(self, _: Tensor | None = None) -> Tensor:
         """``(B,)`` on the CPU: share of known pixels within a factor of 1.25 of the truth."""
         known = self.depth > 0
-        truth = torch.where(known, self.depth, 1.0)
-        ratio = self.prediction.detach().clamp(min=1e-6) / truth
+        ratio = self.prediction.detach().clamp(min=1e-6) / torch.where(known, self.depth, 1.0)
         right = (torch.maximum(ratio, 1 / ratio) < RIGHT_WITHIN) & known
         counts = known.flatten(1).sum(dim=1).clamp(min=1)
         return (right.flatten(1).sum(dim=1) / counts).float().cpu()
@@ -65,12 +65,18 @@ class DepthTarget(TargetModel):
             ValueError: If the model is no depth model.
         """
         from mmengine.structures import PixelData
+        from mmseg.models import DepthEstimator
         from mmseg.structures import SegDataSample
 
-        if not hasattr(self.model, 'encode_decode'):
+        if not isinstance(self.model, DepthEstimator):
             raise ValueError(
-                f'{type(self.model).__name__} has no encode_decode; depth feedback needs a '
-                'DepthEstimator of MMSegmentation'
+                f'depth feedback needs a DepthEstimator of MMSegmentation, the model is a '
+                f'{type(self.model).__name__}'
+            )
+        if getattr(self.model.data_preprocessor, 'test_cfg', None):
+            raise ValueError(
+                'data_preprocessor.test_cfg pads images but not depth; resize in the test pipeline '
+                'instead'
             )
         inputs, reference = self.inputs(images), next(self.model.parameters())
         size = tuple(inputs.shape[-2:])
@@ -83,13 +89,28 @@ class DepthTarget(TargetModel):
             sample = SegDataSample(metainfo=dict(shape))
             sample.gt_depth_map = PixelData(data=one.to(reference.dtype))
             samples.append(sample)
+        model = self.model
         with torch.autocast(reference.device.type, enabled=False):
             given = dict(inputs=list(inputs), data_samples=samples)
-            data = self.model.data_preprocessor(given, False)
+            data = model.data_preprocessor(given, False)
             pixels = data['inputs'].to(reference.dtype)
-            prediction = self.model.encode_decode(pixels, [dict(shape) for _ in samples])
-            loss = [
-                self.model.parse_losses(self.model.loss(pixels[i : i + 1], [sample]))[0]
-                for i, sample in enumerate(data['data_samples'])
-            ]
+            metas = [dict(shape) for _ in samples]
+            # What encode_decode and loss do, with one pass through the backbone for both.
+            features = model.extract_feat(pixels, metas)
+            prediction = model.decode_head.predict(features, metas, model.test_cfg)
+            loss = [self._loss_of(_sample(features, i), one) for i, one in enumerate(samples)]
         return DepthOutput(prediction, depth.to(prediction), torch.stack(loss))
+
+    def _loss_of(self, features: Any, sample: Any) -> Tensor:
+        """The model's own loss of one sample, auxiliary heads included."""
+        losses = self.model._decode_head_forward_train(features, [sample])
+        if self.model.with_auxiliary_head:
+            losses.update(self.model._auxiliary_head_forward_train(features, [sample]))
+        return self.model.parse_losses(losses)[0]
+
+
+def _sample(features: Any, i: int) -> Any:
+    """The features of sample ``i``, in whatever lists they come, still as a batch."""
+    if isinstance(features, (list, tuple)):
+        return type(features)(_sample(part, i) for part in features)
+    return features[i : i + 1]

@@ -100,7 +100,7 @@ class TargetImages:
 def _in_dataset(config: Mapping[str, Any]) -> list[str]:
     dataset = DATASETS.build(dict(config))
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-    if any('gt_label' in info for info in infos):
+    if any({'gt_label', 'depth_map_path'} & set(info) for info in infos):
         raise ValueError(
             f'{dict(config)} is a labelled split; images that a model may be evaluated on must not '
             "guide the search. Use an unlabelled split (split='guidance'), or a folder"

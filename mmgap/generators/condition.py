@@ -64,6 +64,8 @@ class SourceSet:
         ValueError: If infos carry no ``mask_path`` or a class of the dataset has no sources.
     """
 
+    kind = 'classes'
+
     def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
         self.dataset = dataset
         self.size = size

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
+from mmgap.generators.base import DiffusionGenerator, load_pipeline
 from mmgap.generators.condition import Condition
 from mmgap.generators.depth import DepthSourceSet
-from mmgap.generators.diffusion import DiffusionGenerator, load_pipeline
 from mmgap.registry import TASK_UTILS
 from mmgap.weights import resolve
 
@@ -26,12 +25,13 @@ class ControlNetGenerator(DiffusionGenerator):
     Args:
         model: Folder or hub id of a Stable Diffusion, or ``mmgap://NAME`` for packaged weights.
         controlnet: Folder or hub id of its ControlNet, or ``mmgap://NAME``.
-        show: Config of what turns metres into the ControlNet's image.
+        condition_image: Config of what turns metres into the image that the ControlNet was trained
+            on.
         conditioning_scale: Factor of what the ControlNet says, at least 0.
         strength: In (0, 1]; below 1 the source shines through.
         eta: DDIM's noise, 0 to 1.
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
-        **kwargs: As for :class:`~mmgap.generators.diffusion.DiffusionGenerator`: ``size``,
+        **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
             ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``gradient``, ``autocast``,
             ``device``.
 
@@ -47,7 +47,7 @@ class ControlNetGenerator(DiffusionGenerator):
         self,
         model: str,
         controlnet: str,
-        show: Mapping[str, Any] | None = None,
+        condition_image: Mapping[str, Any] | None = None,
         conditioning_scale: float = 1.0,
         strength: float = 1.0,
         eta: float = 0.0,
@@ -62,20 +62,22 @@ class ControlNetGenerator(DiffusionGenerator):
         self.check_settings(strength, eta)
         if conditioning_scale < 0:
             raise ValueError(f'conditioning_scale must not be negative, got {conditioning_scale}')
-        settings = dict(controlnet=load_controlnet(controlnet, getattr(torch, dtype)))
-        noise, source = StableDiffusionControlNetPipeline, StableDiffusionControlNetImg2ImgPipeline
+        weights = getattr(torch, dtype)
+        kind = StableDiffusionControlNetPipeline
+        if strength < 1:
+            kind = StableDiffusionControlNetImg2ImgPipeline
         pipeline = load_pipeline(
-            (noise if strength == 1 else source).from_pretrained,
+            kind.from_pretrained,
             model,
             'a Stable Diffusion that takes a ControlNet',
-            dtype=getattr(torch, dtype),
-            **settings,
+            dtype=weights,
+            controlnet=load_controlnet(controlnet, weights),
         )
         check_fit(pipeline, model, controlnet)
         super().__init__(pipeline, model, strength=strength, eta=eta, **kwargs)
         self.conditioning_scale = conditioning_scale
-        self._show_cfg = dict(show or dict(type='mmgap.InverseDepth'))
-        self.show = TASK_UTILS.build(dict(self._show_cfg))
+        self._image_cfg = dict(condition_image or dict(type='mmgap.InverseDepth'))
+        self.condition_image = TASK_UTILS.build(dict(self._image_cfg))
 
     def sources(self, dataset: Any) -> DepthSourceSet:
         """The dataset's images with their depth maps."""
@@ -89,20 +91,16 @@ class ControlNetGenerator(DiffusionGenerator):
         """
         if condition.depth is None:
             raise ValueError('a ControlNetGenerator needs conditions with depth, this has none')
-        control = self.control_image(condition.depth)
+        control = self.condition_image(condition.depth)
         scale = dict(controlnet_conditioning_scale=self.conditioning_scale)
         if self.strength == 1:
             return dict(scale, image=control)
         source = condition.images.to(torch.float32) / 255
         return dict(scale, image=source, control_image=control, strength=self.strength)
 
-    def control_image(self, depth: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` in [0, 1], what the ControlNet sees of ``(B, 1, H, W)`` metres."""
-        return self.show(depth)
-
     def about(self) -> dict[str, Any]:
         """What decides an image, as plain data."""
-        own = dict(conditioning_scale=self.conditioning_scale, show=self._show_cfg)
+        own = dict(conditioning_scale=self.conditioning_scale, condition_image=self._image_cfg)
         return dict(super().about(), **own)
 
 
@@ -115,15 +113,17 @@ def load_controlnet(controlnet: str, dtype: torch.dtype) -> Any:
     """
     from diffusers import ControlNetModel
 
+    path = resolve(controlnet)
     try:
-        return ControlNetModel.from_pretrained(resolve(controlnet), dtype=dtype)
+        kind = ControlNetModel.load_config(path).get('_class_name')
+        if kind == 'ControlNetModel':  # diffusers itself would take a UNet, and fill it up
+            return ControlNetModel.from_pretrained(path, dtype=dtype)
     except OSError as error:
         raise FileNotFoundError(
             f'controlnet={controlnet!r} is neither a complete diffusers folder nor a hub id that '
             f'can be loaded: {error}'
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f'controlnet={controlnet!r} is no ControlNet: {error}') from error
+    raise ValueError(f'controlnet={controlnet!r} is a {kind}, not a ControlNetModel')
 
 
 def check_fit(pipeline: Any, model: str, controlnet: str) -> None:

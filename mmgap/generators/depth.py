@@ -35,15 +35,16 @@ class DepthSourceSet:
     """
 
     classes = ('scene',)
+    kind = 'depth'
 
     def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
         self.dataset = dataset
         self.size = size
-        self._infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-        without = [i for i, info in enumerate(self._infos) if not info.get('depth_map_path')]
+        infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+        without = [i for i, info in enumerate(infos) if not info.get('depth_map_path')]
         if without:
             raise ValueError(
-                f'{len(without)} of {len(self._infos)} data infos of {type(dataset).__name__} have '
+                f'{len(without)} of {len(infos)} data infos of {type(dataset).__name__} have '
                 f"no 'depth_map_path' (the first is number {without[0]}); a generator that draws "
                 'for depth maps needs them'
             )
@@ -55,8 +56,8 @@ class DepthSourceSet:
                 "dict(type='LoadDepthAnnotation', depth_rescale_factor=…)"
             )
         self._loader = loaders[0]
-        self.labels = np.zeros(len(self._infos), dtype=int)
-        self.groups = [info.get('group') for info in self._infos]
+        self.labels = np.zeros(len(infos), dtype=int)
+        self.groups = [info.get('group') for info in infos]
 
     @property
     def unit(self) -> float:
@@ -64,7 +65,7 @@ class DepthSourceSet:
         return float(self._loader.depth_rescale_factor)
 
     def __len__(self) -> int:
-        return len(self._infos)
+        return len(self.labels)
 
     def of_class(self, label: int | None) -> np.ndarray:
         """Indices of the sources of one class, or of all when ``label`` is None."""
@@ -88,7 +89,7 @@ class DepthSourceSet:
         )
 
     def _load_one(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        info = self._infos[index]
+        info = self.dataset.get_data_info(index)
         image = open_image(info['img_path']).convert('RGB')
         loaded = self._loader(dict(info, seg_fields=[]))
         depth = np.asarray(loaded['gt_depth_map'], np.float32)
@@ -139,30 +140,25 @@ class InverseDepth:
     def __call__(self, depth: Tensor) -> Tensor:
         """``(B, 3, H, W)`` in [0, 1] of ``(B, 1, H, W)`` metres, 0 where unknown."""
         known = depth > 0
-        inverse = torch.where(known, 1 / torch.where(known, depth, 1.0), torch.nan)
-        flat = inverse.flatten(1)
-        low = torch.nan_to_num(flat, nan=torch.inf).amin(dim=1).view(-1, 1, 1, 1)
-        high = torch.nan_to_num(flat, nan=-torch.inf).amax(dim=1).view(-1, 1, 1, 1)
-        shown = (inverse - low) / (high - low).clamp(min=1e-9)
-        return torch.where(known, shown, 0.0).expand(-1, 3, -1, -1)
+        return _stretched(1 / torch.where(known, depth, 1.0), known)
 
 
 @TASK_UTILS.register_module()
 class LinearDepth:
-    """Metres as grey: black at 0 and where unknown, white at ``max_depth`` and beyond.
+    """Nearest white, farthest black, linear in metres.
 
-    Args:
-        max_depth: Metres that are white.
-
-    Raises:
-        ValueError: If it is not positive.
+    Minus the depth of each map is stretched over [0, 1]. Unknown pixels are black.
     """
-
-    def __init__(self, max_depth: float) -> None:
-        if max_depth <= 0:
-            raise ValueError(f'max_depth must be positive, got {max_depth}')
-        self.max_depth = max_depth
 
     def __call__(self, depth: Tensor) -> Tensor:
         """``(B, 3, H, W)`` in [0, 1] of ``(B, 1, H, W)`` metres, 0 where unknown."""
-        return (depth / self.max_depth).clamp(0, 1).expand(-1, 3, -1, -1)
+        return _stretched(-depth, depth > 0)
+
+
+def _stretched(values: Tensor, known: Tensor) -> Tensor:
+    """The known values of each map stretched over [0, 1], as three equal channels; else 0."""
+    low = torch.where(known, values, torch.inf).flatten(1).amin(dim=1)
+    high = torch.where(known, values, -torch.inf).flatten(1).amax(dim=1)
+    low, high = low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1)
+    shown = (values - low) / (high - low).clamp(min=1e-9)
+    return torch.where(known, shown, 0.0).expand(-1, 3, -1, -1)

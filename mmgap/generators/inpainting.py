@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmgap.generators.base import DiffusionGenerator, load_pipeline
 from mmgap.generators.condition import Condition, SourceSet
-from mmgap.generators.diffusion import DiffusionGenerator, load_pipeline
 from mmgap.registry import TASK_UTILS
 
 
@@ -31,7 +31,7 @@ class InpaintingGenerator(DiffusionGenerator):
         eta: DDIM's noise, 0 to 1.
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
         cache_size: Number of VAE posteriors kept. Each source takes two.
-        **kwargs: As for :class:`~mmgap.generators.diffusion.DiffusionGenerator`: ``size``,
+        **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
             ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``gradient``, ``autocast``,
             ``device``.
 

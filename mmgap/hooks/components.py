@@ -66,7 +66,7 @@ def build_target(
     Raises:
         ValueError: If neither says them.
     """
-    kind = DepthTarget if isinstance(sources, DepthSourceSet) else TargetModel
+    kind = DepthTarget if sources.kind == 'depth' else TargetModel
     if settings is not None:
         return kind(model, **settings)
     for name in ('test_dataloader', 'val_dataloader'):
@@ -161,6 +161,12 @@ def build_search(
     Raises:
         ValueError: If the settings do not fit each other.
     """
+    for part in (*feedback, *([critic] if critic is not None else [])):
+        if part.judges not in (None, sources.kind):
+            raise ValueError(
+                f'{type(part).__name__} judges {part.judges}, but the labels of the training data '
+                f'are {sources.kind}'
+            )
     seed = round_seed(seed, number)
     settings = dict(settings)
     initial = {'tokens': 5, **initial}

@@ -253,7 +253,7 @@ class GAPHook(Hook):
             )
         known = self.state['validation']
         known[self.state['rounds_done'] :] = [report['worst_group']]
-        best_of, better = (max, gt) if report['measure'] == 'accuracy' else (min, lt)
+        best_of, better = (min, lt) if report.get('measure') == 'abs_rel' else (max, gt)
         best = best_of(known[: -self.plateau], default=None)
         if best is None or better(best_of(known[-self.plateau :]), best):
             return None

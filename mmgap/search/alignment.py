@@ -104,7 +104,7 @@ class AlignmentAlarm:
             agreements = [
                 value
                 for condition, images in judge.draw(prompt, held_out)
-                for value in self.critic(images, condition.masks, condition.labels).tolist()
+                for value in self.critic(images, condition.masks, condition.truth).tolist()
             ]
             share = sum(not self.critic.keeps(value) for value in agreements) / len(agreements)
             if share > self.max_dropped:

@@ -72,7 +72,7 @@ class Sample:
     def drawing(self) -> tuple:
         """What decides the image; equal drawings are equal images."""
         settings = (self.seed, self.prompt_id, self.generator, self.num_inference_steps)
-        return (self.round, self.source_index, self.label, *settings)
+        return (self.round, self.source_index, self.label, *settings, self.depth_unit)
 
     def line(self) -> str:
         """The manifest's line; it names depth only where there is depth."""
@@ -134,17 +134,18 @@ class SamplePool:
         """
         # Not the number of samples: a user may have taken lines out.
         number = 1 + int(IMAGE.fullmatch(self.samples[-1].file)[1]) if self.samples else 0
-        data = _png(image)
-        about = dict(about, file=f'images/{number:06d}.png', bytes=len(data))
-        if depth is not None:
-            depth_data = _png(depth)
-            about.update(depth_file=f'depth/{number:06d}.png', depth_bytes=len(depth_data))
-            write_bytes(self.folder / about['depth_file'], depth_data)
+        name, files = f'{number:06d}.png', {}
+        for kind, pixels in (('file', image), ('depth_file', depth)):
+            if pixels is not None:
+                about[kind] = f'{"images" if kind == "file" else "depth"}/{name}'
+                files[about[kind]] = _png(pixels)
+                about[kind.replace('file', 'bytes')] = len(files[about[kind]])
         sample = Sample(**about)
-        write_bytes(self.folder / sample.file, data)
         line = sample.line().encode()
         size = self.manifest.stat().st_size - self._torn if self.manifest.exists() else 0
         try:
+            for name, data in files.items():
+                write_bytes(self.folder / name, data)
             if self._torn:
                 os.truncate(self.manifest, size)
                 self._torn = 0

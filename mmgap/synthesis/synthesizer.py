@@ -283,7 +283,8 @@ class Synthesizer:
             drawing = batch[number - position]
             label = int(self.sources.labels[drawing.source])
             settings = (work.names[drawing.prompt], work.generator, self.num_inference_steps)
-            expected = (work.round, drawing.source, label, drawing.seed, *settings)
+            unit = getattr(self.sources, 'unit', None)
+            expected = (work.round, drawing.source, label, drawing.seed, *settings, unit)
             return sample.drawing() == expected and self._judged_alike(sample, work.critic)
 
         self._keep(pool, wanted)
@@ -315,7 +316,7 @@ class Synthesizer:
                 round=work.round,
                 critic=work.critic,
                 kept=self.critic is None or self.critic.keeps(judged['agreement'][i]),
-                depth_unit=None if condition.depth is None else self.sources.unit,
+                depth_unit=getattr(self.sources, 'unit', None),
                 **{name: values[i] for name, values in judged.items()},
             )
         return len(batch) - done

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from mmengine.dataset import BaseDataset
@@ -24,8 +25,8 @@ class ToyDepth(BaseDataset):
     four in turn. ``val`` is clear days, clear nights and foggy days in turn. ``guidance`` is
     unlabelled pictures of nights and of foggy days. No two splits share a scene.
 
-    Depth maps are 16-bit PNGs in millimetres, 0 where unknown: the sky and beyond 60 m. Load them
-    with ``dict(type='LoadDepthAnnotation', depth_rescale_factor=1e-3)``.
+    Depth maps are 16-bit PNGs in millimetres, 0 where unknown: the sky, and 60 m and more. To load
+    them: ``dict(type='LoadDepthAnnotation', depth_rescale_factor=1e-3)``.
 
     Args:
         split: One of 'train', 'val', 'guidance', 'test', 'test_clear', 'test_night', 'test_fog',
@@ -35,11 +36,11 @@ class ToyDepth(BaseDataset):
         **kwargs: As for :class:`mmengine.dataset.BaseDataset`.
 
     Raises:
+        ModuleNotFoundError: If the split needs a package that is not installed.
         ValueError: If the split is unknown or the size is not positive.
     """
 
     METAINFO = {
-        'dataset_type': 'toydepth',
         'groups': tuple(SHIFTS),
         'world_version': WORLD_VERSION,
     }
@@ -51,6 +52,12 @@ class ToyDepth(BaseDataset):
         own = sum(DEPTH_SIZES[name] for name in TEST) if split == 'test' else DEPTH_SIZES[split]
         if size is not None and size < 1:
             raise ValueError(f'size={size} must be positive, or None for {own} records')
+        corrupted = split in ('test', 'test_corruptions')
+        if corrupted and importlib.util.find_spec('imagecorruptions') is None:
+            raise ModuleNotFoundError(
+                f'split={split!r} has corrupted pictures, which need the package '
+                'imagecorruptions-imaug: pip install mmgap[corruptions]'
+            )
         self.split = split
         self.size = own if size is None else size
         super().__init__(**kwargs)

@@ -46,10 +46,11 @@ CORRUPTIONS = (
     'pixelate',
     'jpeg_compression',
 )
-# Metres. What is farther, the sky above all, is unknown, as to any sensor.
+# Metres. What is as far, the sky above all, is unknown, as to any sensor.
 MAX_DEPTH = 60.0
 SEVERITY = 3  # of 5
-_FIRST = 100  # apart from the numbers of ToyBirds' splits
+# Apart from the scenes of ToyBirds' splits and from those that the toy models learn from.
+_FIRST = 1000
 _STRIDE = 10_000_000  # scene seeds per split
 
 
@@ -108,7 +109,7 @@ def draw_depth_record(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     image = rendering.image
     if drawn.corruption is not None:
         image = corrupt(image, drawn.corruption, seed=index)
-    known = rendering.depth <= MAX_DEPTH
+    known = rendering.depth < MAX_DEPTH
     depth = np.where(known, np.round(rendering.depth * 1000), 0).astype(np.uint16)
     return image, depth
 
@@ -123,15 +124,10 @@ def corrupt(image: np.ndarray, name: str, seed: int, severity: int = SEVERITY) -
         severity: 1 to 5.
 
     Raises:
-        ImportError: If ``imagecorruptions-imaug`` is not installed.
+        ModuleNotFoundError: If ``imagecorruptions-imaug`` is not installed.
     """
-    try:
-        from imagecorruptions import corrupt as corrupt_with
-    except ImportError as error:
-        raise ImportError(
-            'corrupted pictures need the package imagecorruptions-imaug: '
-            'pip install mmgap[corruptions]'
-        ) from error
+    from imagecorruptions import corrupt as corrupt_with
+
     # Two of them draw from a generator of their own.
     own = dict(seed=seed) if name in ('impulse_noise', 'glass_blur') else {}
     state = np.random.get_state()

@@ -115,7 +115,7 @@ def test_other_sizes(judged):
 def test_what_does_not_fit(judged):
     _, images, depth = judged
     classifier = DepthTarget(tiny_classifier(), input_size=SIZE)
-    with pytest.raises(ValueError, match='ImageClassifier has no encode_decode'):
+    with pytest.raises(ValueError, match='needs a DepthEstimator .* is a ImageClassifier'):
         classifier(images, depth)
     output = TargetOutput(torch.zeros(3, 2), torch.zeros(3))
     draft = Draft(torch.zeros(3, 1, 1), torch.zeros(3), [0] * 3, [0] * 3, images, output)
@@ -150,4 +150,8 @@ def test_critic_takes_the_share_that_another_model_sees_alike(judged, tmp_path):
     agreed = critic(images, depth > 0, seen)
     assert agreed.tolist() == [1, 1, 1] and critic.keeps(1.0)
     assert not critic.keeps(float(expected.max()))
-    assert critic.fingerprint() == critic.fingerprint()
+    other = DepthCritic(str(config), str(tmp_path / 'other.pth'))
+    other.prepare(('scene',))
+    assert critic.fingerprint() == other.fingerprint()
+    next(other._target.model.parameters()).data.add_(1)
+    assert critic.fingerprint() != other.fingerprint()

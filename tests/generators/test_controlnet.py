@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from diffusers import (
@@ -150,10 +148,12 @@ def test_fingerprint_names_the_controlnet(tiny_sd, tiny_controlnet, tmp_path):
         return ControlNetGenerator(str(tiny_sd), **settings).fingerprint()
 
     first = name(controlnet=str(tiny_controlnet))
-    assert first == name(controlnet=str(tiny_controlnet), show=dict(type='mmgap.InverseDepth'))
+    assert first == name(
+        controlnet=str(tiny_controlnet), condition_image=dict(type='mmgap.InverseDepth')
+    )
     assert first != name(controlnet=str(tiny_controlnet), conditioning_scale=0.5)
-    linear = dict(type='mmgap.LinearDepth', max_depth=10.0)
-    assert first != name(controlnet=str(tiny_controlnet), show=linear)
+    linear = dict(type='mmgap.LinearDepth')
+    assert first != name(controlnet=str(tiny_controlnet), condition_image=linear)
     other = save_tiny_controlnet(tmp_path / 'other')
     path = other / 'diffusion_pytorch_model.safetensors'
     weights = load_file(path)
@@ -170,10 +170,8 @@ def test_what_does_not_fit(tiny_sd, tiny_controlnet, drawn, tmp_path):
     wide = save_tiny_controlnet(tmp_path / 'wide', width=64)
     with pytest.raises(ValueError, match='another base model .* cross_attention_dim is 64, .* 32'):
         ControlNetGenerator(str(tiny_sd), str(wide))
-    (tmp_path / 'unet').mkdir()
-    (tmp_path / 'unet' / 'config.json').write_text(json.dumps({'_class_name': 'AutoencoderKL'}))
-    with pytest.raises((FileNotFoundError, ValueError), match='controlnet='):
-        ControlNetGenerator(str(tiny_sd), str(tmp_path / 'unet'))
+    with pytest.raises(ValueError, match='is a UNet2DConditionModel, not a ControlNetModel'):
+        ControlNetGenerator(str(tiny_sd), str(tiny_sd / 'unet'))
     folders = (str(tiny_sd), str(tiny_controlnet))
     with pytest.raises(ValueError, match='conditioning_scale must not be negative, got -1'):
         ControlNetGenerator(*folders, conditioning_scale=-1)

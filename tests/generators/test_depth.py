@@ -43,8 +43,8 @@ def test_inverse_depth_in_numpy():
         np.testing.assert_allclose(one, expected.repeat(3, axis=0), atol=1e-12)
     flat = InverseDepth()(torch.full((1, 1, 4, 4), 3.0))
     assert torch.isfinite(flat).all() and flat.abs().max() == 0
-    metres = LinearDepth(max_depth=10.0)(torch.tensor([0.0, 5.0, 12.0]).view(1, 1, 1, 3))
-    assert metres[0, :, 0].tolist() == [[0.0, 0.5, 1.0]] * 3
+    metres = LinearDepth()(torch.tensor([0.0, 2.0, 10.0, 4.0]).view(1, 1, 1, 4))
+    assert metres[0, :, 0].tolist() == [[0.0, 1.0, 0.0, 0.75]] * 3
 
 
 def spoil(dataset, depth):
@@ -79,5 +79,3 @@ def test_wrong_unit_nan_and_missing_parts(drawn_depth):
     del drawn_depth.infos[3]['depth_map_path']
     with pytest.raises(ValueError, match=r"1 of 6 data infos .* no 'depth_map_path' .* number 3"):
         DepthSourceSet(drawn_depth, (20, 20))
-    with pytest.raises(ValueError, match='max_depth must be positive, got 0'):
-        LinearDepth(0)

@@ -38,7 +38,7 @@ RATE = 1e-3  # peak learning rate
 def draw(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Picture and metres, 0 where unknown, as ToyDepth has them."""
     rendering = render(scene)
-    return rendering.image, np.where(rendering.depth <= MAX_DEPTH, rendering.depth, 0)
+    return rendering.image, np.where(rendering.depth < MAX_DEPTH, rendering.depth, 0)
 
 
 def build(unet: nn.Module) -> nn.Module:
