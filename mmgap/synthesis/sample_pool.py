@@ -156,6 +156,7 @@ class SamplePool:
         except OSError:
             if self.manifest.exists():
                 os.truncate(self.manifest, size)
+                self._torn = 0
             self._unlink(sample)
             raise
         self.samples.append(sample)
