@@ -12,7 +12,6 @@ import numpy as np
 from mmengine.registry import DATASETS, TASK_UTILS
 
 from mmgap.feedback import Critic
-from mmgap.generators import SourceSet
 from mmgap.hooks.components import (
     Components,
     build_critic,
@@ -35,7 +34,7 @@ def put_real(benchmark: Benchmark, method: str, seed: int, folder: Path) -> dict
     """
     dataset = DATASETS.build(dict(benchmark.methods[method].dataset))
     _check_leak(method, dataset, benchmark.evaluation())
-    sources, pool = SourceSet(dataset, benchmark.parts(seed).generator.size), SamplePool(folder)
+    sources, pool = benchmark.parts(seed).generator.sources(dataset), SamplePool(folder)
     number = max(benchmark.budgets)
     if len(sources) < number:
         raise ValueError(
@@ -45,6 +44,8 @@ def put_real(benchmark: Benchmark, method: str, seed: int, folder: Path) -> dict
         condition = sources.load([index])
         pool.append(
             condition.images[0].permute(1, 2, 0).numpy(),
+            sources.stored_depth(condition, 0),
+            depth_unit=sources.unit,
             label=int(condition.labels[0]),
             group=sources.groups[index],
             source_index=index,

@@ -65,6 +65,7 @@ class SourceSet:
     """
 
     kind = 'classes'
+    unit = None  # depth sources have one
 
     def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
         self.dataset = dataset
@@ -88,6 +89,9 @@ class SourceSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def stored_depth(self, condition: Condition, i: int) -> None:
+        """A pool keeps no depth of these."""
 
     def of_class(self, label: int | None) -> np.ndarray:
         """Indices of the sources of one class, or of all when ``label`` is None."""

@@ -67,6 +67,20 @@ class DepthSourceSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def stored_depth(self, condition: Condition, i: int) -> np.ndarray:
+        """``(H, W)`` uint16: a depth map as its source's file has it, for a pool.
+
+        Raises:
+            ValueError: If it does not fit into 16 bits.
+        """
+        units = (condition.depth[i, 0].double().cpu() / self.unit).round().numpy()
+        if units.max() > np.iinfo(np.uint16).max:
+            raise ValueError(
+                f'source {condition.indices[i]} has depths of {units.max():.0f} times its unit of '
+                f'{self.unit:g} m, which 16 bits cannot hold'
+            )
+        return units.astype(np.uint16)
+
     def of_class(self, label: int | None) -> np.ndarray:
         """Indices of the sources of one class, or of all when ``label`` is None."""
         return np.arange(len(self)) if label is None else np.flatnonzero(self.labels == label)

@@ -283,8 +283,8 @@ class Synthesizer:
             drawing = batch[number - position]
             label = int(self.sources.labels[drawing.source])
             settings = (work.names[drawing.prompt], work.generator, self.num_inference_steps)
-            unit = getattr(self.sources, 'unit', None)
-            expected = (work.round, drawing.source, label, drawing.seed, *settings, unit)
+            settings = (*settings, self.sources.unit)
+            expected = (work.round, drawing.source, label, drawing.seed, *settings)
             return sample.drawing() == expected and self._judged_alike(sample, work.critic)
 
         self._keep(pool, wanted)
@@ -304,7 +304,7 @@ class Synthesizer:
         for i in range(done, len(batch)):
             pool.append(
                 pixels[i],
-                self._stored(condition, i),
+                self.sources.stored_depth(condition, i),
                 label=int(condition.labels[i]),
                 group=None,
                 source_index=batch[i].source,
@@ -316,22 +316,10 @@ class Synthesizer:
                 round=work.round,
                 critic=work.critic,
                 kept=self.critic is None or self.critic.keeps(judged['agreement'][i]),
-                depth_unit=getattr(self.sources, 'unit', None),
+                depth_unit=self.sources.unit,
                 **{name: values[i] for name, values in judged.items()},
             )
         return len(batch) - done
-
-    def _stored(self, condition: Condition, i: int) -> np.ndarray | None:
-        """``(H, W)`` uint16: the depth map of an image as its source's file has it."""
-        if condition.depth is None:
-            return None
-        units = (condition.depth[i, 0].double().cpu() / self.sources.unit).round().numpy()
-        if units.max() > np.iinfo(np.uint16).max:
-            raise ValueError(
-                f'source {condition.indices[i]} has depths of {units.max():.0f} times its unit of '
-                f'{self.sources.unit:g} m, which 16 bits cannot hold'
-            )
-        return units.astype(np.uint16)
 
     @staticmethod
     def _keep(pool: SamplePool, wanted: Callable[[int, Sample], bool]) -> None:
