@@ -66,6 +66,21 @@ def test_quick_benchmark(tmp_path):
     again = run(tmp_path, *options, '--cfg-options', *QUICK)
     assert again.returncode == 0
     assert json.loads((tmp_path / 'results.json').read_text()) == cells
+    check_report(tmp_path, cells)
+
+
+def check_report(out: Path, cells: list[dict]) -> None:
+    """Finished cells are reported on another split, and stay as they are."""
+    options = ['--methods', 'gap', 'none', '--budgets', '8', '--seeds', '0', '--layers', 'last']
+    compare = "benchmark.compare=['gap','none']"
+    done = run(out, *options, '--report', 'test_shift', '--cfg-options', *QUICK, compare)
+    assert done.returncode == 0, done.stderr[-3000:]
+    there = json.loads((out / 'test_shift' / 'results.json').read_text())
+    cell = next(c for c in cells if c['method'] == 'gap' and c['budget'] == 8)
+    assert there[0] == {**cell, **cell['others']['test_shift']}
+    text = (out / 'test_shift' / 'results.md').read_text()
+    assert 'in percent on test_shift' in text and '## none against the others' in text
+    assert json.loads((out / 'results.json').read_text()) == cells
 
 
 def test_rounds_and_other_generators(tmp_path):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_cells import Benchmark
-from benchmark_report import write_report
+from benchmark_report import on_split, write_report
 from mmengine.config import Config, DictAction
 
 from mmgap.compat import allow_checkpoint_history
@@ -36,6 +36,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument('--layers', nargs='+', default=list(LAYERS), choices=LAYERS)
     parser.add_argument('--out', required=True, type=Path, help='folder of the results')
+    parser.add_argument(
+        '--report',
+        metavar='SPLIT',
+        help="report on one of the config's benchmark.evaluate instead of test, under OUT/SPLIT",
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
     args = parser.parse_args()
     for name in ('methods', 'budgets', 'seeds', 'layers'):
@@ -61,6 +66,9 @@ def load_config(args: argparse.Namespace) -> Config:
     if unknown:
         raise SystemExit(f'unknown methods {unknown}; {args.config} has:\n{known}')
     args.methods = args.methods or list(methods)
+    further = list(config.benchmark.get('evaluate') or {})
+    if args.report not in (None, *further):
+        raise SystemExit(f'--report {args.report!r} is not evaluated; the config has {further}')
     hooks = [h for h in config.get('custom_hooks') or [] if h['type'] == 'mmgap.GAPHook']
     if len(hooks) != 1:
         raise SystemExit(f'{args.config} must have one mmgap.GAPHook, it has {len(hooks)}')
@@ -78,10 +86,11 @@ def describe(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
     """What the results belong to."""
     parts = benchmark.parts(args.seeds[0])
     return dict(
+        test=args.report or benchmark.config.test_dataloader.dataset.get('split', 'test'),
         command=' '.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
         config=fingerprint(benchmark.config.to_dict()),
         methods={name: dict(benchmark.methods[name]) for name in args.methods},
-        compare=benchmark.settings.get('compare'),
+        compare=benchmark.compare,
         budgets=benchmark.budgets,
         versions=environment(parts.sources.dataset.metainfo),
         generator=parts.generator.fingerprint(),
@@ -97,14 +106,15 @@ def main() -> None:
     try:
         benchmark = Benchmark(config, args.out, args.budgets)
         meta = describe(benchmark, args)
-        write_json(args.out / 'meta.json', json.loads(json.dumps(meta, default=str)))
-        run(benchmark, args, meta)
+        folder = args.out / (args.report or '')
+        write_json(folder / 'meta.json', json.loads(json.dumps(meta, default=str)))
+        run(benchmark, args, meta, folder)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    print(f'results in {args.out}')
+    print(f'results in {folder}')
 
 
-def run(benchmark: Benchmark, args: argparse.Namespace, meta: dict[str, Any]) -> None:
+def run(benchmark: Benchmark, args: argparse.Namespace, meta: dict[str, Any], folder: Path) -> None:
     """Run the cells, seed by seed, and report after each seed."""
     jobs = [
         (method, budget, seed, layers)
@@ -117,7 +127,8 @@ def run(benchmark: Benchmark, args: argparse.Namespace, meta: dict[str, Any]) ->
     cells, began, fresh = [], time.time(), 0
     for number, job in enumerate(jobs, start=1):
         started = time.time()
-        cells.append(benchmark.cell(*job))
+        cell = benchmark.cell(*job)
+        cells.append(on_split(cell, args.report) if args.report else cell)
         fresh += time.time() - started > 0.5
         left = (len(jobs) - number) * (time.time() - began) / max(1, fresh)
         method, budget, seed, layers = job
@@ -128,7 +139,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace, meta: dict[str, Any]) ->
             flush=True,
         )
         if number == len(jobs) or job[2] != jobs[number][2]:  # a seed is complete
-            write_report(args.out, cells, about, meta)
+            write_report(args.out, cells, about, meta, folder)
 
 
 if __name__ == '__main__':

@@ -62,10 +62,13 @@ class Benchmark:
         self.methods: Mapping[str, Any] = self.settings.methods
         for name in self.methods:
             self._check_fragment(name)
-        if self.settings.get('compare') not in (None, *self.methods):
+        compared = self.settings.get('compare') or []
+        # What is paired with every other method, in the report alone.
+        self.compare = [compared] if isinstance(compared, str) else list(compared)
+        unknown = sorted(set(self.compare) - set(self.methods))
+        if unknown:
             raise ValueError(
-                f'benchmark.compare={self.settings.compare!r} is no method; there are '
-                f'{list(self.methods)}'
+                f'benchmark.compare names {unknown}, no methods; there are {list(self.methods)}'
             )
         self.out = out
         self.budgets = sorted(budgets)

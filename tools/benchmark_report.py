@@ -30,8 +30,17 @@ def select(cells: Sequence[Cell], **which: Any) -> dict[int, Cell]:
     return {c['seed']: c for c in cells if all(c[k] == v for k, v in which.items())}
 
 
+def on_split(cell: Cell, split: str) -> dict[str, Any]:
+    """A cell with its accuracies on a further split in place of those on test."""
+    return {**cell, **cell['others'][split]}
+
+
 def write_report(
-    out: Path, cells: Sequence[Cell], methods: Mapping[str, str], meta: Mapping[str, Any]
+    out: Path,
+    cells: Sequence[Cell],
+    methods: Mapping[str, str],
+    meta: Mapping[str, Any],
+    folder: Path | None = None,
 ) -> None:
     """Write ``results.json``, ``results.md`` and ``curves.png``.
 
@@ -39,27 +48,31 @@ def write_report(
         out: Folder of the results.
         cells: All cells.
         methods: What each method is, in the order of the tables.
-        meta: What the results belong to.
+        meta: What the results belong to, with the name of the split as ``test``.
+        folder: Where the report goes, ``out`` by default.
     """
-    write_json(out / 'results.json', list(cells))
+    folder = folder or out
+    write_json(folder / 'results.json', list(cells))
     lines = [
         '# Methods at equal image budgets',
         '',
         f'`{meta["command"]}`',
         '',
-        f'Seeds: {sorted({c["seed"] for c in cells})}. Accuracies in percent on test: mean over '
-        'seeds ± standard deviation. "vs none" is the paired difference over seeds in worst-group '
-        'accuracy with its 95 % interval (Student). Budgets count kept images.',
+        f'Seeds: {sorted({c["seed"] for c in cells})}. Accuracies in percent on {meta["test"]}: '
+        'mean over seeds ± standard deviation. "vs none" is the paired difference over seeds in '
+        'worst-group accuracy with its 95 % interval (Student). Budgets count kept images.',
     ]
     for layers in dict.fromkeys(c['layers'] for c in cells):
         part = [c for c in cells if c['layers'] == layers]
         title = 'last layer' if layers == 'last' else 'whole network'
         lines += ['', f'## Fine-tuning the {title}', '', *_table(part, methods)]
-    lines += _paired(cells, methods, meta.get('compare')) + _other_splits(cells, methods)
+    for own in meta['compare']:
+        lines += _paired(cells, methods, own)
+    lines += _other_splits(cells, methods)
     lines += _chosen(cells, methods)
     lines += ['', '## The images', '', *_images(out, cells, methods), '']
-    write_bytes(out / 'results.md', '\n'.join(lines).encode())
-    _curves(out / 'curves.png', cells, methods)
+    write_bytes(folder / 'results.md', '\n'.join(lines).encode())
+    _curves(folder / 'curves.png', cells, methods)
 
 
 def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
@@ -88,7 +101,7 @@ def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _paired(cells: Sequence[Cell], methods: Mapping[str, str], own: str | None) -> list[str]:
+def _paired(cells: Sequence[Cell], methods: Mapping[str, str], own: str) -> list[str]:
     """What one method has above each other one, paired over seeds."""
     settings = _settings(cells, methods)
     if own not in methods:
