@@ -1,5 +1,5 @@
 # Adversarial prompts for depth on the embedded world: everything real, only small.
-_base_ = ['_base_/depth_runtime.py', '_base_/toydepth.py']
+_base_ = ['_base_/depth_runtime.py', '_base_/toydepth.py', '_base_/toydepth_methods.py']
 custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
 
 model = dict(
@@ -64,3 +64,18 @@ custom_hooks = [
         budget=400,
     )
 ]
+
+# What tools/benchmark.py compares at equal budgets; the methods are in _base_/toydepth_methods.py.
+benchmark = dict(
+    steps=80,
+    autocast='bfloat16',
+    train={'model.backbone.norm_eval': True},
+    compare='gap',  # paired with every other method
+    last_layer='decode_head.conv_seg.',
+    optimizers=dict(
+        last=dict(type='AdamW', lr=1e-3),
+        all=dict(type='AdamW', lr=3e-4),
+    ),
+    # Beside test; `val` has fresh indices, since `real` takes the first 400.
+    evaluate=dict(val=dict(split='val', size=700, indices=list(range(400, 700)))),
+)

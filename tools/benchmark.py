@@ -73,7 +73,9 @@ def load_config(args: argparse.Namespace) -> Config:
     if len(hooks) != 1:
         raise SystemExit(f'{args.config} must have one mmgap.GAPHook, it has {len(hooks)}')
     search = hooks[0].get('search') or {}
-    prompts = search.get('prompts_per_class', 4) * config.model.head.num_classes
+    # Depth models have no classes; all their sources are of one.
+    classes = (config.model.get('head') or {}).get('num_classes', 1)
+    prompts = search.get('prompts_per_class', 4) * classes
     if min(args.budgets) < prompts:
         raise SystemExit(
             f'budget {min(args.budgets)} is below the number of prompts ({prompts}): some would '

@@ -141,8 +141,11 @@ class Benchmark:
         config = self.training(method, seed, layers, pool, images)
         report, others = self.run(config, evaluate=self.settings.get('evaluate') or {})
         cell = dict(method=method, budget=budget, seed=seed, layers=layers)
-        for name in ('worst_group', 'mean', 'adjusted', 'groups'):
+        for name in ('measure', 'worst_group', 'mean', 'adjusted', 'groups'):
             cell[name] = report[name]
+        if report['measure'] == 'abs_rel':
+            rmse = {group: report['metrics'][f'{group}/rmse'] for group in report['groups']}
+            cell.update(abs_rel=report['groups'], rmse=rmse)
         cell.update(images=images, dropped=dropped, seconds=time.time() - began)
         cell['val_worst_group'] = others['val']['worst_group'] if 'val' in others else None
         cell['others'] = others
@@ -182,7 +185,9 @@ class Benchmark:
         config.load_from = str(self.base(seed))
         config.custom_hooks = [dict(type='ChannelsLast')]
         if layers == 'last':
-            config.custom_hooks.append(dict(type='LastLayerOnly'))
+            config.custom_hooks.append(
+                dict(type='LastLayerOnly', prefix=self.settings.get('last_layer', 'head.'))
+            )
         return config
 
     @staticmethod

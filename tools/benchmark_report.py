@@ -58,9 +58,9 @@ def write_report(
         '',
         f'`{meta["command"]}`',
         '',
-        f'Seeds: {sorted({c["seed"] for c in cells})}. Accuracies in percent on {meta["test"]}: '
+        f'Seeds: {sorted({c["seed"] for c in cells})}. {_measured(cells)} on {meta["test"]}: '
         'mean over seeds ± standard deviation. "vs none" is the paired difference over seeds in '
-        'worst-group accuracy with its 95 % interval (Student). Budgets count kept images.',
+        'the worst group with its 95 % interval (Student). Budgets count kept images.',
     ]
     for layers in dict.fromkeys(c['layers'] for c in cells):
         part = [c for c in cells if c['layers'] == layers]
@@ -68,11 +68,20 @@ def write_report(
         lines += ['', f'## Fine-tuning the {title}', '', *_table(part, methods)]
     for own in meta['compare']:
         lines += _paired(cells, methods, own)
-    lines += _other_splits(cells, methods)
+    lines += _groups(cells, methods) + _other_splits(cells, methods)
     lines += _chosen(cells, methods)
     lines += ['', '## The images', '', *_images(out, cells, methods), '']
     write_bytes(folder / 'results.md', '\n'.join(lines).encode())
     _curves(folder / 'curves.png', cells, methods)
+
+
+def _is_error(cells: Sequence[Cell]) -> bool:
+    """Whether less is better."""
+    return any(cell.get('measure') == 'abs_rel' for cell in cells)
+
+
+def _measured(cells: Sequence[Cell]) -> str:
+    return 'AbsRel in percent (lower is better)' if _is_error(cells) else 'Accuracies in percent'
 
 
 def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
@@ -135,6 +144,20 @@ def _paired(cells: Sequence[Cell], methods: Mapping[str, str], own: str) -> list
     return lines
 
 
+def _groups(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
+    """Each group by itself, where groups are shifts rather than what methods balance."""
+    if not _is_error(cells):
+        return []
+    names = list(cells[0]['groups'])
+    lines = ['', '## Each group', '', f'| method | images | layers | {" | ".join(names)} |']
+    lines.append('|---' * (3 + len(names)) + '|')
+    for (method, budget, layers), found in _settings(cells, methods).items():
+        values = [[100 * cell['groups'][name] for cell in found.values()] for name in names]
+        shown = ' | '.join(f'{np.mean(v):.1f} ± {_std(v):.1f}' for v in values)
+        lines.append(f'| {method} | {budget} | {layers} | {shown} |')
+    return lines
+
+
 def _other_splits(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
     """Worst groups on the further splits that the cells were evaluated on."""
     names = list(dict.fromkeys(name for cell in cells for name in cell.get('others') or ()))
@@ -180,7 +203,7 @@ def _chosen(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
                 k: np.mean([cell['others'][name][metric] for cell in v.values()])
                 for k, v in own.items()
             }
-            best = max(score, key=score.get)
+            best = (min if _is_error(cells) else max)(score, key=score.get)
             worst = [100 * cell['worst_group'] for cell in own[best].values()]
             row += [f'{best[1]} images, {best[2]}', f'{np.mean(worst):.1f} ± {_std(worst):.1f}']
         if len(row) > 1:
@@ -258,11 +281,12 @@ def _curves(path: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> No
                 continue
             axis.plot(budgets, middle, marker='o', color=f'C{i}', label=method)
             axis.fill_between(budgets, middle - half, middle + half, color=f'C{i}', alpha=0.12)
+        if not _is_error(cells):
+            axis.set_ylim(0, 100)
         axis.set(
             title='last layer' if layers == 'last' else 'whole network',
             xlabel='images',
-            ylabel='worst group (%)',
-            ylim=(0, 100),
+            ylabel=f'worst group, {_measured(cells)}',
         )
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='center right', fontsize=9)

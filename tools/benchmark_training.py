@@ -17,17 +17,32 @@ from torch import nn
 
 @HOOKS.register_module()
 class LastLayerOnly(Hook):
-    """Train the head alone: the rest stays in eval mode without gradient."""
+    """Train the last layer alone: the rest stays in eval mode without gradient.
+
+    Args:
+        prefix: What the names of its parameters begin with.
+    """
+
+    def __init__(self, prefix: str = 'head.') -> None:
+        self.prefix = prefix
 
     def before_train(self, runner: Runner) -> None:
-        """Freeze everything but the head."""
+        """Freeze everything but the last layer.
+
+        Raises:
+            ValueError: If the model has none of that name.
+        """
+        found = 0
         for name, parameter in runner.model.named_parameters():
-            parameter.requires_grad_(name.startswith('head.'))
+            parameter.requires_grad_(name.startswith(self.prefix))
+            found += name.startswith(self.prefix)
+        if not found:
+            raise ValueError(f'benchmark.last_layer={self.prefix!r} names no parameter')
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Keep normalisation statistics as they are."""
         for name, child in runner.model.named_children():
-            if name not in ('head', 'data_preprocessor'):
+            if name not in (self.prefix.split('.')[0], 'data_preprocessor'):
                 child.eval()
 
 
