@@ -142,3 +142,53 @@ def test_a_damaged_pool_names_the_depth_map(tmp_path):
     pool.manifest.write_text('\n'.join([lines[0], json.dumps(wrong)]) + '\n')
     with pytest.raises(ValueError, match="must be depth/NUMBER.png .* '../elsewhere.png'"):
         SamplePool(tmp_path)
+
+
+def test_another_unit_than_the_pipelines_is_refused(tmp_path):
+    from mmgap.toyworld import ToyDepth
+
+    fill(tmp_path)
+    stages = pipeline()
+    stages[1]['depth_rescale_factor'] = 1 / 512
+    real = ToyDepth('train', size=4, pipeline=stages)
+    with pytest.raises(ValueError, match='in units of 0.001 m, the pipeline .*=0.00195'):
+        SyntheticMixDataset(real, str(tmp_path))
+
+
+def test_parts_for_classes_and_for_depth_do_not_mix(parts, drawn_depth):
+    from mmgap.feedback import AdversarialLoss, ClipCritic
+    from mmgap.hooks.components import build_search
+
+    generator, sources, _ = parts
+    target = DepthTarget(tiny_depth_model(), (32, 32))
+    fixed = (sources, {}, {}, 0)
+    with pytest.raises(ValueError, match='AdversarialLoss judges classes, .* are depth'):
+        build_search(generator, target, [AdversarialLoss()], *fixed)
+    critic = ClipCritic(clip=dict(model='x'))
+    with pytest.raises(ValueError, match='ClipCritic judges classes'):
+        build_search(generator, target, [DepthAdversarialLoss()], *fixed, critic=critic)
+
+
+def test_search_finds_harder_images(parts):
+    from mmgap.hooks.components import build_search
+
+    generator, sources, _ = parts
+    target, terms = DepthTarget(tiny_depth_model(), (32, 32)), [DepthAdversarialLoss('ssi')]
+    settings = dict(
+        steps=4,
+        num_inference_steps=2,
+        images_per_prompt=2,
+        batch_size=4,
+        holdout=2,
+        max_restarts=0,
+        fresh=False,
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
+    )
+    initial = dict(prompts_per_class=2, tokens=[1, 8])
+    search, prompts = build_search(generator, target, terms, sources, initial, settings, 0)
+    assert [len(prompt.embeddings) for prompt in prompts] == [1, 8]
+    found = search.run(prompts)
+    assert {result.prompt.id for result in found} == {'r0-scene-0', 'r0-scene-1'}
+    for result in found:
+        first, *_, last = result.snapshots
+        assert (first, last) == (0, 4)
