@@ -253,6 +253,10 @@ def test_labelled_splits_cannot_guide():
     for split in ('train', 'val_id', 'val', 'test', 'test_shift', 'test_final'):
         with pytest.raises(ValueError, match='labelled split'):
             TargetImages(dict(type='mmgap.ToyBirds', split=split, size=4))
+    for split in ('train', 'val', 'test_night'):
+        with pytest.raises(ValueError, match='labelled split'):
+            TargetImages(dict(type='mmgap.ToyDepth', split=split, size=4))
+    assert len(TargetImages(dict(type='mmgap.ToyDepth', split='guidance', size=4))) == 4
     found = TargetImages(dict(type='mmgap.ToyBirds', split='guidance_shift', size=4))
     assert len(found) == 4 and found.load(0).shape == (3, 64, 64)
 
