@@ -40,18 +40,17 @@ def write_report(
     cells: Sequence[Cell],
     methods: Mapping[str, str],
     meta: Mapping[str, Any],
-    folder: Path | None = None,
+    folder: Path,
 ) -> None:
     """Write ``results.json``, ``results.md`` and ``curves.png``.
 
     Args:
-        out: Folder of the results.
+        out: Folder of the benchmark.
         cells: All cells.
         methods: What each method is, in the order of the tables.
         meta: What the results belong to, with the name of the split as ``test``.
-        folder: Where the report goes, ``out`` by default.
+        folder: Where the report goes.
     """
-    folder = folder or out
     write_json(folder / 'results.json', list(cells))
     lines = [
         '# Methods at equal image budgets',
