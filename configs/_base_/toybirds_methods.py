@@ -69,8 +69,8 @@ benchmark = dict(
                 synthesis=dict(aim=0.5),
             ),
             'prompts-shift': dict(
-                about='"at night in fog" in words',
-                texts=['a bird at night in fog'],
+                about='the descriptions with "at night in fog"',
+                texts=[f'{said} at night in fog' for said in descriptions],
             ),
             'guided-aim': dict(
                 about='guided, from the descriptions on which the target fails, without an attack',
@@ -101,22 +101,32 @@ benchmark = dict(
                 synthesis=dict(aim=0.5),
             ),
             'gap-shift': dict(
-                about='adversarial prompts that say, and are guided, "at night in fog"',
-                search=dict(on_to_the_end, template='{} at night in fog'),
+                about='gap with "at night in fog" in its descriptions',
+                search=dict(
+                    from_descriptions,
+                    init=[f'{said} at night in fog' for said in descriptions],
+                    tokens=9,
+                    aim=1.0,
+                ),
                 feedback=[
                     patient_attack,
-                    dict(text_guidance, descriptions=['a bird at night in fog']),
+                    dict(
+                        text_guidance,
+                        descriptions=[f'{said} at night in fog' for said in descriptions],
+                    ),
                 ],
+                synthesis=dict(aim=0.5),
             ),
             'gap-shift-images': dict(
-                about='guided toward 16 unlabelled images like those of test_shift, with an attack',
-                search=dict(on_to_the_end, steps=30),
+                about='gap-images with 16 unlabelled images like those of test_shift',
+                search=dict(on_to_the_end, steps=45, images_per_prompt=2),
                 feedback=[
                     patient_attack,
                     dict(
                         image_guidance, images=dict(type='mmgap.ToyBirds', split='guidance_shift')
                     ),
                 ],
+                synthesis=dict(aim=0.5),
             ),
         },
         randaugment=dict(
