@@ -57,7 +57,7 @@ def miniature(name: str, folder: Path, weights: Path, controlnet: Path) -> Confi
     config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
     data = folder / 'data'
     if 'taskonomy' in name:
-        draw_taskonomy(data, buildings=('allensville', 'beechwood'), views=4, size=48)
+        draw_taskonomy(data, buildings=('allensville', 'collierville', 'ihlen'), views=4, size=48)
     elif 'nyu' in name:
         draw_nyu(data, size=(640, 480) if 'resnet' in name else (64, 48))
     config.merge_from_dict(
@@ -75,6 +75,8 @@ def miniature(name: str, folder: Path, weights: Path, controlnet: Path) -> Confi
         loader.update(num_workers=0, persistent_workers=False, batch_size=4)
         if 'data_root' in loader.dataset:
             loader.dataset.data_root = str(data)
+        if 'buildings' in loader.dataset:
+            loader.dataset.buildings = loader.dataset.buildings[:1]
         if name.endswith('toydepth'):
             loader.dataset.size = 8
     settings = config.custom_hooks[0]

@@ -19,6 +19,7 @@ import torch
 from mmgap.compat import allow_checkpoint_history
 from tests.hooks.small_config import small_config
 from tests.miniature import draw_waterbirds
+from tests.test_depth_configs import miniature
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +62,7 @@ def result(work_dir: Path, name: str) -> dict:
     checkpoint = torch.load(work_dir / name, weights_only=True)
     tensors = {f'weight {k}': v for k, v in checkpoint['state_dict'].items()}
     for index, state in checkpoint['optimizer']['state'].items():
-        tensors[f'momentum {index}'] = state['momentum_buffer']
+        tensors |= {f'{name} {index}': slot for name, slot in state.items()}
     gap = work_dir / 'gap'
     files = [*gap.glob('prompts/*.safetensors'), *gap.glob('pool/**/*')]
     contents = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
@@ -70,33 +71,19 @@ def result(work_dir: Path, name: str) -> dict:
     return {name: hashlib.sha256(data).hexdigest()[:16] for name, data in contents.items()}
 
 
-@pytest.mark.parametrize('by_epoch', [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_killed_and_resumed_equals_uninterrupted(by_epoch, tmp_path, tiny_sd):
-    data = draw_waterbirds(tmp_path / 'data', per_group=4)
-    last = 'epoch_5.pth' if by_epoch else 'iter_10.pth'
-    whole, cut = tmp_path / 'whole', tmp_path / 'cut'
-    for work_dir in (whole, cut):
-        config = small_config(data, tiny_sd, work_dir, by_epoch, workers=2)
-        config.dump(tmp_path / f'{work_dir.name}.py')
-    finish(start(tmp_path / 'whole.py'))
+def check_kills(folder: Path, last: str, points: list[Callable[[Path], bool]]) -> dict[str, str]:
+    """Kills ``cut.py`` at each point and resumes it: it ends as ``whole.py``, which is returned."""
+    whole, cut = folder / 'whole', folder / 'cut'
+    finish(start(folder / 'whole.py'))
     expected = result(whole, last)
-    assert len([name for name in expected if name.endswith('.png')]) == 16
-
-    manifest = cut / 'gap' / 'pool' / 'manifest.jsonl'
-    points = [
-        lambda: (cut / 'gap' / 'search' / 'round_0.safetensors').exists(),  # in the search
-        lambda: lines(manifest) >= 3,  # in the synthesis
-        lambda: (cut / ('epoch_2.pth' if by_epoch else 'iter_6.pth')).exists(),  # in training
-        lambda: (cut / 'gap' / 'search' / 'round_1.safetensors').exists(),  # in round 2
-    ]
     options: tuple[str, ...] = ()
     for number, reached in enumerate(points):
-        kill_when(start(tmp_path / 'cut.py', *options), reached)
-        if number == 3:  # as a kill leaves it in the instant in which MMEngine writes it
+        kill_when(start(folder / 'cut.py', *options), lambda reached=reached: reached(cut))
+        if number == len(points) - 1:  # as a kill leaves it in the instant in which it is written
             (cut / 'last_checkpoint').write_text('')
         assert not (cut / last).exists(), 'the run was over before it was killed'
         options = ('--resume',)
-    finish(start(tmp_path / 'cut.py', *options))
+    finish(start(folder / 'cut.py', *options))
     resumed = result(cut, last)
     assert sorted(resumed) == sorted(expected)
     assert [name for name in expected if resumed[name] != expected[name]] == []
@@ -108,6 +95,48 @@ def test_killed_and_resumed_equals_uninterrupted(by_epoch, tmp_path, tiny_sd):
             del about['seconds']
     for key in ('before', 'after', 'rounds', 'images', 'seed'):
         assert summaries[0][key] == summaries[1][key]
+    return expected
+
+
+def in_search(cut: Path, number: int = 0) -> bool:
+    return (cut / 'gap' / 'search' / f'round_{number}.safetensors').exists()
+
+
+def in_synthesis(cut: Path) -> bool:
+    return lines(cut / 'gap' / 'pool' / 'manifest.jsonl') >= 3
+
+
+@pytest.mark.parametrize('by_epoch', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_killed_and_resumed_equals_uninterrupted(by_epoch, tmp_path, tiny_sd):
+    data = draw_waterbirds(tmp_path / 'data', per_group=4)
+    for name in ('whole', 'cut'):
+        config = small_config(data, tiny_sd, tmp_path / name, by_epoch, workers=2)
+        config.dump(tmp_path / f'{name}.py')
+    in_training = 'epoch_2.pth' if by_epoch else 'iter_6.pth'
+    points = [
+        in_search,
+        in_synthesis,
+        lambda cut: (cut / in_training).exists(),
+        lambda cut: in_search(cut, 1),
+    ]
+    expected = check_kills(tmp_path, 'epoch_5.pth' if by_epoch else 'iter_10.pth', points)
+    assert len([name for name in expected if name.endswith('.png')]) == 16
+
+
+@pytest.mark.slow
+def test_depth_killed_and_resumed_equals_uninterrupted(tmp_path, tiny_sd, tiny_controlnet):
+    for name in ('whole', 'cut'):
+        config = miniature('gap_resnet18_toydepth', tmp_path, tiny_sd, tiny_controlnet)
+        config.work_dir = str(tmp_path / name)
+        config.train_cfg.update(max_epochs=4)
+        config.custom_hooks[0].update(budget=12)
+        config.custom_hooks[0].search.update(steps=4)
+        config.custom_hooks[0].synthesis.update(batch_size=2)
+        config.dump(tmp_path / f'{name}.py')
+    points = [in_search, in_synthesis, lambda cut: (cut / 'epoch_2.pth').exists()]
+    expected = check_kills(tmp_path, 'epoch_4.pth', points)
+    # an image and a depth map each
+    assert len([name for name in expected if name.endswith('.png')]) == 24
 
 
 def test_checkpoint_loads_in_test_tool(tmp_path, tiny_sd):
