@@ -22,7 +22,7 @@ model = dict(
         input_transform='resize_concat',
         channels=64,
         dropout_ratio=0.0,
-        norm_cfg=dict(type='BN', requires_grad=True),
+        norm_cfg=dict(type='GN', num_groups=8),
         max_depth=60.0,
         loss_decode=dict(type='mmgap.RobustSiLogLoss'),
     ),

@@ -35,6 +35,11 @@ custom_hooks = [
     dict(
         type='mmgap.GAPHook',
         generator={{_base_.generator}},
+        # For guided prompts, in the paper's weights, stop_loss=None and instead
+        #     dict(type='mmgap.DepthAdversarialLoss', loss='l1', floor=-1.25),
+        #     dict(type='mmgap.TextGuidance', descriptions=['at night', 'in fog'], weight=1.0),
+        # or, with 100 unlabelled pictures,
+        #     dict(type='mmgap.ImageGuidance', images=FOLDER, limit=100, weight=5.0, clip=CLIP),
         feedback=[dict(type='mmgap.DepthAdversarialLoss', loss='l1')],
         search=dict(
             prompts_per_class=32,

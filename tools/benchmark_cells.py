@@ -43,6 +43,15 @@ KEYS = (
 FIXED = ('train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks', 'load_from', 'randomness')
 
 
+def measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The group report; for depth also ``abs_rel`` and ``rmse`` (metres) of each group."""
+    report = group_report(metrics)
+    if report['measure'] == 'abs_rel':
+        rmse = {group: report['metrics'][f'{group}/rmse'] for group in report['groups']}
+        report.update(abs_rel=report['groups'], rmse=rmse)
+    return report
+
+
 class Benchmark:
     """Everything that the cells of one config share.
 
@@ -141,11 +150,8 @@ class Benchmark:
         config = self.training(method, seed, layers, pool, images)
         report, others = self.run(config, evaluate=self.settings.get('evaluate') or {})
         cell = dict(method=method, budget=budget, seed=seed, layers=layers)
-        for name in ('measure', 'worst_group', 'mean', 'adjusted', 'groups'):
-            cell[name] = report[name]
-        if report['measure'] == 'abs_rel':
-            rmse = {group: report['metrics'][f'{group}/rmse'] for group in report['groups']}
-            cell.update(abs_rel=report['groups'], rmse=rmse)
+        report.pop('metrics')
+        cell.update(report)
         cell.update(images=images, dropped=dropped, seconds=time.time() - began)
         cell['val_worst_group'] = others['val']['worst_group'] if 'val' in others else None
         cell['others'] = others
@@ -290,12 +296,12 @@ class Benchmark:
             config.experiment_name = f'benchmark_{time.time_ns()}'
             runner = Runner.from_cfg(config)
             runner.train()
-            report = group_report(runner.test_loop.run()) if test else {}
+            report = measured(runner.test_loop.run()) if test else {}
             others = {}
             for name, changes in (evaluate or {}).items():
                 loader = ConfigDict(copy.deepcopy(config.test_dataloader))
                 loader.dataset.update(changes)
-                others[name] = group_report(TestLoop(runner, loader, config.test_evaluator).run())
+                others[name] = measured(TestLoop(runner, loader, config.test_evaluator).run())
                 others[name].pop('metrics')
             if keep is not None:
                 keep.parent.mkdir(parents=True, exist_ok=True)

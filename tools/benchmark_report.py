@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def select(cells: Sequence[Cell], **which: Any) -> dict[int, Cell]:
 
 
 def on_split(cell: Cell, split: str) -> dict[str, Any]:
-    """A cell with its accuracies on a further split in place of those on test."""
+    """A cell with its figures on a further split in place of those on test."""
     return {**cell, **cell['others'][split]}
 
 
@@ -111,21 +111,43 @@ def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
 
 def _paired(cells: Sequence[Cell], methods: Mapping[str, str], own: str) -> list[str]:
     """What one method has above each other one, paired over seeds."""
-    settings = _settings(cells, methods)
     if own not in methods:
         return []
-    lines = [
-        '',
-        f'## {own} against the others',
-        '',
-        f'Worst group of {own} minus that of the other method at the same budget (at its only one '
-        'where it makes no images), paired over seeds, with 95 % interval.',
-    ]
+    lines = ['', f'## {own} against the others', '']
+    if not _is_error(cells):
+        lines.append(
+            f'Worst group of {own} minus that of the other method at the same budget (at its only '
+            'one where it makes no images), paired over seeds, with 95 % interval.'
+        )
+        return lines + _pairs(cells, methods, own, lambda c: 100 * c['worst_group'], '')
+    lines.append(
+        f'Change of AbsRel from the other method to {own} in percent (of its logarithm), at the '
+        'same budget (at its only one where it makes no images), paired over seeds, with 95 % interval. '
+        'Below zero is better.'
+    )
+    for name in ('mean', *cells[0]['groups']):
+
+        def logarithm(cell: Cell, name: str = name) -> float:
+            return 100 * np.log(cell['mean'] if name == 'mean' else cell['groups'][name])
+
+        lines += _pairs(cells, methods, own, logarithm, f', {name}')
+    return lines
+
+
+def _pairs(
+    cells: Sequence[Cell],
+    methods: Mapping[str, str],
+    own: str,
+    value: Callable[[Cell], float],
+    of: str,
+) -> list[str]:
+    """A table for each choice of layers: differences of a value of the cells."""
+    settings, lines = _settings(cells, methods), []
     for layers in dict.fromkeys(c['layers'] for c in cells):
         budgets = sorted({k[1] for k in settings if k[0] == own and k[2] == layers})
         head = ' | '.join(f'{budget} images' for budget in budgets)
         title = 'last layer' if layers == 'last' else 'whole network'
-        lines += ['', f'| {title} | {head} |', '|---' * (1 + len(budgets)) + '|']
+        lines += ['', f'| {title}{of} | {head} |', '|---' * (1 + len(budgets)) + '|']
         for other in methods:
             if other == own:
                 continue
@@ -137,7 +159,7 @@ def _paired(cells: Sequence[Cell], methods: Mapping[str, str], own: str) -> list
                 if not both:
                     row.append('')
                     continue
-                gains = [100 * (mine[s]['worst_group'] - theirs[s]['worst_group']) for s in both]
+                gains = [value(mine[s]) - value(theirs[s]) for s in both]
                 row.append(f'{np.mean(gains):+.1f} ± {interval(gains):.1f}')
             lines.append(f'| {other} | {" | ".join(row)} |')
     return lines
@@ -152,7 +174,7 @@ def _groups(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
     lines.append('|---' * (3 + len(names)) + '|')
     for (method, budget, layers), found in _settings(cells, methods).items():
         values = [[100 * cell['groups'][name] for cell in found.values()] for name in names]
-        shown = ' | '.join(f'{np.mean(v):.1f} ± {_std(v):.1f}' for v in values)
+        shown = ' | '.join(f'{np.mean(v):.2f} ± {_std(v):.2f}' for v in values)
         lines.append(f'| {method} | {budget} | {layers} | {shown} |')
     return lines
 
@@ -171,7 +193,7 @@ def _other_splits(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str
         values = [
             [100 * cell['others'][name]['worst_group'] for cell in found.values()] for name in names
         ]
-        shown = ' | '.join(f'{np.mean(v):.1f} ± {_std(v):.1f}' for v in values)
+        shown = ' | '.join(f'{np.mean(v):.2f} ± {_std(v):.2f}' for v in values)
         lines.append(f'| {method} | {budget} | {layers} | {shown} |')
     return lines
 

@@ -42,8 +42,9 @@ class LastLayerOnly(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Keep normalisation statistics as they are."""
         for name, child in runner.model.named_children():
-            if name not in (self.prefix.split('.')[0], 'data_preprocessor'):
+            if name != 'data_preprocessor':
                 child.eval()
+        runner.model.get_submodule(self.prefix.rstrip('.')).train()
 
 
 @HOOKS.register_module()

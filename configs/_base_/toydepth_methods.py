@@ -2,7 +2,7 @@
 # the hook of the config. All get as many prompts, images and training steps.
 
 # What a user says of the days when the model will be used: `prompts`, `guided` and `gap` get it.
-descriptions = ['at night', 'in fog']
+descriptions = ['a picture at night', 'a picture in fog']
 clip = dict(model='mmgap://toybirds-clip')
 text_guidance = dict(
     type='mmgap.TextGuidance',
@@ -17,6 +17,7 @@ on_to_the_end = dict(stop_loss=None)
 from_descriptions = dict(
     on_to_the_end,
     init=descriptions,
+    tokens=4,
     steps=15,
     images_per_prompt=2,
     optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.05)),
@@ -26,7 +27,8 @@ benchmark = dict(
     methods={
         'none': dict(about='training goes on with real images alone'),
         'agnostic': dict(
-            about='neutral sentences', texts=['a picture', 'a photo', 'an image', 'a scene']
+            about='neutral sentences',
+            texts=['a picture', 'a photo', 'an image', 'a photo by day'],
         ),
         'random': dict(
             about='draws from the Gaussian of the vocabulary, the starting points of ap',

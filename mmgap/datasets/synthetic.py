@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, Compose
 
 from mmgap.registry import DATASETS
 from mmgap.synthesis.sample_pool import Sample, SamplePool
@@ -37,6 +37,27 @@ class SyntheticDataset(BaseDataset):
         self.budget = budget
         # The pool's samples say all that MMEngine would look for in an annotation file.
         super().__init__(ann_file='', **kwargs)
+
+    def full_init(self) -> None:
+        """Read the manifest, and see that the pipeline reads depth in the pool's unit."""
+        super().full_init()
+        if self.pipeline.transforms:
+            self.read_with(self.pipeline)
+
+    def read_with(self, pipeline: Compose) -> None:
+        """Take a pipeline.
+
+        Raises:
+            ValueError: If it reads depth in another unit than the pool's.
+        """
+        units = [getattr(t, 'depth_rescale_factor', None) for t in pipeline.transforms]
+        read = next((own for own in units if own is not None), None)
+        if self.depth_unit is not None and self.depth_unit != read:
+            raise ValueError(
+                f'the depth maps of pool={self.pool!r} are in units of {self.depth_unit:g} m, the '
+                f'pipeline has depth_rescale_factor={read}; both must be the same'
+            )
+        self.pipeline = pipeline
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Read the manifest; ``depth_unit`` is then known."""

@@ -109,18 +109,7 @@ class SyntheticMixDataset:
         self._synthetic = None
         if SamplePool(self.pool).kept:
             self._synthetic = SyntheticDataset(self.pool, self.budget, metainfo=self._metainfo)
-            self._check_unit(self._synthetic.depth_unit)
-            self._synthetic.pipeline = self.dataset.pipeline
-
-    def _check_unit(self, unit: float | None) -> None:
-        transforms = getattr(self.dataset.pipeline, 'transforms', ())
-        units = [getattr(t, 'depth_rescale_factor', None) for t in transforms]
-        read = next((own for own in units if own is not None), None)
-        if unit is not None and unit != read:
-            raise ValueError(
-                f'the depth maps of pool={self.pool!r} are in units of {unit:g} m, the pipeline '
-                f'has depth_rescale_factor={read}; both must be the same'
-            )
+            self._synthetic.read_with(self.dataset.pipeline)
 
     @force_full_init
     def __len__(self) -> int:

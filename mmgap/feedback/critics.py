@@ -162,12 +162,21 @@ class ModelCritic(Critic):
         config: Config file of the classifier; its test pipeline says size and channel order.
         checkpoint: Its weights.
         threshold: As for :class:`Critic`.
+        target: Arguments of :class:`~mmgap.feedback.TargetModel` that say size and channel order
+            instead of the pipeline.
     """
 
-    def __init__(self, config: str, checkpoint: str, threshold: float | None = None) -> None:
+    def __init__(
+        self,
+        config: str,
+        checkpoint: str,
+        threshold: float | None = None,
+        target: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(threshold)
         self.config = config
         self.checkpoint = checkpoint
+        self.target = target
         self._target: TargetModel | None = None
 
     def prepare(self, classes: Sequence[str]) -> None:
@@ -185,7 +194,24 @@ class ModelCritic(Critic):
             raise ValueError(
                 f'ModelCritic config={self.config!r} has {number} classes, the data {len(classes)}'
             )
-        self._target = _load(TargetModel, settings, self.checkpoint, 'mmpretrain')
+        self._target = self._load(TargetModel, settings, 'mmpretrain')
+
+    def _load(self, kind: type[TargetModel], settings: Config, scope: str) -> TargetModel:
+        """The config's model with the checkpoint's weights, as a judge of images."""
+        from mmengine.device import get_device
+
+        model = settings.model
+        if settings.get('data_preprocessor') is not None:
+            model.setdefault('data_preprocessor', settings.data_preprocessor)
+        # The run's own scope stays the default one.
+        with DefaultScope.overwrite_default_scope(settings.get('default_scope', scope)):
+            network = MODELS.build(model)
+        allow_checkpoint_history()
+        load_checkpoint(network, self.checkpoint, map_location='cpu', strict=True)
+        network = network.to(get_device()).eval()
+        if self.target is not None:
+            return kind(network, **self.target)
+        return kind.from_pipeline(network, settings.test_dataloader.dataset.pipeline)
 
     def fingerprint(self) -> str:
         """Names weights and input."""
@@ -210,6 +236,7 @@ class DepthCritic(ModelCritic):
         config: Config file of the depth model; its test pipeline says size and channel order.
         checkpoint: Its weights.
         threshold: As for :class:`Critic`.
+        target: As for :class:`ModelCritic`.
     """
 
     judges = 'depth'
@@ -222,29 +249,13 @@ class DepthCritic(ModelCritic):
         """
         if self._target is None:
             settings = Config.fromfile(self.config)
-            self._target = _load(DepthTarget, settings, self.checkpoint, 'mmseg')
+            self._target = self._load(DepthTarget, settings, 'mmseg')
 
     @torch.no_grad()
     def __call__(self, images: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
         """``(B,)``: share of known pixels that it sees within a factor of 1.25 of the label."""
         with self._target.frozen():
             return self._target(images, labels).hits(labels)
-
-
-def _load(kind: type[TargetModel], settings: Config, checkpoint: str, scope: str) -> TargetModel:
-    """The model of a config with a checkpoint's weights, as a judge of images."""
-    from mmengine.device import get_device
-
-    model = settings.model
-    if settings.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', settings.data_preprocessor)
-    # The run's own scope stays the default one.
-    with DefaultScope.overwrite_default_scope(settings.get('default_scope', scope)):
-        network = MODELS.build(model)
-    allow_checkpoint_history()
-    load_checkpoint(network, checkpoint, map_location='cpu', strict=True)
-    pipeline = settings.test_dataloader.dataset.pipeline
-    return kind.from_pipeline(network.to(get_device()).eval(), pipeline)
 
 
 @torch.no_grad()

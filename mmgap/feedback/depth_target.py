@@ -73,6 +73,11 @@ class DepthTarget(TargetModel):
                 f'depth feedback needs a DepthEstimator of MMSegmentation, the model is a '
                 f'{type(self.model).__name__}'
             )
+        if getattr(self.model.backbone, 'class_embed_select', False):
+            raise ValueError(
+                'class_embed_select=True asks for the category of each image, which generated ones '
+                'do not have; train with class_embed_select=False'
+            )
         if getattr(self.model.data_preprocessor, 'test_cfg', None):
             raise ValueError(
                 'data_preprocessor.test_cfg pads images but not depth; resize in the test pipeline '

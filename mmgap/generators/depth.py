@@ -56,6 +56,13 @@ class DepthSourceSet:
                 "dict(type='LoadDepthAnnotation', depth_rescale_factor=…)"
             )
         self._loader = loaders[0]
+        backend = getattr(self._loader, 'decode_backend', 'cv2')
+        if backend != 'cv2':
+            raise ValueError(
+                f'the pipeline of {type(dataset).__name__} loads depth with decode_backend='
+                f"{backend!r}; a pool holds PNGs, which need 'cv2': convert the depth maps to "
+                '16-bit PNGs'
+            )
         self.labels = np.zeros(len(infos), dtype=int)
         self.groups = [info.get('group') for info in infos]
 
@@ -71,9 +78,16 @@ class DepthSourceSet:
         """``(H, W)`` uint16: a depth map as its source's file has it, for a pool.
 
         Raises:
-            ValueError: If it does not fit into 16 bits.
+            ValueError: If it does not fit into 16 bits, or lies between whole units.
         """
-        units = (condition.depth[i, 0].double().cpu() / self.unit).round().numpy()
+        exact = (condition.depth[i, 0].double().cpu() / self.unit).numpy()
+        units = exact.round()
+        if np.abs(exact - units).max() > 0.05:  # a file of floats
+            raise ValueError(
+                f'source {condition.indices[i]} has depths between whole multiples of '
+                f'{self.unit:g} m, which the 16-bit PNGs of a pool cannot hold; convert the depth '
+                'maps to 16-bit PNGs, such as millimetres with depth_rescale_factor=1e-3'
+            )
         if units.max() > np.iinfo(np.uint16).max:
             raise ValueError(
                 f'source {condition.indices[i]} has depths of {units.max():.0f} times its unit of '
@@ -134,7 +148,7 @@ def check_depth(depth: np.ndarray, path: str, unit: float) -> np.ndarray:
     if not np.isfinite(depth).all() or (depth < 0).any():
         raise ValueError(f'depth map {path} has negative, NaN or infinite values; 0 is unknown')
     if not (depth > 0).any():
-        raise ValueError(f'depth map {path} knows no pixel: all are 0')
+        raise ValueError(f'depth map {path} knows no pixel: after the crop to its image all are 0')
     median = float(np.median(depth[depth > 0]))
     if not PLAUSIBLE[0] <= median <= PLAUSIBLE[1]:
         raise ValueError(

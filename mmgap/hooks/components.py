@@ -124,6 +124,20 @@ def build_critic(settings: Mapping[str, Any] | None, classes: Sequence[str]) -> 
     return critic
 
 
+def check_judges(parts: Sequence[Any], sources: SourceSet | DepthSourceSet) -> None:
+    """See that terms and critics judge what the labels are; None is no part.
+
+    Raises:
+        ValueError: If one judges something else.
+    """
+    for part in parts:
+        if part is not None and part.judges not in (None, sources.kind):
+            raise ValueError(
+                f'{type(part).__name__} judges {part.judges}, but the labels of the training data '
+                f'are {sources.kind}'
+            )
+
+
 def _same_path(path: str) -> str:
     return path if '://' in path else os.path.realpath(path)
 
@@ -161,12 +175,7 @@ def build_search(
     Raises:
         ValueError: If the settings do not fit each other.
     """
-    for part in (*feedback, *([critic] if critic is not None else [])):
-        if part.judges not in (None, sources.kind):
-            raise ValueError(
-                f'{type(part).__name__} judges {part.judges}, but the labels of the training data '
-                f'are {sources.kind}'
-            )
+    check_judges([*feedback, critic], sources)
     seed = round_seed(seed, number)
     settings = dict(settings)
     initial = {'tokens': 5, **initial}
@@ -231,6 +240,7 @@ def build_synthesizer(
     critic: Critic | None = None,
 ) -> Synthesizer:
     """The synthesizer of round ``number``; arguments as in :func:`build_search`."""
+    check_judges([critic], sources)
     seed = round_seed(seed, number)
     return Synthesizer(generator, sources, critic=critic, **{'seed': seed, **settings})
 

@@ -309,6 +309,7 @@ class GAPHook(Hook):
         """Build what all rounds share, and the parts of the first to see that they fit."""
         generator = TASK_UTILS.build(dict(self.generator_cfg))
         sources = build_sources(self._mix.dataset, generator)
+        sources.load(sorted({0, len(sources) // 2, len(sources) - 1}))  # they can be read
         evaluation = [
             getattr(runner, f'{name}_loop').dataloader.dataset
             for name in ('val', 'test')

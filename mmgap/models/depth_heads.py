@@ -48,7 +48,10 @@ class MetricDepth:
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """``(B, 1, h, w)`` metres in (0, max_depth), at the resolution of the features."""
-        return torch.sigmoid(super().forward(inputs)) * self.max_depth
+        raw = super().forward(inputs)
+        # In half precision metres come in steps, and the sigmoid reaches 1.
+        exact = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        return torch.sigmoid(exact) * self.max_depth
 
     def loss_by_feat(
         self, seg_logits: Tensor, batch_data_samples: Sequence[Any]

@@ -102,6 +102,7 @@ def generate(folder: Path, prompts: list[str], control: Tensor, args: argparse.N
             width=64,
             num_inference_steps=args.steps,
             guidance_scale=args.guidance_scale,
+            eta=1.0,
             generator=[torch.Generator().manual_seed(k) for k in numbers],
             output_type='np',
         ).images
@@ -112,7 +113,7 @@ def generate(folder: Path, prompts: list[str], control: Tensor, args: argparse.N
 def sheet(control: Tensor, rendered: np.ndarray, drawn: np.ndarray) -> Image.Image:
     """Columns of condition, rendering and generated picture, a few of each place."""
     shown = (control.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
-    rows = [np.concatenate(pictures[::9][:24], axis=1) for pictures in (shown, rendered, drawn)]
+    rows = [np.concatenate(pictures[::10][:24], axis=1) for pictures in (shown, rendered, drawn)]
     return Image.fromarray(np.concatenate(rows))
 
 
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument('--weights', type=Path, default=WEIGHTS)
     parser.add_argument('--out', type=Path, default=Path('docs/toyworld'))
     parser.add_argument('--steps', type=int, default=10)
-    parser.add_argument('--guidance-scale', type=float, default=3.0)
+    parser.add_argument('--guidance-scale', type=float, default=5.0)
     args = parser.parse_args()
 
     # Other scenes than those of any split and of any training.
