@@ -34,8 +34,10 @@ QUICK = [
 ]
 
 
-def run(out: Path, *options: str, variants: bool = False) -> subprocess.CompletedProcess:
-    config = f'configs/gap_resnet18_toybirds{"_variants" if variants else ""}.py'
+def run(
+    out: Path, *options: str, config: str = 'gap_resnet18_toybirds'
+) -> subprocess.CompletedProcess:
+    config = f'configs/{config}.py'
     command = [sys.executable, 'tools/benchmark.py', config, '--out', str(out), *options]
     return subprocess.run(
         command,
@@ -89,7 +91,7 @@ def test_rounds_and_other_generators(tmp_path):
     options = ['--methods', *methods, '--budgets', '4', '--seeds', '0', '--layers', 'last']
     quick = [*QUICK, 'benchmark.methods.ap-rounds.search.prompts_per_class=1']
     quick += ['custom_hooks.0.synthesis.batch_size=2']
-    done = run(tmp_path, *options, '--cfg-options', *quick, variants=True)
+    done = run(tmp_path, *options, '--cfg-options', *quick, config='gap_resnet18_toybirds_variants')
     assert done.returncode == 0, done.stderr[-3000:]
     facts = {}
     for about in tmp_path.glob('pools/*/about.json'):

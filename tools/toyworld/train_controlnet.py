@@ -34,7 +34,7 @@ from mmgap.toyworld.depth_splits import MAX_DEPTH
 from mmgap.toyworld.renderer import Scene, render
 from mmgap.toyworld.vocabulary import TIME_PHRASES, WEATHER_PHRASES
 
-RATE = 1e-3  # peak learning rate
+RATE = 2e-3  # peak learning rate
 
 
 def draw(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +76,7 @@ def save(network: nn.Module, folder: Path) -> None:
 
 
 def main() -> None:
-    args = parser(__doc__, steps=1500, batch=32, scenes=12000, save_every=300).parse_args()
+    args = parser(__doc__, steps=4000, batch=32, scenes=12000, save_every=300).parse_args()
     torch.manual_seed(7)
     from diffusers import StableDiffusionInpaintPipeline
     from diffusers.models.attention_processor import AttnProcessor
