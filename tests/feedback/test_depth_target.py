@@ -155,3 +155,10 @@ def test_critic_takes_the_share_that_another_model_sees_alike(judged, tmp_path):
     assert critic.fingerprint() == other.fingerprint()
     next(other._target.model.parameters()).data.add_(1)
     assert critic.fingerprint() != other.fingerprint()
+
+
+def test_models_that_ask_for_a_category_are_refused(judged):
+    model, images, depth = judged
+    model.backbone.class_embed_select = True  # as MMSegmentation's VPD has it
+    with pytest.raises(ValueError, match='class_embed_select=True asks for the category'):
+        DepthTarget(model, SIZE)(images, depth)

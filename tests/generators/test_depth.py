@@ -54,7 +54,7 @@ def spoil(dataset, depth):
 @pytest.mark.parametrize(
     'depth, words',
     [
-        (np.zeros((20, 20), np.uint16), 'knows no pixel: all are 0'),
+        (np.zeros((20, 20), np.uint16), 'knows no pixel: after the crop .* all are 0'),
         (np.full((18, 20), 900, np.uint16), r'is 20x18, its image .*2.png is 20x20'),
         (np.full((20, 20), 3, np.uint16), r'is 0.003 m, .* was taken for 0.001 m: correct depth_r'),
     ],
@@ -73,9 +73,25 @@ def test_wrong_unit_nan_and_missing_parts(drawn_depth):
     drawn_depth.pipeline.transforms[0].depth_rescale_factor = float('nan')
     with pytest.raises(ValueError, match='has negative, NaN or infinite values'):
         DepthSourceSet(drawn_depth, (20, 20)).load([0])
+    drawn_depth.pipeline.transforms[0].decode_backend = 'numpy'
+    with pytest.raises(ValueError, match="decode_backend='numpy'; a pool holds PNGs"):
+        DepthSourceSet(drawn_depth, (20, 20))
     drawn_depth.pipeline.transforms.clear()
     with pytest.raises(ValueError, match='the pipeline of DrawnDepth loads no depth'):
         DepthSourceSet(drawn_depth, (20, 20))
     del drawn_depth.infos[3]['depth_map_path']
     with pytest.raises(ValueError, match=r"1 of 6 data infos .* no 'depth_map_path' .* number 3"):
         DepthSourceSet(drawn_depth, (20, 20))
+
+
+def test_depth_between_whole_units_fits_no_pool(drawn_depth):
+    """A file of floats would be rounded to whole metres without a word."""
+    sources = DepthSourceSet(drawn_depth, (20, 20))
+    condition = sources.load([0])
+    assert np.array_equal(
+        sources.stored_depth(condition, 0),
+        np.array(Image.open(drawn_depth.infos[0]['depth_map_path'])),
+    )
+    condition.depth += 0.0004
+    with pytest.raises(ValueError, match='source 0 has depths between whole multiples of 0.001 m'):
+        sources.stored_depth(condition, 0)

@@ -164,3 +164,14 @@ def test_missing_operations_say_so_when_called():
     assert not check_ops_exist()
     with pytest.raises(RuntimeError, match='is an operation of the full mmcv'):
         sigmoid_focal_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), 2.0, 0.25)
+
+
+def test_metres_are_exact_under_autocast():
+    """In bfloat16 metres would come in steps of 0.4 %, and the sigmoid would reach its bound."""
+    model = build(CONV, dict(type='mmgap.MaskedL1Loss')).eval()
+    model.decode_head.conv_seg.bias.data.fill_(8.0)
+    with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16):
+        features = model.extract_feat(torch.rand(1, 3, 64, 64))
+        assert features[0].dtype == torch.bfloat16
+        metres = model.decode_head(features)
+    assert metres.dtype == torch.float32 and metres.max() < 20

@@ -153,6 +153,8 @@ def test_another_unit_than_the_pipelines_is_refused(tmp_path):
     real = ToyDepth('train', size=4, pipeline=stages)
     with pytest.raises(ValueError, match='in units of 0.001 m, the pipeline .*=0.00195'):
         SyntheticMixDataset(real, str(tmp_path))
+    with pytest.raises(ValueError, match='in units of 0.001 m, the pipeline .*=0.00195'):
+        SyntheticDataset(str(tmp_path), pipeline=stages)
 
 
 def test_parts_for_classes_and_for_depth_do_not_mix(parts, drawn_depth):
