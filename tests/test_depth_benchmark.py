@@ -16,6 +16,7 @@ SHIFTS = ['clear', 'night', 'fog', 'corruptions']
 QUICK_DEPTH = [
     *(change for change in QUICK if 'evaluate' not in change),
     'test_dataloader.dataset.size=16',
+    'custom_hooks.0.synthesis.aim_images=1',
     'benchmark.evaluate.val.indices=[400,401,402]',
 ]
 
