@@ -54,10 +54,9 @@ def test_quick_benchmark(layers, tmp_path):
 def test_the_generator_knows_all_words():
     config = Config.fromfile(ROOT / 'configs' / 'gap_resnet18_toydepth.py')
     generator = TASK_UTILS.build(config.custom_hooks[0].generator)
-    sentences = []
+    sentences = list(config.custom_hooks[0].search.init)
     for method in config.benchmark.methods.values():
         sentences += method.get('texts', [])
-        sentences += (method.get('search') or {}).get('init', [])
         for term in method.get('feedback', []):
             sentences += term.get('descriptions', [])
     assert sentences
