@@ -93,8 +93,8 @@ def generate(benchmark: Benchmark, method: str, seed: int, folder: Path) -> dict
         count = batches * synthesizer.batch_size
         synthesizer.run(found, count, pool, target, parts.feedback, number)
         prompts += found
-    hooks = (parts, base, _hook_search(parts), parts.feedback, critic)
-    search, initial = _search(*hooks, draw=False)
+    given = (parts, base, _hook_search(parts), parts.feedback, critic)
+    search, initial = _search(*given, draw=False)
     if len(prompts) != len(initial):
         raise ValueError(
             f'method {method!r} has {len(prompts)} prompts, the hook {len(initial)}; all methods '
