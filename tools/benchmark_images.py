@@ -158,7 +158,7 @@ def _prompts(
 
 def _critic(benchmark: Benchmark, method: str, parts: Components) -> Critic | None:
     settings = benchmark.methods[method].get('critic', parts.hook.critic_cfg)
-    return build_critic(settings, parts.sources.classes)
+    return build_critic(settings, parts.generator, parts.sources.classes)
 
 
 def _search(

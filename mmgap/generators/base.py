@@ -46,6 +46,8 @@ class DiffusionGenerator:
 
     # Networks called once per denoising step, in the pipeline's names.
     denoisers: ClassVar[tuple[str, ...]] = ('unet',)
+    # Config of the critic of a run that names none.
+    critic: ClassVar[dict[str, Any] | None] = None
 
     def __init__(
         self,

@@ -59,6 +59,8 @@ class SourceSet:
             ``gt_label`` and ``mask_path`` (8-bit image, foreground bright), and optionally
             ``group``.
         size: ``(height, width)`` of the conditions in pixels.
+        masked: Whether every image must have a mask. Without, the mask of one that has none is the
+            whole image.
 
     Raises:
         ValueError: If infos carry no ``mask_path`` or a class of the dataset has no sources.
@@ -67,12 +69,12 @@ class SourceSet:
     kind = 'classes'
     unit = None  # depth sources have one
 
-    def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
+    def __init__(self, dataset: Any, size: tuple[int, int], masked: bool = True) -> None:
         self.dataset = dataset
         self.size = size
         infos = [dataset.get_data_info(i) for i in range(len(dataset))]
         without = [i for i, info in enumerate(infos) if not info.get('mask_path')]
-        if without:
+        if without and masked:
             raise ValueError(
                 f'{len(without)} of {len(infos)} data infos of {type(dataset).__name__} have no '
                 f"'mask_path' (the first is number {without[0]}, "
@@ -81,7 +83,7 @@ class SourceSet:
             )
         self.labels = np.array([int(info['gt_label']) for info in infos])
         self.groups = [info.get('group') for info in infos]
-        self._paths = [(info['img_path'], info['mask_path']) for info in infos]
+        self._paths = [(info['img_path'], info.get('mask_path')) for info in infos]
         self.classes = tuple(dataset.metainfo.get('classes') or map(str, sorted(set(self.labels))))
         empty = [name for i, name in enumerate(self.classes) if not (self.labels == i).any()]
         if empty:
@@ -114,14 +116,17 @@ class SourceSet:
 
     def _load_one(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self._paths[index]
+        height, width = self.size
         image = open_image(image_path).convert('RGB')
+        if mask_path is None:
+            image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+            return np.array(image), np.ones(self.size, bool)
         mask = open_image(mask_path).convert('L')
         if mask.size != image.size:
             raise ValueError(
                 f'mask {mask_path} is {mask.size[0]}x{mask.size[1]}, its image {image_path} is '
                 f'{image.size[0]}x{image.size[1]}; they must be of one size'
             )
-        height, width = self.size
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
         mask = ImageOps.fit(mask, (width, height), Image.Resampling.NEAREST)
         foreground = np.array(mask) > 127

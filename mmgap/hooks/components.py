@@ -115,9 +115,13 @@ def prepare_feedback(
                 )
 
 
-def build_critic(settings: Mapping[str, Any] | None, classes: Sequence[str]) -> Critic | None:
-    """A prepared critic, or None where the config has none."""
+def build_critic(
+    settings: Mapping[str, Any] | bool | None, generator: Any, classes: Sequence[str]
+) -> Critic | None:
+    """A prepared critic: the config's, or the generator's where it names none; False for none."""
     if settings is None:
+        settings = generator.critic
+    if not settings:
         return None
     critic = TASK_UTILS.build(dict(settings))
     critic.prepare(classes)
@@ -307,7 +311,7 @@ class Components:
     @cached_property
     def critic(self) -> Critic | None:
         """The hook's critic, prepared."""
-        return build_critic(self.hook.critic_cfg, self.sources.classes)
+        return build_critic(self.hook.critic_cfg, self.generator, self.sources.classes)
 
     @cached_property
     def feedback(self) -> list[Feedback]:
