@@ -3,6 +3,7 @@
 
 from mmgap.datasets.amplitude_mix import AmplitudeMix
 from mmgap.datasets.load_depth import LoadDepth
+from mmgap.datasets.masked_folders import MaskedFolders
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.datasets.synthetic_mix import SyntheticMixDataset
 from mmgap.datasets.taskonomy import Taskonomy
@@ -11,6 +12,7 @@ from mmgap.datasets.waterbirds import Waterbirds
 __all__ = [
     'AmplitudeMix',
     'LoadDepth',
+    'MaskedFolders',
     'SyntheticDataset',
     'SyntheticMixDataset',
     'Taskonomy',
