@@ -2,6 +2,7 @@
 """Datasets: real ones with masks or depth, a pool of generated images, and their mix."""
 
 from mmgap.datasets.amplitude_mix import AmplitudeMix
+from mmgap.datasets.iwildcam import IWildCam
 from mmgap.datasets.load_depth import LoadDepth
 from mmgap.datasets.masked_folders import MaskedFolders
 from mmgap.datasets.synthetic import SyntheticDataset
@@ -11,6 +12,7 @@ from mmgap.datasets.waterbirds import Waterbirds
 
 __all__ = [
     'AmplitudeMix',
+    'IWildCam',
     'LoadDepth',
     'MaskedFolders',
     'SyntheticDataset',
