@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/check.py finds what would go wrong, and says what to do."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.miniature import draw_waterbirds
+
+ROOT = Path(__file__).parents[1]
+WATERBIRDS = 'configs/gap_resnet50_waterbirds.py'
+
+
+def check(config: str, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, 'tools/check.py', config, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='2'),
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory) -> Path:
+    return draw_waterbirds(tmp_path_factory.mktemp('waterbirds'), per_group=4)
+
+
+def options(root: Path, *further: str) -> list[str]:
+    places = [f'{part}_dataloader.dataset.data_root={root}' for part in ('train', 'val', 'test')]
+    return ['--tiny', '--cfg-options', *places, *further]
+
+
+def test_ready(drawn):
+    done = check(WATERBIRDS, *options(drawn))
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout
+    assert 'train data: 18 samples: landbird-land 8, landbird-water 1, waterbird-land 1' in said
+    assert 'masks of 16 sources keep' in said and 'ResNet' not in said
+    assert 'ImageClassifier, 23.5 M parameters' in said
+    assert said.endswith('ready\n')
+
+
+def damage_masks(root: Path) -> None:
+    with (root / 'metadata.csv').open(newline='') as file:
+        name = next(row['img_filename'] for row in csv.DictReader(file) if row['split'] == '0')
+    (root / name.replace('.jpg', '_mask.png')).unlink()
+
+
+def rename_masks(root: Path) -> None:
+    for mask in list(root.rglob('*_mask.png')):
+        target = root / 'masks' / mask.relative_to(root).parent / mask.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(mask, target)  # CUB's names would have no _mask
+
+
+def change_rows(change):
+    def damage(root: Path) -> None:
+        with (root / 'metadata.csv').open(newline='') as file:
+            rows = change(list(csv.DictReader(file)))
+        with (root / 'metadata.csv').open('w', newline='') as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return damage
+
+
+def only_landbirds(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if row['y'] == '0']
+
+
+def other_column(rows: list[dict]) -> list[dict]:
+    return [{('label' if k == 'y' else k): v for k, v in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize(
+    'damage, settings, words',
+    [
+        (damage_masks, [], ['1 of 18 masks of split', 'mask_dir=', 'with_masks=False']),
+        (
+            rename_masks,
+            ['train_dataloader.dataset.mask_dir=masks'],
+            ['18 of 18 masks of split', 'the first is', 'masks/'],
+        ),
+        (change_rows(only_landbirds), [], ['no images of class waterbird']),
+        (change_rows(other_column), [], ["missing column(s) ['y']", 'label']),
+    ],
+)
+def test_faults_of_the_data(damage, settings, words, drawn, tmp_path):
+    root = shutil.copytree(drawn, tmp_path / 'data')
+    damage(root)
+    done = check(WATERBIRDS, *options(root, *settings))
+    assert done.returncode == 1
+    wrong = ''.join(line for line in done.stdout.splitlines() if line.startswith('WRONG'))
+    assert all(part in wrong for part in words), done.stdout
+
+
+def test_faults_of_the_machine_and_the_weights(tmp_path):
+    config = 'configs/gap_resnet18_toybirds.py'
+    done = check(config, '--cfg-options', 'model.backbone.depth=34')
+    assert done.returncode == 1
+    assert "'mmgap://toybirds-resnet18': they are of another architecture" in done.stdout
+    done = check(config, '--cfg-options', 'custom_hooks.0.generator.device=cuda')
+    assert "['custom_hooks.0.generator.device'] ask for a GPU" in done.stdout
+    assert done.returncode == 1
+
+
+def test_too_little_memory(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    import check as tool
+
+    peaks = iter([(1.0, 4 << 30), (0.5, 4 << 30), (0.9, 5 << 30)])
+    monkeypatch.setattr(tool, 'measure', lambda *_: next(peaks))
+    monkeypatch.setattr(tool, 'memory', lambda: 10 << 30)
+    argv = ['check.py', str(ROOT / 'configs' / 'gap_resnet18_toybirds.py')]
+    monkeypatch.setattr(sys, 'argv', argv)
+    with pytest.raises(SystemExit, match='1 things to mend'):
+        tool.main()
+    said = capsys.readouterr().out
+    assert 'batch_size=24 would take about 27.0 GiB, and there are 10.0 GiB' in said
+    assert 'set search.batch_size=7' in said
