@@ -1,4 +1,4 @@
-# Adversarial prompts for depth on the embedded world: everything real, only small.
+# Guided adversarial prompts for depth on the embedded world: everything real, only small.
 _base_ = ['_base_/depth_runtime.py', '_base_/toydepth.py', '_base_/toydepth_methods.py']
 custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
 
@@ -47,18 +47,23 @@ custom_hooks = [
             eta=1.0,
             autocast='bfloat16',
         ),
-        feedback=[dict(type='mmgap.DepthAdversarialLoss')],
+        feedback=[
+            dict(type='mmgap.DepthAdversarialLoss', floor=-0.6, weight=0.05),
+            {{_base_.text_guidance}},
+        ],
         search=dict(
             prompts_per_class=8,
-            tokens=5,
-            steps=20,
+            init={{_base_.descriptions}},
+            aim=1.0,
+            tokens=4,
+            steps=15,
             num_inference_steps=5,
-            images_per_prompt=3,
-            batch_size=24,
+            images_per_prompt=2,
+            batch_size=16,
             holdout=8,
-            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.05)),
         ),
-        synthesis=dict(num_inference_steps=10, batch_size=40),
+        synthesis=dict(num_inference_steps=10, batch_size=40, aim=0.5),
         ratio=0.5,
         start=6,
         budget=400,

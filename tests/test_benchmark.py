@@ -85,6 +85,7 @@ def check_report(out: Path, cells: list[dict]) -> None:
     assert json.loads((out / 'results.json').read_text()) == cells
 
 
+@pytest.mark.slow
 def test_rounds_and_other_generators(tmp_path):
     """The second round searches against a model that has seen the first round's images."""
     methods = ['ap', 'ap-rounds', 'ap-shortcut']

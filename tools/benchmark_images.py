@@ -93,7 +93,8 @@ def generate(benchmark: Benchmark, method: str, seed: int, folder: Path) -> dict
         count = batches * synthesizer.batch_size
         synthesizer.run(found, count, pool, target, parts.feedback, number)
         prompts += found
-    search, initial = _search(parts, base, _hook_search(parts), parts.feedback, critic)
+    given = (parts, base, _hook_search(parts), parts.feedback, critic)
+    search, initial = _search(*given, draw=False)
     if len(prompts) != len(initial):
         raise ValueError(
             f'method {method!r} has {len(prompts)} prompts, the hook {len(initial)}; all methods '
@@ -168,6 +169,8 @@ def _search(
     feedback: Sequence[Any],
     critic: Critic | None,
     number: int = 0,
+    draw: bool = True,
 ) -> tuple[Any, list[SoftPrompt]]:
     fixed = (parts.generator, target, feedback, parts.sources)
-    return build_search(*fixed, *split_search(settings), parts.seed, number, critic=critic)
+    settings = split_search(settings)
+    return build_search(*fixed, *settings, parts.seed, number, critic=critic, draw=draw)

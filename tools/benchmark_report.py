@@ -193,7 +193,7 @@ def _other_splits(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str
         values = [
             [100 * cell['others'][name]['worst_group'] for cell in found.values()] for name in names
         ]
-        shown = ' | '.join(f'{np.mean(v):.2f} ± {_std(v):.2f}' for v in values)
+        shown = ' | '.join(f'{np.mean(v):.1f} ± {_std(v):.1f}' for v in values)
         lines.append(f'| {method} | {budget} | {layers} | {shown} |')
     return lines
 

@@ -13,14 +13,15 @@ text_guidance = dict(
     clip=clip,
     weight=5.0,
 )
-on_to_the_end = dict(stop_loss=None)
-from_descriptions = dict(
-    on_to_the_end,
-    init=descriptions,
-    tokens=4,
-    steps=15,
-    images_per_prompt=2,
-    optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.05)),
+# The error at which an image is hard enough: driven further, it shows other depth.
+attack = dict(type='mmgap.DepthAdversarialLoss', floor=-0.6)
+adversarial = dict(
+    init='vocabulary',
+    tokens=5,
+    aim=0.0,
+    steps=20,
+    images_per_prompt=3,
+    optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
 )
 
 benchmark = dict(
@@ -29,29 +30,39 @@ benchmark = dict(
         'agnostic': dict(
             about='neutral sentences',
             texts=['a picture', 'a photo', 'an image', 'a photo by day'],
+            synthesis=dict(aim=0.0),
         ),
         'random': dict(
             about='draws from the Gaussian of the vocabulary, the starting points of ap',
-            initial=dict(),
+            initial=adversarial,
+            synthesis=dict(aim=0.0),
         ),
-        'prompts': dict(about='the descriptions as they are', texts=descriptions),
+        'prompts': dict(
+            about='the descriptions as they are', texts=descriptions, synthesis=dict(aim=0.0)
+        ),
         'guided': dict(
             about='guidance alone, from the descriptions and toward them',
-            search=from_descriptions,
+            search=dict(aim=0.0),
             feedback=[text_guidance],
+            synthesis=dict(aim=0.0),
         ),
-        'ap': dict(about='adversarial prompts', search=dict()),
+        'ap': dict(
+            about='adversarial prompts',
+            search=adversarial,
+            feedback=[attack],
+            synthesis=dict(aim=0.0),
+        ),
         'ap-sdedit': dict(
             about='adversarial prompts, drawn from the source at strength 0.6',
-            search=dict(),
+            search=adversarial,
+            feedback=[attack],
+            synthesis=dict(aim=0.0),
             generator=dict(strength=0.6),
         ),
         'gap': dict(
-            about='as guided, from the descriptions on which the target fails, with an attack; '
-            'half of the images by failure',
-            search=dict(from_descriptions, aim=1.0),
-            feedback=[dict(type='mmgap.DepthAdversarialLoss', weight=0.05), text_guidance],
-            synthesis=dict(aim=0.5),
+            about='the hook as it is: guided, from the descriptions on which the target fails, '
+            'with an attack; half of the images by failure',
+            search=dict(),
         ),
         'style': dict(
             about='amplitude spectra mixed between training images, no new images',

@@ -148,7 +148,7 @@ def check_depth(depth: np.ndarray, path: str, unit: float) -> np.ndarray:
     if not np.isfinite(depth).all() or (depth < 0).any():
         raise ValueError(f'depth map {path} has negative, NaN or infinite values; 0 is unknown')
     if not (depth > 0).any():
-        raise ValueError(f'depth map {path} knows no pixel: after the crop to its image all are 0')
+        raise ValueError(f'depth map {path} knows no pixel: after the crop all are 0')
     median = float(np.median(depth[depth > 0]))
     if not PLAUSIBLE[0] <= median <= PLAUSIBLE[1]:
         raise ValueError(

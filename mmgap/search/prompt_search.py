@@ -333,7 +333,7 @@ class PromptSearch:
             dict(
                 settings=self._settings,
                 prompts=[[p.id, p.label, p.template, p.joiner, p.number] for p in prompts],
-                sources=[self.sources.labels.tolist(), getattr(self.sources, 'unit', None)],
+                sources=[self.sources.labels.tolist(), self.sources.unit],
                 initial=weights_fingerprint(nn.ModuleList(prompts)),
                 generator=self.generator.fingerprint(),
                 target=weights_fingerprint(self.target.model),
