@@ -3,6 +3,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +208,22 @@ def draw_iwildcam(folder: Path, sequences: int = 6) -> Path:
     _write_rows(folder / 'categories.csv', names)
     (folder / 'detections.json').write_text(json.dumps(dict(images=images)))
     return folder
+
+
+def convert_iwildcam(src: Path, out: Path, *options: str) -> subprocess.CompletedProcess:
+    """Make the data of ``mmgap.IWildCam`` out of a miniature, with its MegaDetector file."""
+    root = Path(__file__).parents[1]
+    if (src / 'detections.json').exists():
+        options = ('--detections', str(src / 'detections.json'), *options)
+    return subprocess.run(
+        [sys.executable, 'tools/dataset_converters/iwildcam.py', '--src', str(src)]
+        + ['--out', str(out), *options],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(root)),
+        timeout=120,
+    )
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:

@@ -16,6 +16,7 @@ from mmengine.fileio import exists, get_text, join_path
 from mmgap.registry import DATASETS
 
 CLASSES = ('background', 'cattle', 'elephants', 'impalas', 'zebras', 'giraffes', 'dik-diks')
+BACKGROUND = 0
 SPLITS = ('train', 'val', 'test', 'id_val', 'id_test', 'guidance')
 COLUMNS = ('filename', 'y', 'split', 'location', 'sequence', 'hour')
 # Hours of the day, as in arXiv 2403.15309.
@@ -54,8 +55,9 @@ class IWildCam(BaseDataset):
         time: ``'day'`` (9 to 17 o'clock), ``'night'`` (20 to 5 o'clock) or None for all hours.
         guidance_share: Share of the test sequences that is held out for guidance, in [0, 1). Give
             the same to ``'test'`` and ``'guidance'``.
-        with_masks: Whether data infos carry ``mask_path``: sources of generation need it. Images
-            without a mask (background, and where the detector found nothing) are then left out.
+        with_masks: Whether data infos carry ``mask_path``: sources of generation need it. Animals
+            without a mask, which the detector did not find, are then left out. Background has no
+            masks: of those images a generator keeps nothing.
         **kwargs: The other arguments of :class:`mmengine.dataset.BaseDataset`.
 
     Raises:
@@ -63,7 +65,7 @@ class IWildCam(BaseDataset):
         ValueError: If an argument is unknown, a column is missing, or no image is left.
     """
 
-    METAINFO = dict(classes=CLASSES)
+    METAINFO = dict(classes=CLASSES, background=CLASSES[:1])
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class IWildCam(BaseDataset):
         """Read ``metadata.csv``."""
         infos = [self._info(row) for row in read_rows(self.ann_file) if self._takes(row)]
         if self.with_masks:
-            infos = [info for info in infos if exists(info['mask_path'])]
+            infos = [i for i in infos if 'mask_path' not in i or exists(i['mask_path'])]
         if not infos:
             raise ValueError(
                 f'{self.ann_file}: no image of split {self.split!r} is left'
@@ -122,7 +124,7 @@ class IWildCam(BaseDataset):
             return info
         info.update(gt_label=row['y'], location=row['location'])
         info.update(sequence=row['sequence'], hour=row['hour'])
-        if self.with_masks:
+        if self.with_masks and row['y'] != BACKGROUND:
             name = osp.splitext(row['filename'])[0] + '.png'
             info['mask_path'] = join_path(self.data_root, 'masks', name)
         return info

@@ -57,7 +57,8 @@ class SourceSet:
     Args:
         dataset: Any dataset with MMEngine's ``get_data_info``, whose infos carry ``img_path``,
             ``gt_label`` and ``mask_path`` (8-bit image, foreground bright), and optionally
-            ``group``.
+            ``group``. Classes that its metainfo names under ``background`` show no object: their
+            images need no mask, nothing of them is kept.
         size: ``(height, width)`` of the conditions in pixels.
         masked: Whether every image must have a mask. Without, the mask of one that has none is the
             whole image.
@@ -73,7 +74,14 @@ class SourceSet:
         self.dataset = dataset
         self.size = size
         infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-        without = [i for i, info in enumerate(infos) if not info.get('mask_path')]
+        self.labels = np.array([int(info['gt_label']) for info in infos])
+        self.classes = tuple(dataset.metainfo.get('classes') or map(str, sorted(set(self.labels))))
+        background = dataset.metainfo.get('background', ())
+        # Of what has no mask, a class without an object keeps nothing and any other everything.
+        self._all_kept = [self.classes[label] not in background for label in self.labels]
+        without = [
+            i for i, info in enumerate(infos) if self._all_kept[i] and not info.get('mask_path')
+        ]
         if without and masked:
             raise ValueError(
                 f'{len(without)} of {len(infos)} data infos of {type(dataset).__name__} have no '
@@ -81,10 +89,8 @@ class SourceSet:
                 f'{infos[without[0]].get("img_path")!r}); an inpainting generator keeps the '
                 'foreground and needs masks of it'
             )
-        self.labels = np.array([int(info['gt_label']) for info in infos])
         self.groups = [info.get('group') for info in infos]
         self._paths = [(info['img_path'], info.get('mask_path')) for info in infos]
-        self.classes = tuple(dataset.metainfo.get('classes') or map(str, sorted(set(self.labels))))
         empty = [name for i, name in enumerate(self.classes) if not (self.labels == i).any()]
         if empty:
             raise ValueError(f'no source images of class {", ".join(empty)} in {len(infos)} infos')
@@ -120,7 +126,7 @@ class SourceSet:
         image = open_image(image_path).convert('RGB')
         if mask_path is None:
             image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-            return np.array(image), np.ones(self.size, bool)
+            return np.array(image), np.full(self.size, self._all_kept[index])
         mask = open_image(mask_path).convert('L')
         if mask.size != image.size:
             raise ValueError(

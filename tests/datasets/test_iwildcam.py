@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +13,7 @@ from PIL import Image
 
 from mmgap.datasets import IWildCam
 from mmgap.datasets.iwildcam import CLASSES, SPLITS
-from tests.miniature import draw_iwildcam
-
-ROOT = Path(__file__).parents[2]
-
-
-def convert(src: Path, out: Path, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, 'tools/dataset_converters/iwildcam.py', '--src', str(src)]
-        + ['--out', str(out), *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-        timeout=120,
-    )
+from tests.miniature import convert_iwildcam, draw_iwildcam
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +24,7 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def root(source, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp('iwildcam')
-    done = convert(source, out, '--detections', str(source / 'detections.json'))
+    done = convert_iwildcam(source, out)
     assert done.returncode == 0, done.stderr
     assert '420 images, 360 with masks' in done.stdout  # 5 splits, 6 sequences, 2 x 7 species
     return out
@@ -59,8 +43,7 @@ def test_strips_are_cut_and_masks_are_boxes_of_animals(root, source):
     np.testing.assert_array_equal(mask, expected)
     before = {path: path.stat().st_mtime_ns for path in root.rglob('*.jpg')}
     (root / 'images' / animal['filename']).unlink()
-    options = ('--detections', str(source / 'detections.json'))
-    assert convert(source, root, *options).returncode == 0
+    assert convert_iwildcam(source, root).returncode == 0
     after = {path: path.stat().st_mtime_ns for path in root.rglob('*.jpg')}
     changed = [path.name for path in before if after[path] != before[path]]
     assert changed == [animal['filename']]  # what is there is not made again
@@ -94,7 +77,13 @@ def test_places_hours_and_masks(root):
     with pytest.raises(ValueError, match=r"no image of split 'val' is left at locations \['7'\]"):
         IWildCam(str(root), 'val', locations=[7])
     masked = IWildCam(str(root), 'train', with_masks=True)
-    assert len(masked) == 72 and 0 not in {masked.get_cat_ids(i)[0] for i in range(72)}
+    assert len(masked) == 84  # background has no masks
+    infos = [masked.get_data_info(i) for i in range(84)]
+    assert all(('mask_path' in info) == (info['gt_label'] != 0) for info in infos)
+    missing = Path(infos[-1]['mask_path'])
+    os.rename(missing, missing.with_suffix('.not'))
+    assert len(IWildCam(str(root), 'train', with_masks=True)) == 83
+    os.rename(missing.with_suffix('.not'), missing)
     assert masked.metainfo['classes'] == CLASSES
 
 
@@ -111,7 +100,7 @@ def test_bad_input(root, source, tmp_path):
     (tmp_path / 'metadata.csv').write_text('filename,label\n')
     with pytest.raises(ValueError, match=r"missing column\(s\) \['y', 'split'"):
         IWildCam(str(tmp_path), 'test')
-    done = convert(tmp_path / 'nowhere', tmp_path / 'out')
+    done = convert_iwildcam(tmp_path / 'nowhere', tmp_path / 'out')
     assert done.returncode and 'categories.csv does not exist' in done.stderr
-    done = convert(source, tmp_path / 'out', '--bottom', '0.6')
+    done = convert_iwildcam(source, tmp_path / 'out', '--bottom', '0.6')
     assert done.returncode and '--bottom must be in [0, 0.5), got 0.6' in done.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Waterbirds config from end to end, on a miniature and with tiny weights of its classes."""
+"""The classification configs from end to end, on miniatures, with tiny weights of their classes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmgap.datasets.iwildcam import CLASSES
 from mmgap.prompts import load_prompts
 from mmgap.synthesis import SamplePool
-from tests.miniature import draw_waterbirds
+from tests.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
 
 ROOT = Path(__file__).parents[1]
 
 
-def miniature_config(data: Path, weights: Path, work_dir: Path, **hook) -> Config:
-    """``configs/gap_resnet50_waterbirds.py`` with small numbers; nothing else is changed."""
-    config = Config.fromfile(ROOT / 'configs' / 'gap_resnet50_waterbirds.py')
+def miniature_config(name: str, data: Path, weights: Path, work_dir: Path, **hook) -> Config:
+    """A config with small numbers; nothing else is changed."""
+    config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
     config.merge_from_dict(
         {
             'work_dir': str(work_dir),
@@ -30,17 +31,27 @@ def miniature_config(data: Path, weights: Path, work_dir: Path, **hook) -> Confi
             'default_hooks.logger.interval': 1,
         }
     )
-    for name in ('train', 'val', 'test'):
-        loader = config[f'{name}_dataloader']
+    for part in ('train', 'val', 'test'):
+        loader = config[f'{part}_dataloader']
         loader.dataset.data_root = str(data)
         loader.update(num_workers=0, persistent_workers=False, batch_size=8)
+    if 'vit' in name:
+        config.model.backbone.arch = dict(
+            embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32
+        )
+        config.model.head.in_channels = 16
     settings = config.custom_hooks[0]
     settings.generator.update(model=str(weights), size=16, negative_prompt='a b')
+    for term in settings.feedback:
+        if term.type == 'mmgap.ImageGuidance':
+            term.images.data_root = str(data)
+            term.update(clip=dict(model='mmgap://toybirds-clip'), limit=4)
+        term.pop('start', None)
     settings.search.update(
         steps=2, prompts_per_class=1, images_per_prompt=2, batch_size=4, holdout=2
     )
     settings.synthesis.update(num_inference_steps=2)
-    settings.update(start=1, budget=6, **hook)
+    settings.update({**dict(start=1, budget=6), **hook})
     return config
 
 
@@ -48,7 +59,9 @@ def miniature_config(data: Path, weights: Path, work_dir: Path, **hook) -> Confi
 def run(tmp_path_factory, tiny_sd):
     folder = tmp_path_factory.mktemp('waterbirds')
     data = draw_waterbirds(folder / 'data', per_group=4)
-    runner = Runner.from_cfg(miniature_config(data, tiny_sd, folder / 'work'))
+    runner = Runner.from_cfg(
+        miniature_config('gap_resnet50_waterbirds', data, tiny_sd, folder / 'work')
+    )
     runner.train()
     return folder / 'work'
 
@@ -90,3 +103,30 @@ def test_what_a_run_leaves(run):
     assert len(load_prompts(run / 'gap' / 'prompts')) == 2
     assert (run / 'gap' / 'round_0.png').stat().st_size > 1000
     assert not list(run.glob('**/*.tmp'))
+
+
+def test_vit(tmp_path, tiny_sd):
+    data = draw_waterbirds(tmp_path / 'data', per_group=2)
+    config = miniature_config('gap_vit-base-p16_waterbirds', data, tiny_sd, tmp_path / 'work')
+    Runner.from_cfg(config).train()
+    summary = json.loads((tmp_path / 'work' / 'gap' / 'summary.json').read_text())
+    assert len(summary['after']['groups']) == 4 and summary['rounds'][0]['images'] == 6
+
+
+@pytest.mark.parametrize('name', ['gap_resnet50_iwildcam', 'gap_vit-base-p16_iwildcam'])
+def test_iwildcam(name, tmp_path, tiny_sd):
+    source = draw_iwildcam(tmp_path / 'wilds', sequences=2)
+    data = tmp_path / 'data'
+    assert convert_iwildcam(source, data).returncode == 0
+    config = miniature_config(name, data, tiny_sd, tmp_path / 'work', budget=7)
+    # One of two sequences of each place guides.
+    for settings in (config.test_dataloader.dataset, config.custom_hooks[0].feedback[1].images):
+        settings.guidance_share = 0.5
+    Runner.from_cfg(config).train()
+    gap = tmp_path / 'work' / 'gap'
+    after = json.loads((gap / 'summary.json').read_text())['after']
+    assert set(after['groups']) == set(CLASSES) and after['measure'] == 'f1'
+    assert after['mean'] == pytest.approx(sum(after['groups'].values()) / 7)
+    pool = SamplePool(gap / 'pool')
+    assert [sample.label for sample in pool.samples] == list(range(7))
+    assert {prompt.label for prompt in load_prompts(gap / 'prompts')} == {None}
