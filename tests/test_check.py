@@ -36,6 +36,8 @@ def drawn(tmp_path_factory) -> Path:
 
 def options(root: Path, *further: str) -> list[str]:
     places = [f'{part}_dataloader.dataset.data_root={root}' for part in ('train', 'val', 'test')]
+    whole = ('correlated=False', 'num_samples=None')
+    places += [f'train_dataloader.dataset.{setting}' for setting in whole]
     return ['--tiny', '--cfg-options', *places, *further]
 
 

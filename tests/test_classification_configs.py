@@ -35,6 +35,8 @@ def miniature_config(name: str, data: Path, weights: Path, work_dir: Path, **hoo
         loader = config[f'{part}_dataloader']
         loader.dataset.data_root = str(data)
         loader.update(num_workers=0, persistent_workers=False, batch_size=8)
+    if 'num_samples' in config.train_dataloader.dataset:
+        config.train_dataloader.dataset.num_samples = None
     if 'vit' in name:
         config.model.backbone.arch = dict(
             embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32
