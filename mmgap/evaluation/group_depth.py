@@ -27,6 +27,9 @@ class GroupDepth(BaseMetric):
 
         dict(type='PackSegInputs', meta_keys=('img_path', 'ori_shape', 'img_shape', 'group'))
 
+    Images of a data set without ``groups`` are one group, ``all``. Unlike ``DepthMetric`` alone,
+    whose mean turns NaN at the first image without a known pixel, that works on any data.
+
     Args:
         min_depth_eval: Metres; nearer pixels do not count.
         max_depth_eval: Metres; farther pixels do not count.
@@ -37,7 +40,7 @@ class GroupDepth(BaseMetric):
 
     Raises:
         ValueError: If no image has known depth.
-        KeyError: If an image has no ``group`` or the metainfo no ``groups``.
+        KeyError: If images have no ``group`` and the metainfo has ``groups``, or the other way.
     """
 
     default_prefix = ''
@@ -69,33 +72,35 @@ class GroupDepth(BaseMetric):
             data_batch: unused.
             data_samples: predictions as dicts: ``pred_depth_map``, ``gt_depth_map`` and ``group``.
         """
+        grouped = bool((self.dataset_meta or {}).get('groups'))
         for sample in data_samples:
-            if 'group' not in sample:
+            if grouped and 'group' not in sample:
                 raise KeyError(
                     'GroupDepth: an image has no `group`. The data set must give it, and the last '
                     'step of the test pipeline must keep it: '
                     "dict(type='PackSegInputs', meta_keys=(…, 'group')); this image has "
                     f'{sorted(sample)}'
                 )
+            group = int(sample['group']) if 'group' in sample else None
             self._upstream.results = []
             self._upstream.process(data_batch, [sample])
             ((depth, prediction),) = self._upstream.results
-            if len(depth):
-                metrics = self._upstream._calc_all_metrics(depth, prediction)
-                # One entry per image: results of several ranks are cut to the data set's size.
-                self.results.append((int(sample['group']), metrics))
-            else:
-                self.results.append((int(sample['group']), None))
+            metrics = self._upstream._calc_all_metrics(depth, prediction) if len(depth) else None
+            # One entry per image: results of several ranks are cut to the data set's size.
+            self.results.append((group, metrics))
 
     def compute_metrics(
-        self, results: list[tuple[int, dict[str, float] | None]]
+        self, results: list[tuple[int | None, dict[str, float] | None]]
     ) -> dict[str, float]:
         """Computes the metrics named above.
 
         Args:
-            results: group and metrics of every image, None for images without a known pixel.
+            results: group (None where the data set has none) and metrics of every image, None for
+                images without a known pixel.
         """
         meta = self.dataset_meta or {}
+        if all(group is None for group, _ in results):
+            results, meta = [(0, metrics) for _, metrics in results], dict(groups=('all',))
         if not meta.get('groups'):
             raise KeyError(
                 'GroupDepth: the metainfo of the data set names no `groups`; add '

@@ -62,8 +62,22 @@ def test_images_without_known_depth_are_left_out():
         evaluate([unknown])
 
 
+def test_data_without_groups_are_one():
+    from mmseg.evaluation import DepthMetric
+
+    samples = [{k: v for k, v in sample.items() if k != 'group'} for sample in images()]
+    upstream = DepthMetric()
+    upstream.process({}, samples)
+    unknown = dict(samples[0], gt_depth_map=dict(data=torch.zeros(1, 6, 5)))
+    found = evaluate([*samples, unknown], groups=())
+    for metric, value in upstream.evaluate(len(samples)).items():
+        assert found[f'all/{metric}'] == pytest.approx(value, rel=1e-6)
+    assert found['worst_group'] == found['mean'] == found['group/all'] == found['all/abs_rel']
+
+
 def test_bad_input():
+    samples = [{k: v for k, v in sample.items() if k != 'group'} for sample in images()]
     with pytest.raises(KeyError, match="meta_keys=\\(…, 'group'\\)"):
-        GroupDepth().process({}, [dict(gt_depth_map=1)])
+        evaluate(samples)
     with pytest.raises(KeyError, match='names no `groups`'):
         evaluate(images(), groups=())
