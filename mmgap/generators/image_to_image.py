@@ -29,8 +29,8 @@ class ImageToImageGenerator(DiffusionGenerator):
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
         cache_size: Number of VAE posteriors kept, one for each source.
         **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
-            ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``gradient``, ``autocast``,
-            ``device``.
+            ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``lora``, ``gradient``,
+            ``autocast``, ``device``.
 
     Raises:
         FileNotFoundError: If ``model`` cannot be found.

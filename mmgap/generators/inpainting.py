@@ -31,8 +31,8 @@ class InpaintingGenerator(DiffusionGenerator):
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
         cache_size: Number of VAE posteriors kept. Each source takes two.
         **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
-            ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``gradient``, ``autocast``,
-            ``device``.
+            ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``lora``, ``gradient``,
+            ``autocast``, ``device``.
 
     Raises:
         FileNotFoundError: If ``model`` cannot be found.
