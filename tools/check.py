@@ -127,27 +127,29 @@ def leaves(settings: Any, path: str = '') -> list[tuple[str, Any]]:
     return [leaf for key, part in parts for leaf in leaves(part, f'{path}.{key}'.lstrip('.'))]
 
 
-def count(dataset: Any) -> tuple[Any, str]:
+def count(dataset: Any, needs_all: bool) -> tuple[Any, str]:
     """How many samples of each group, or class.
 
     Raises:
-        ValueError: If a class has none.
+        ValueError: If an image does not exist, or ``needs_all`` and a class has none.
     """
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     missing = [info['img_path'] for info in infos[:: max(1, len(infos) // 50)] if is_gone(info)]
     if missing:
         raise ValueError(f'image {missing[0]} does not exist; look at data_root and data_prefix')
-    metainfo, said = dataset.metainfo, f'{len(infos)} samples'
-    for key, names in (('group', metainfo.get('groups')), ('gt_label', metainfo.get('classes'))):
-        if not names or not infos or infos[0].get(key) is None:
-            continue
-        counts = Counter(int(info[key]) for info in infos)
-        empty = [name for number, name in enumerate(names) if not counts[number]]
-        if empty and key == 'gt_label':
-            raise ValueError(f'there are no images of class {", ".join(empty)}')
-        counted = (f'{name} {counts[number]}' for number, name in enumerate(names))
-        return dataset, f'{said}: {", ".join(counted)}'
-    return dataset, said
+    classes, groups = dataset.metainfo.get('classes'), dataset.metainfo.get('groups')
+    labels = Counter(info.get('gt_label') for info in infos)
+    empty = [name for number, name in enumerate(classes or ()) if not labels[number]]
+    if needs_all and empty and None not in labels:
+        raise ValueError(f'there are no images of class {", ".join(empty)}')
+    counts, names = Counter(info.get('group') for info in infos), groups
+    if not groups or None in counts:
+        counts, names = labels, classes
+    said = f'{len(infos)} samples'
+    if not names or None in counts:
+        return dataset, said
+    counted = (f'{name} {counts[number]}' for number, name in enumerate(names))
+    return dataset, f'{said}: {", ".join(counted)}'
 
 
 def is_gone(info: Mapping[str, Any]) -> bool:
@@ -312,7 +314,11 @@ def main() -> None:
     for name in ('train', 'val', 'test'):
         loader = config.get(f'{name}_dataloader')
         if loader is not None:
-            check(f'{name} data', lambda loader=loader: count(DATASETS.build(loader.dataset)))
+            needs_all = name == 'train'
+            check(
+                f'{name} data',
+                lambda loader=loader, all_=needs_all: count(DATASETS.build(loader.dataset), all_),
+            )
     parts = check(
         'generator', lambda: (lambda made: (made, repr(made.generator)))(Components(config))
     )
