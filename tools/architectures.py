@@ -132,6 +132,7 @@ def classifier(name: str) -> TargetModel:
 
     init_default_scope('mmpretrain')
     # As ModelHub.get does it, but RepLKNet's base has an import, which is taken for another syntax.
+    ModelHub._register_mmpretrain_models()
     config = Config.fromfile(ModelHub._models_dict[name.lower()].config, lazy_import=False)
     settings = without_pretrained(copy.deepcopy(config.model))
     if config.get('data_preprocessor') and not settings.get('data_preprocessor'):
