@@ -198,7 +198,14 @@ def draw_iwildcam(folder: Path, sequences: int = 6) -> Path:
                         datetime=f'2013-06-05 {hour:02d}:44:19.000',
                     )
                 )
-                found = [dict(category='1', conf=0.9, bbox=[0.25, 0.25, 0.5, 0.5])]
+                where = [0.25, 0.25, 0.5, 0.5]
+                if name == 'aepyceros melampus':  # at the edge, where a centre crop has nothing
+                    where = [0.0, 0.25, 0.125, 0.5]
+                elif name == 'equus quagga' and sequence == 1:  # nothing around it
+                    where = [0.0, 0.0, 1.0, 1.0]
+                elif name == 'madoqua guentheri' and sequence == 1:  # in the strip
+                    where = [0.25, 0.0, 0.5, 0.03]
+                found = [dict(category='1', conf=0.9, bbox=where)]
                 weak = dict(category='1', conf=0.1, bbox=[0, 0, 1, 1])
                 person = dict(category='2', conf=0.9, bbox=[0, 0, 1, 1])
                 found = [*found, weak, person] if name != 'empty' else [weak]

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.miniature import draw_waterbirds
+from tests.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
 
 ROOT = Path(__file__).parents[1]
 WATERBIRDS = 'configs/gap_resnet50_waterbirds.py'
+HEAD = 'model.head.in_channels=512'
 
 
 @pytest.fixture
@@ -57,6 +58,16 @@ def test_ready(check, drawn):
     assert 'masks of 16 sources keep' in said and 'ResNet' not in said
     assert 'ImageClassifier, 23.5 M parameters' in said
     assert said.endswith('ready\n')
+
+
+def test_terms_that_begin_late(check, tmp_path):
+    convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=2), tmp_path / 'data')
+    config = 'configs/gap_resnet50_iwildcam.py'
+    parts = ('train', 'val', 'test')
+    places = [f'{part}_dataloader.dataset.data_root={tmp_path / "data"}' for part in parts]
+    done = check(config, '--tiny', '--cfg-options', *places, 'model.backbone.depth=18', HEAD)
+    assert done.failed is None, done.said
+    assert 'feedback: AdversarialLoss' in done.said and 'search step' in done.said
 
 
 def damage_masks(root: Path) -> None:
@@ -114,7 +125,8 @@ def test_faults_of_the_data(damage, settings, words, check, drawn, tmp_path):
     assert all(part in wrong for part in words), done.said
 
 
-def test_faults_of_the_machine_and_the_weights(check):
+def test_faults_of_the_machine_and_the_weights(check, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     config = 'configs/gap_resnet18_toybirds.py'
     done = check(config, '--cfg-options', 'model.backbone.depth=34')
     assert done.failed == '1 things to mend', done.said

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 
 from mmgap.datasets.iwildcam import CLASSES
@@ -113,6 +114,32 @@ def test_vit(tmp_path, tiny_sd):
     Runner.from_cfg(config).train()
     summary = json.loads((tmp_path / 'work' / 'gap' / 'summary.json').read_text())
     assert len(summary['after']['groups']) == 4 and summary['rounds'][0]['images'] == 6
+
+
+@pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
+def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    from benchmark_cells import Benchmark
+    from benchmark_images import put_real
+
+    data = tmp_path / 'data'
+    if 'iwildcam' in name:
+        convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=2), data)
+    else:
+        draw_waterbirds(data, per_group=2)
+    config = miniature_config(name, data, tiny_sd, tmp_path / 'work')
+    mix = config.benchmark.methods.style.train['train_dataloader.dataset.pipeline'][1]
+    mix.images.update(data_root=str(data), num_samples=None)
+    if 'iwildcam' in name:
+        mix.images.pop('num_samples')
+    benchmark = Benchmark(config, tmp_path / 'out', [8])
+    assert len({benchmark.key(method) for method in benchmark.methods}) == len(benchmark.methods)
+    init_default_scope('mmpretrain')
+    put_real(benchmark, 'real', 0, tmp_path / 'pool')
+    assert len(SamplePool(tmp_path / 'pool')) == 8
+    style = config.train_dataloader.dataset
+    style.pipeline = config.benchmark.methods.style.train['train_dataloader.dataset.pipeline']
+    assert DATASETS.build(style)[0]['inputs'].shape == (3, 224, 224)
 
 
 @pytest.mark.parametrize('name', ['gap_resnet50_iwildcam', 'gap_vit-base-p16_iwildcam'])

@@ -16,7 +16,7 @@ import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,20 @@ def make_tiny(config: Config) -> None:
         if generator is None:
             continue
         # Its tokenizer knows few words, so sentences are left out.
-        generator.update(model='mmgap://toybirds-sd', size=64, negative_prompt='')
+        generator.update(model='mmgap://toybirds-sd', size=64, negative_prompt='', lora=None)
         if 'controlnet' in generator:
             generator.controlnet = 'mmgap://toybirds-controlnet'
-        hook.update(critic=False, feedback=[t for t in hook.feedback if 'Guidance' not in t.type])
-        hook.setdefault('search', {}).update(init='vocabulary', template='{}', aim=0.0)
+        hook.critic = False
+        if hook.get('feedback'):
+            terms = [term for term in hook.feedback if 'Guidance' not in term.type]
+            depth = 'controlnet' in generator
+            plain = 'mmgap.DepthAdversarialLoss' if depth else 'mmgap.AdversarialLoss'
+            settings = {} if depth else dict(mode='uniform')
+            hook.feedback = terms or [dict(type=plain, **settings)]
+            for term in hook.feedback:  # the guidance that it waited for is gone
+                term.pop('start', None)
+        plain = dict(init='vocabulary', template='{}', aim=0.0, alarm=None)
+        hook.search = dict(hook.get('search') or {}, **plain)
     config.model = without_pretrained(config.model)
     config.load_from = None
 
@@ -182,9 +191,9 @@ def load_target(parts: Components, checkpoint: str | None) -> tuple[Any, str]:
         ValueError: If pretrained weights are of another architecture.
     """
     target = parts.target(checkpoint)
-    loaded = []
+    loaded = [f'weights from {checkpoint}'] if checkpoint else []
     for name, module in target.model.named_modules():
-        settings = getattr(module, 'init_cfg', None)
+        settings = None if checkpoint else getattr(module, 'init_cfg', None)
         if not isinstance(settings, Mapping) or settings.get('type') != 'Pretrained':
             continue
         share = fitting_share(module, settings)
@@ -215,6 +224,10 @@ def fitting_share(module: nn.Module, settings: Mapping[str, Any]) -> float:
     return 1 - len(set(missing) & set(counted)) / max(1, len(counted))
 
 
+def names_of(parts: Sequence[Any]) -> str:
+    return ', '.join(type(part).__name__ for part in parts if part is not None) or 'none'
+
+
 def one_step(parts: Components, target: Any, tiny: bool) -> tuple[None, str]:
     """A step of the search with one image and with two, and what follows from them.
 
@@ -228,6 +241,8 @@ def one_step(parts: Components, target: Any, tiny: bool) -> tuple[None, str]:
     number = initial.get('prompts_per_class', 4) * len(parts.sources.classes)
     denoising = settings.get('num_inference_steps', 5)
     prompt = parts.generator.prompts.random_prompt(4, seed=0, id='check')
+    for term in parts.feedback:
+        term.start, term.end = 0, None  # some begin late; all together take the most
     measured = [measure(parts, target, prompt, images, denoising) for images in (1, 1, 2)]
     (_, first), (seconds, _), (two, second) = measured
     each = min(seconds, two / 2)
@@ -329,10 +344,15 @@ def main() -> None:
     )
     if parts is not None:
         check('sources', lambda: look_at_sources(parts.sources))
-        target = check('model', lambda: load_target(parts, args.checkpoint))
-        if check('feedback', lambda: (parts.feedback, f'{len(parts.feedback)} terms')) and target:
-            check('search step', lambda: one_step(parts, target, args.tiny))
-        check('image', lambda: one_image(parts, args.tiny))
+        checkpoint = args.checkpoint or config.get('load_from')
+        target = check('model', lambda: load_target(parts, checkpoint))
+        terms = check('feedback', lambda: (parts.feedback, names_of(parts.feedback)))
+        critic = check('critic', lambda: (True, names_of([parts.critic])))
+        if target and terms and critic:
+            if check('search', lambda: (parts.search(target, draw=False), 'can be set up')):
+                check('search step', lambda: one_step(parts, target, args.tiny))
+        if critic and check('synthesis', lambda: (parts.synthesizer(), 'can be set up')):
+            check('image', lambda: one_image(parts, args.tiny))
     if check.failed:
         raise SystemExit(f'{check.failed} things to mend')
     print('ready')

@@ -1,7 +1,8 @@
 # The methods that tools/benchmark.py compares on iWildCam. Each is a fragment: what it changes in
 # the hook of the config. "Groups" are the classes here, their measure F1, the mean macro F1.
 clip = dict(model='ViT-B-32', pretrained='laion2b_s34b_b79k')
-# With other test_locations, test_time or guidance_share in iwildcam.py: the same here.
+# With another data_root: here and in `style`. With other test_locations, test_time or
+# guidance_share in iwildcam.py: here.
 guidance_images = dict(type='mmgap.IWildCam', data_root='data/iwildcam', split='guidance')
 image_guidance = dict(
     type='mmgap.ImageGuidance', images=guidance_images, limit=64, clip=clip, weight=10.0
@@ -56,7 +57,7 @@ benchmark = dict(
         ),
         real=dict(
             about='real images of the validation data: the upper bound',
-            dataset=dict(type='mmgap.IWildCam', data_root='data/iwildcam', split='val'),
+            dataset=dict(split='val', locations=None, time=None),
         ),
     ),
 )

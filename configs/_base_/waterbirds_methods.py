@@ -54,8 +54,14 @@ benchmark = dict(
                     dict(type='LoadImageFromFile'),
                     dict(
                         type='mmgap.AmplitudeMix',
+                        # With another data_root: here, too.
                         images=dict(
-                            type='mmgap.Waterbirds', data_root='data/waterbirds', split='train'
+                            type='mmgap.Waterbirds',
+                            data_root='data/waterbirds',
+                            split='train',
+                            with_masks=False,
+                            correlated=True,
+                            num_samples=1139,
                         ),
                     ),
                     dict(
@@ -71,7 +77,7 @@ benchmark = dict(
         ),
         real=dict(
             about='real images of the validation data: the upper bound',
-            dataset=dict(type='mmgap.Waterbirds', data_root='data/waterbirds', split='val'),
+            dataset=dict(split='val'),
         ),
     ),
 )

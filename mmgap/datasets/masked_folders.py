@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import os.path as osp
 from typing import Any
 
@@ -30,19 +31,16 @@ class MaskedFolders(BaseDataset):
             of generation need them, other splits do not.
         mask_dir: Folder of the masks, absolute or relative to ``data_root``. The mask of
             ``class/name.jpg`` is ``class/name.png`` in it. None looks beside the image for
-            ``class/name_mask.png``.
+            ``class/name_mask.png``. Inside ``data_root`` it is no class, also without masks.
         **kwargs: The other arguments of :class:`mmengine.dataset.BaseDataset`.
 
     Raises:
         FileNotFoundError: If a folder, a class's images or a mask is missing.
-        ValueError: If ``mask_dir`` is given without masks.
     """
 
     def __init__(
         self, data_root: str, with_masks: bool = True, mask_dir: str | None = None, **kwargs: Any
     ) -> None:
-        if mask_dir is not None and not with_masks:
-            raise ValueError(f'mask_dir={mask_dir!r} has no use with with_masks=False; drop one')
         self.with_masks = with_masks
         self.mask_dir = mask_dir
         super().__init__(ann_file='', data_root=osp.expanduser(data_root), **kwargs)
@@ -52,8 +50,9 @@ class MaskedFolders(BaseDataset):
         if not exists(self.data_root):
             raise FileNotFoundError(f'data_root={self.data_root!r} does not exist')
         masks = self._mask_root()
+        no_class = osp.relpath(masks, self.data_root).split(os.sep)[0] if masks else None
         found = list_dir_or_file(self.data_root, list_file=False)
-        folders = sorted(name for name in found if join_path(self.data_root, name) != masks)
+        folders = sorted(name for name in found if name != no_class and not name.startswith('.'))
         classes = self._metainfo.setdefault('classes', tuple(folders))
         missing = [name for name in classes if name not in folders]
         if missing or not classes:

@@ -91,6 +91,9 @@ class DiffusionGenerator:
                 network.to(memory_format=torch.channels_last)
         own_size = pipe.unet.config.sample_size * pipe.vae_scale_factor
         self.size = (size, size) if isinstance(size, int) else tuple(size or (own_size, own_size))
+        step = pipe.vae_scale_factor
+        if any(side < step or side % step for side in self.size):
+            raise ValueError(f'size={self.size} must be multiples of {step} for {name!r}')
         self.prompts = PromptEncoder(pipe.tokenizer, pipe.text_encoder)
         self._negative: Tensor | None = None
 

@@ -60,6 +60,12 @@ class ImageToImageGenerator(DiffusionGenerator):
         load = AutoPipelineForImage2Image.from_pretrained
         kind = 'an image-to-image pipeline'
         pipeline = load_pipeline(load, model, kind, dtype=getattr(torch, dtype))
+        channels = pipeline.unet.config.in_channels
+        if channels != pipeline.unet.config.out_channels:
+            raise ValueError(
+                f'model={model!r} has a UNet with {channels} input channels, made for inpainting; '
+                'take mmgap.InpaintingGenerator or another model'
+            )
         super().__init__(pipeline, model, strength=strength, eta=eta, **kwargs)
         self._posteriors = PosteriorCache(self.pipeline.vae, cache_size)
 

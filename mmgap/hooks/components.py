@@ -337,12 +337,14 @@ class Components:
         classes = self.sources.classes
         prepare_feedback(feedback, self.generator, classes, evaluation, cache)
 
-    def search(self, target: TargetModel) -> tuple[PromptSearch, list[SoftPrompt]]:
-        """The search and the prompts that it starts from."""
+    def search(
+        self, target: TargetModel, draw: bool = True
+    ) -> tuple[PromptSearch, list[SoftPrompt]]:
+        """The search and the prompts that it starts from; ``draw`` as in :func:`build_search`."""
         hook = self.hook
         parts = (self.generator, target, self.feedback, self.sources)
         settings = (hook.initial_cfg, hook.search_cfg)
-        return build_search(*parts, *settings, self.seed, critic=self.critic)
+        return build_search(*parts, *settings, self.seed, critic=self.critic, draw=draw)
 
     def synthesizer(self) -> Synthesizer:
         """The synthesizer."""

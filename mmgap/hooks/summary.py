@@ -29,6 +29,8 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """
     report: dict[str, Any] = dict(worst_group=None, mean=None, adjusted=None, groups={})
     last = {name.rpartition('/')[2] for name in metrics}
+    if 'worst_group' in last:  # classes are groups only where there are no others
+        last.discard('f1_macro')
     report['measure'] = next((m for m, key in MEASURES.items() if key in last), 'accuracy')
     plain = {}
     for name, value in metrics.items():
@@ -39,9 +41,9 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
             report[parts[-1]] = plain[name]
         elif len(parts) > 1 and parts[-2] == 'group':
             report['groups'][parts[-1]] = plain[name]
-        elif parts[-1] == 'f1_macro':
+        elif parts[-1] == 'f1_macro' and report['measure'] == 'f1':
             report['mean'] = plain[name]
-        elif len(parts) > 1 and parts[-2] == 'f1':
+        elif len(parts) > 1 and parts[-2] == 'f1' and report['measure'] == 'f1':
             report['groups'][parts[-1]] = plain[name]
     if report['measure'] == 'f1':
         report['worst_group'] = min(report['groups'].values())

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmgap.datasets import IWildCam
 from mmgap.datasets.iwildcam import CLASSES, SPLITS
+from mmgap.generators import SourceSet
 from tests.miniature import convert_iwildcam, draw_iwildcam
 
 
@@ -26,7 +27,7 @@ def root(source, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp('iwildcam')
     done = convert_iwildcam(source, out)
     assert done.returncode == 0, done.stderr
-    assert '420 images, 360 with masks' in done.stdout  # 5 splits, 6 sequences, 2 x 7 species
+    assert '420 images, 340 with masks' in done.stdout  # 5 splits, 6 sequences, 2 x 7 species
     return out
 
 
@@ -34,7 +35,7 @@ def test_strips_are_cut_and_masks_are_boxes_of_animals(root, source):
     with (root / 'metadata.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert {row['y'] for row in rows} == set(map(str, range(7)))
-    animal = next(row for row in rows if row['y'] == '3')
+    animal = next(row for row in rows if row['y'] == '1')
     image = np.array(Image.open(root / 'images' / animal['filename']))
     assert image.shape == (40 - 2 - 3, 60, 3) and image[0].mean() < 180 > image[-1].mean()
     mask = np.array(Image.open(root / 'masks' / animal['filename'].replace('jpg', 'png')))
@@ -77,13 +78,17 @@ def test_places_hours_and_masks(root):
     with pytest.raises(ValueError, match=r"no image of split 'val' is left at locations \['7'\]"):
         IWildCam(str(root), 'val', locations=[7])
     masked = IWildCam(str(root), 'train', with_masks=True)
-    assert len(masked) == 84  # background has no masks
-    infos = [masked.get_data_info(i) for i in range(84)]
+    assert len(masked) == 80  # background has no masks, four animals have none that can be used
+    infos = [masked.get_data_info(i) for i in range(80)]
     assert all(('mask_path' in info) == (info['gt_label'] != 0) for info in infos)
     missing = Path(infos[-1]['mask_path'])
     os.rename(missing, missing.with_suffix('.not'))
-    assert len(IWildCam(str(root), 'train', with_masks=True)) == 83
+    assert len(IWildCam(str(root), 'train', with_masks=True)) == 79
     os.rename(missing.with_suffix('.not'), missing)
+    condition = SourceSet(masked, (32, 32)).load(range(80))
+    kept = condition.masks.float().mean(dim=(1, 2, 3))
+    assert (kept[condition.labels == 0] == 0).all()
+    assert ((kept > 0.05) & (kept < 0.95))[condition.labels != 0].all()
     assert masked.metainfo['classes'] == CLASSES
 
 
@@ -102,5 +107,7 @@ def test_bad_input(root, source, tmp_path):
         IWildCam(str(tmp_path), 'test')
     done = convert_iwildcam(tmp_path / 'nowhere', tmp_path / 'out')
     assert done.returncode and 'categories.csv does not exist' in done.stderr
+    done = convert_iwildcam(source, root, '--top', '0.1')
+    assert done.returncode and 'take another --out' in done.stderr
     done = convert_iwildcam(source, tmp_path / 'out', '--bottom', '0.6')
     assert done.returncode and '--bottom must be in [0, 0.5), got 0.6' in done.stderr

@@ -51,9 +51,11 @@ def test_masks_in_a_folder_of_their_own(root):
     assert MaskedFolders(str(root), mask_dir='masks').metainfo['classes'] == ('ape', 'cat')
     with pytest.raises(FileNotFoundError, match='6 of 6 masks are missing, the first is .*_mask'):
         MaskedFolders(str(root), metainfo=dict(classes=('cat', 'ape')))
-    assert 'mask_path' not in MaskedFolders(
-        str(root), with_masks=False, metainfo=dict(classes=('cat', 'ape'))
-    ).get_data_info(0)
+    (root / '.ipynb_checkpoints').mkdir()
+    for given in ('masks', 'masks/', './masks', str(root / 'masks')):
+        plain = MaskedFolders(str(root), with_masks=False, mask_dir=given)
+        assert plain.metainfo['classes'] == ('ape', 'cat') and len(plain) == 6
+        assert 'mask_path' not in plain.get_data_info(0)
 
 
 def test_what_is_missing_is_named(root):
@@ -64,5 +66,3 @@ def test_what_is_missing_is_named(root):
         MaskedFolders(str(root))
     with pytest.raises(FileNotFoundError, match='nowhere.* does not exist'):
         MaskedFolders(str(root / 'nowhere'))
-    with pytest.raises(ValueError, match="mask_dir='masks' has no use with with_masks=False"):
-        MaskedFolders(str(root), with_masks=False, mask_dir='masks')

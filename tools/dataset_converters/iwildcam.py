@@ -6,7 +6,7 @@ Reads ``SRC/metadata.csv``, ``SRC/categories.csv`` and ``SRC/train/*.jpg``
 (https://wilds.stanford.edu, licence CDLA-Permissive-1.0). Takes the seven classes of ALIA, cuts the
 strips with the camera's own data off the images, and draws masks: the boxes of animals in a
 MegaDetector file. Writes ``OUT/metadata.csv``, ``OUT/images`` and ``OUT/masks``. Images that are
-there already are not made again, so a killed run goes on.
+there already are not made again, so a killed run goes on; with other settings, take another OUT.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 from mmgap.datasets.iwildcam import CLASSES, COLUMNS
+from mmgap.files import write_json
+from mmgap.generators.condition import around_object
 
 # By their names in categories.csv.
 SPECIES = dict(
@@ -40,6 +42,7 @@ SPECIES = dict(
     )
 )
 ANIMAL = '1'  # MegaDetector's category
+MOST = 0.95  # of a square that an animal may fill; around it something is drawn
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
@@ -87,11 +90,32 @@ def save(image: Image.Image, path: Path, **settings: int) -> None:
     os.replace(temporary, path)
 
 
+def is_usable(mask: Image.Image) -> bool:
+    """Whether the square that a generator sees has an animal, and something around it."""
+    square = ImageOps.fit(mask, (64, 64), Image.Resampling.NEAREST, 0, around_object(mask, 1.0))
+    share = sum(square.histogram()[128:]) / 64**2
+    return 0 < share <= MOST
+
+
+def check_settings(args: argparse.Namespace) -> None:
+    """Keep the settings in OUT, and stop if it was made with others."""
+    names = ('top', 'bottom', 'min_confidence')
+    settings = {name: getattr(args, name) for name in names}
+    settings['detections'] = str(args.detections and args.detections.resolve())
+    path = args.out / 'settings.json'
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise SystemExit(
+            f'{args.out} was begun with {path.read_text()}, now they are {settings}; take another '
+            '--out'
+        )
+    write_json(path, settings)
+
+
 def convert(name: str, boxes: list[list[float]], args: argparse.Namespace) -> None:
     """Cut one image, and draw its mask if it has boxes."""
     target = args.out / 'images' / name
     mask_path = (args.out / 'masks' / name).with_suffix('.png')
-    if target.exists() and (not boxes or mask_path.exists()):
+    if target.exists():
         return
     with Image.open(args.src / 'train' / name) as opened:
         image = opened.convert('RGB')
@@ -102,7 +126,9 @@ def convert(name: str, boxes: list[list[float]], args: argparse.Namespace) -> No
         for x, y, w, h in boxes:
             corners = (x * width, y * height, (x + w) * width - 1, (y + h) * height - 1)
             ImageDraw.Draw(mask).rectangle(corners, fill=255)
-        save(mask.crop((0, top, width, bottom)), mask_path)
+        mask = mask.crop((0, top, width, bottom))
+        if is_usable(mask):
+            save(mask, mask_path)
     save(image.crop((0, top, width, bottom)), target, quality=95)
 
 
@@ -121,6 +147,7 @@ def main() -> None:
     if args.detections is not None and not args.detections.is_file():
         parser.error(f'--detections {args.detections} does not exist')
     ours = labels(args.src)
+    check_settings(args)
     columns = ('filename', 'y', 'split', 'location_remapped', 'sequence_remapped', 'datetime')
     rows = [row for row in read_csv(args.src / 'metadata.csv', columns) if row['y'] in ours]
     boxes = detections(args.detections, args.min_confidence)
@@ -136,7 +163,8 @@ def main() -> None:
         writer.writerow(COLUMNS)
         writer.writerows(written)
     os.replace(temporary, args.out / 'metadata.csv')
-    masked = sum(bool(boxes.get(row['filename'])) for row in rows)
+    names = [Path(row['filename']).with_suffix('.png') for row in rows]
+    masked = sum((args.out / 'masks' / name).exists() for name in names)
     print(f'{len(rows)} images, {masked} with masks, in {args.out}')
 
 
