@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A drawn miniature of Waterbirds, in the very layout of the real one."""
+"""Drawn miniatures of real data sets, in their very layouts."""
 
 import csv
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +156,85 @@ def draw_nyu(folder: Path, size: tuple[int, int], count: int = 4) -> Path:
             Image.fromarray(image).save(folder / 'images' / split / f'bedroom_{i:04d}.jpg')
             Image.fromarray(depth).save(folder / 'annotations' / split / f'bedroom_{i:04d}.png')
     return folder
+
+
+SPECIES = (
+    'empty',
+    'bos taurus',
+    'loxodonta africana',
+    'aepyceros melampus',
+    'equus quagga',
+    'giraffa camelopardalis',
+    'madoqua guentheri',
+    'panthera leo',  # none of the seven
+)
+
+
+def draw_iwildcam(folder: Path, sequences: int = 6) -> Path:
+    """A miniature of iWildCam in WILDS' layout, with a MegaDetector file beside it.
+
+    Every sequence of every split has two pictures of each species; WILDS' labels are 10 times the
+    index among ``SPECIES``. The top and bottom 2 of 40 rows are white: the camera's strips.
+    """
+    rng = np.random.default_rng(0)
+    (folder / 'train').mkdir(parents=True)
+    rows, images, number = [], [], 0
+    for place, split in enumerate(('train', 'val', 'test', 'id_val', 'id_test')):
+        for sequence in range(sequences):
+            for label, name in [(i, s) for i, s in enumerate(SPECIES) for _ in range(2)]:
+                number += 1
+                pixels = rng.integers(0, 200, (40, 60, 3), dtype=np.uint8)
+                pixels[:2] = pixels[-2:] = 255
+                filename = f'{number:04d}.jpg'
+                Image.fromarray(pixels).save(folder / 'train' / filename, quality=95)
+                hour = (3, 12)[sequence % 2]
+                rows.append(
+                    dict(
+                        filename=filename,
+                        y=10 * label,
+                        split=split,
+                        location_remapped=100 + place,
+                        sequence_remapped=100 * place + sequence,
+                        datetime=f'2013-06-05 {hour:02d}:44:19.000',
+                    )
+                )
+                where = [0.25, 0.25, 0.5, 0.5]
+                if name == 'aepyceros melampus':  # at the edge, where a centre crop has nothing
+                    where = [0.0, 0.25, 0.125, 0.5]
+                elif name == 'equus quagga' and sequence == 1:  # nothing around it
+                    where = [0.0, 0.0, 1.0, 1.0]
+                elif name == 'madoqua guentheri' and sequence == 1:  # in the strip
+                    where = [0.25, 0.0, 0.5, 0.03]
+                found = [dict(category='1', conf=0.9, bbox=where)]
+                weak = dict(category='1', conf=0.1, bbox=[0, 0, 1, 1])
+                person = dict(category='2', conf=0.9, bbox=[0, 0, 1, 1])
+                found = [*found, weak, person] if name != 'empty' else [weak]
+                images.append(dict(file=f'somewhere/{filename}', detections=found))
+    _write_rows(folder / 'metadata.csv', rows)
+    names = [dict(y=10 * i, category_id=i, name=name) for i, name in enumerate(SPECIES)]
+    _write_rows(folder / 'categories.csv', names)
+    (folder / 'detections.json').write_text(json.dumps(dict(images=images)))
+    return folder
+
+
+def convert_iwildcam(src: Path, out: Path, *options: str) -> subprocess.CompletedProcess:
+    """Make the data of ``mmgap.IWildCam`` out of a miniature, with its MegaDetector file."""
+    root = Path(__file__).parents[1]
+    if (src / 'detections.json').exists():
+        options = ('--detections', str(src / 'detections.json'), *options)
+    return subprocess.run(
+        [sys.executable, 'tools/dataset_converters/iwildcam.py', '--src', str(src)]
+        + ['--out', str(out), *options],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(root)),
+        timeout=120,
+    )
+
+
+def _write_rows(path: Path, rows: list[dict]) -> None:
+    with path.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -36,7 +36,7 @@ KEYS = (
     'rounds',  # rounds that its searches are spread over, each against the model trained on so far
     'generator',  # changes to the hook's generator
     'critic',  # a critic instead of the hook's
-    'dataset',  # real images instead of generated ones
+    'dataset',  # real images instead of generated ones; without a type, changes to the test data
     'train',  # changes to the training config, for methods that make no images
 )
 # What a cell sets itself; a method that changed it would not be compared on equal terms.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from mmengine.registry import DATASETS, TASK_UTILS
 
 from mmgap.feedback import Critic
+from mmgap.generators import SourceSet
 from mmgap.hooks.components import (
     Components,
     build_critic,
@@ -32,9 +34,15 @@ def put_real(benchmark: Benchmark, method: str, seed: int, folder: Path) -> dict
     Raises:
         ValueError: If there are too few, or the benchmark evaluates on them.
     """
-    dataset = DATASETS.build(dict(benchmark.methods[method].dataset))
+    settings = dict(benchmark.methods[method].dataset)
+    if 'type' not in settings:
+        settings = {**benchmark.config.test_dataloader.dataset, **settings}
+    dataset = DATASETS.build(copy.deepcopy(settings))
     _check_leak(method, dataset, benchmark.evaluation())
-    sources, pool = benchmark.parts(seed).generator.sources(dataset), SamplePool(folder)
+    generator, pool = benchmark.parts(seed).generator, SamplePool(folder)
+    depth = benchmark.parts(seed).sources.kind == 'depth'
+    # They are stored as they are, so nothing need be known of what to keep.
+    sources = generator.sources(dataset) if depth else SourceSet(dataset, generator.size, False)
     number = max(benchmark.budgets)
     if len(sources) < number:
         raise ValueError(
@@ -159,7 +167,7 @@ def _prompts(
 
 def _critic(benchmark: Benchmark, method: str, parts: Components) -> Critic | None:
     settings = benchmark.methods[method].get('critic', parts.hook.critic_cfg)
-    return build_critic(settings, parts.sources.classes)
+    return build_critic(settings, parts.generator, parts.sources.classes)
 
 
 def _search(

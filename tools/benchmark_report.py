@@ -80,7 +80,10 @@ def _is_error(cells: Sequence[Cell]) -> bool:
 
 
 def _measured(cells: Sequence[Cell]) -> str:
-    return 'AbsRel in percent (lower is better)' if _is_error(cells) else 'Accuracies in percent'
+    if _is_error(cells):
+        return 'AbsRel in percent (lower is better)'
+    of_classes = any(cell.get('measure') == 'f1' for cell in cells)
+    return 'F1 of classes in percent' if of_classes else 'Accuracies in percent'
 
 
 def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:

@@ -2,7 +2,9 @@
 """Datasets: real ones with masks or depth, a pool of generated images, and their mix."""
 
 from mmgap.datasets.amplitude_mix import AmplitudeMix
+from mmgap.datasets.iwildcam import IWildCam
 from mmgap.datasets.load_depth import LoadDepth
+from mmgap.datasets.masked_folders import MaskedFolders
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.datasets.synthetic_mix import SyntheticMixDataset
 from mmgap.datasets.taskonomy import Taskonomy
@@ -10,7 +12,9 @@ from mmgap.datasets.waterbirds import Waterbirds
 
 __all__ = [
     'AmplitudeMix',
+    'IWildCam',
     'LoadDepth',
+    'MaskedFolders',
     'SyntheticDataset',
     'SyntheticMixDataset',
     'Taskonomy',

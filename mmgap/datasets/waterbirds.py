@@ -2,6 +2,7 @@
 """Waterbirds: two kinds of birds pasted on two kinds of places, correlated in training only."""
 
 import csv
+import hashlib
 import io
 import os
 import posixpath
@@ -45,13 +46,16 @@ class Waterbirds(BaseDataset):
         mask_dir: folder of the masks, absolute or relative to ``data_root``. The mask of
             ``folder/name.jpg`` is ``folder/name.png`` in it. None (default) looks beside the image
             for ``folder/name_mask.png``.
+        correlated: whether to leave out the images whose bird does not fit the place: the
+            100 %-correlated subset, where the place tells the bird. The paper of GAP trains on it.
+        num_samples: take only so many, always the same, spread over the file; None takes all.
         **kwargs: the other arguments of :class:`mmengine.dataset.BaseDataset` (``pipeline``,
             ``test_mode``, ``indices``, ``lazy_init``, …).
 
     Raises:
         FileNotFoundError: ``metadata.csv`` or, with masks, a mask is missing.
         ValueError: an unknown split, a missing column, a value that is no label, place or split, or
-            a split without samples.
+            a split without samples, or with fewer than ``num_samples``.
 
     Examples:
         >>> dict(type='mmgap.Waterbirds', data_root='data/waterbirds', split='train',
@@ -69,6 +73,8 @@ class Waterbirds(BaseDataset):
         split: str,
         with_masks: bool | None = None,
         mask_dir: str | None = None,
+        correlated: bool = False,
+        num_samples: int | None = None,
         **kwargs: Any,
     ) -> None:
         if split not in SPLITS:
@@ -82,6 +88,8 @@ class Waterbirds(BaseDataset):
         self.split = split
         self.with_masks = with_masks
         self.mask_dir = mask_dir
+        self.correlated = correlated
+        self.num_samples = num_samples
         super().__init__(ann_file='metadata.csv', data_root=os.path.expanduser(data_root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -91,18 +99,14 @@ class Waterbirds(BaseDataset):
             One dict for each sample of the split, in the order of the file.
         """
         rows = read_metadata(self.ann_file)
-        counts = [0] * NUM_GROUPS
+        train = [group_of(row) for row in rows if row['split'] == SPLITS['train']]
+        counts = [train.count(group) for group in range(NUM_GROUPS)]
         data_list = []
-        for row in rows:
-            group = NUM_PLACES * row['y'] + row['place']
-            if row['split'] == SPLITS['train']:
-                counts[group] += 1
-            if row['split'] != SPLITS[self.split]:
-                continue
+        for row in self._taken(rows):
             info = dict(
                 img_path=join_path(self.data_root, row['img_filename']),
                 gt_label=row['y'],
-                group=group,
+                group=group_of(row),
             )
             if self.with_masks:
                 info['mask_path'] = self._mask_path(row['img_filename'])
@@ -113,6 +117,26 @@ class Waterbirds(BaseDataset):
             self._check_masks(data_list)
         self._metainfo['train_group_counts'] = tuple(counts)
         return data_list
+
+    def _taken(self, rows: list[dict]) -> list[dict]:
+        taken = [
+            row
+            for row in rows
+            if row['split'] == SPLITS[self.split]
+            and not (self.correlated and row['y'] != row['place'])
+        ]
+        if self.num_samples is None:
+            return taken
+        if not 0 < self.num_samples <= len(taken):
+            raise ValueError(
+                f'Waterbirds: num_samples={self.num_samples} must be from 1 to the {len(taken)} '
+                'samples there are'
+            )
+        # By name: the file is sorted by species, so its first rows would be a few of them.
+        names = [row['img_filename'] for row in taken]
+        first = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+        chosen = set(first[: self.num_samples])
+        return [row for row in taken if row['img_filename'] in chosen]
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Returns the label of sample ``idx`` in a list, as ``ClassBalancedDataset`` wants it."""
@@ -137,6 +161,11 @@ class Waterbirds(BaseDataset):
                 f'missing, the first is {missing[0]}. Put them there, name their folder with '
                 'mask_dir=..., or set with_masks=False if nothing is generated from this data set.'
             )
+
+
+def group_of(row: dict) -> int:
+    """``2 * label + place``."""
+    return NUM_PLACES * row['y'] + row['place']
 
 
 def read_metadata(path: str) -> list[dict]:

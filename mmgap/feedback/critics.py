@@ -142,8 +142,8 @@ class ClipCritic(Critic):
         return logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
 
     def _crop(self, image: Tensor, mask: Tensor) -> Tensor:
-        """A square around the object, cut off at the border of the image."""
-        if self.margin is None:
+        """A square around the object, cut off at the border of the image; all without one."""
+        if self.margin is None or not mask.any():
             return image
         rows, columns = mask[0].any(dim=1).nonzero(), mask[0].any(dim=0).nonzero()
         (top, bottom), (left, right) = (

@@ -137,8 +137,8 @@ class TargetModel:
         with torch.autocast(reference.device.type, enabled=False):
             data = self.model.data_preprocessor(dict(inputs=inputs), False)
             logits = self.model(data['inputs'].to(reference.dtype), mode='tensor')
-        if isinstance(logits, (tuple, list)) and len(logits) == 1:
-            logits = logits[0]
+        if isinstance(logits, (tuple, list)) and len({tuple(part.shape) for part in logits}) == 1:
+            logits = sum(logits)  # of ConformerHead, which alone has two, the prediction
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             raise ValueError(
                 f'{type(self.model).__name__} in tensor mode returned no (B, classes) logits; '

@@ -5,6 +5,7 @@ from mmgap.generators.condition import Condition, SourceSet
 from mmgap.generators.controlnet import ControlNetGenerator
 from mmgap.generators.depth import DepthSourceSet, InverseDepth, LinearDepth
 from mmgap.generators.gradient import GradientPolicy
+from mmgap.generators.image_to_image import ImageToImageGenerator
 from mmgap.generators.inpainting import InpaintingGenerator
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     'ControlNetGenerator',
     'DepthSourceSet',
     'GradientPolicy',
+    'ImageToImageGenerator',
     'InpaintingGenerator',
     'InverseDepth',
     'LinearDepth',

@@ -35,17 +35,23 @@ class DiffusionGenerator:
         negative_prompt: What classifier-free guidance leads away from.
         scheduler: Config of another scheduler, e.g. ``dict(type='DDIMScheduler')``; what it does
             not name is taken from the model's own.
+        lora: LoRA weights on top: a folder, file or hub id, or
+            ``dict(path=…, scale=1.0, weight_name=…)``, or a list of these. They are merged into the
+            model's own; needs the package peft.
         gradient: Arguments of :class:`~mmgap.generators.gradient.GradientPolicy`.
         autocast: Dtype of matrix products and convolutions, e.g. ``'bfloat16'``: 1.5 to 2 times
             faster on CPUs that have it. The latents stay in the weights' dtype.
         device: Where it runs; by default MMEngine's device.
 
     Raises:
-        ValueError: If a setting is out of range.
+        FileNotFoundError: If there are no such LoRA weights.
+        ValueError: If a setting is out of range, or LoRA weights do not fit the model.
     """
 
     # Networks called once per denoising step, in the pipeline's names.
     denoisers: ClassVar[tuple[str, ...]] = ('unet',)
+    # Config of the critic of a run that names none.
+    critic: ClassVar[dict[str, Any] | None] = None
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class DiffusionGenerator:
         eta: float = 0.0,
         negative_prompt: str = '',
         scheduler: dict[str, Any] | None = None,
+        lora: str | dict[str, Any] | Sequence[str | dict[str, Any]] | None = None,
         gradient: dict[str, Any] | None = None,
         autocast: str | None = None,
         device: str | None = None,
@@ -75,6 +82,8 @@ class DiffusionGenerator:
         pipe.set_progress_bar_config(disable=True)
         if scheduler is not None:
             pipe.scheduler = _build_scheduler(pipe.scheduler, scheduler)
+        for one in [lora] if isinstance(lora, (str, dict)) else lora or []:
+            merge_lora(pipe, **(dict(path=one) if isinstance(one, str) else one))
         for network in self._networks():
             network.requires_grad_(False).eval()
         if pipe.unet.dtype != torch.float64:
@@ -82,6 +91,9 @@ class DiffusionGenerator:
                 network.to(memory_format=torch.channels_last)
         own_size = pipe.unet.config.sample_size * pipe.vae_scale_factor
         self.size = (size, size) if isinstance(size, int) else tuple(size or (own_size, own_size))
+        step = pipe.vae_scale_factor
+        if any(side < step or side % step for side in self.size):
+            raise ValueError(f'size={self.size} must be multiples of {step} for {name!r}')
         self.prompts = PromptEncoder(pipe.tokenizer, pipe.text_encoder)
         self._negative: Tensor | None = None
 
@@ -265,6 +277,38 @@ def load_pipeline(load: Callable[..., Any], model: str, kind: str, **settings: A
             'with one are supported: Stable Diffusion 1.x and 2.x'
         )
     return pipeline
+
+
+def merge_lora(pipeline: Any, path: str, scale: float = 1.0, **kwargs: Any) -> None:
+    """Merge LoRA weights into those of a pipeline.
+
+    Args:
+        pipeline: A diffusers pipeline.
+        path: Folder, file or hub id.
+        scale: Factor of the change.
+        **kwargs: As for diffusers' ``load_lora_weights``: ``weight_name`` …
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ImportError: If the package peft is missing.
+        ValueError: If they do not fit the model.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'lora={path!r} needs the package peft: pip install peft') from error
+    if not os.path.exists(path) and (os.path.isabs(path) or path.count('/') != 1):
+        raise FileNotFoundError(f'lora={path!r} is neither a folder, a file nor a hub id')
+    try:
+        pipeline.load_lora_weights(path, **kwargs)
+    except (OSError, ConnectionError) as error:
+        raise FileNotFoundError(f'lora={path!r} cannot be loaded: {error}') from error
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f'lora={path!r} does not fit the model: {error}') from error
+    if not pipeline.get_list_adapters():
+        raise ValueError(f'lora={path!r} has no weights for {type(pipeline).__name__}')
+    pipeline.fuse_lora(lora_scale=scale)
+    pipeline.unload_lora_weights()
 
 
 def _build_scheduler(current: Any, config: dict[str, Any]) -> Any:

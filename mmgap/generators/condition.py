@@ -52,37 +52,53 @@ class Condition:
 class SourceSet:
     """The labelled, masked images of a dataset, as conditions of a generator.
 
-    Image, mask and label go through the same resize and centre crop.
+    Image and mask go through the same resize and crop, which keeps as much of the object as it can.
 
     Args:
         dataset: Any dataset with MMEngine's ``get_data_info``, whose infos carry ``img_path``,
             ``gt_label`` and ``mask_path`` (8-bit image, foreground bright), and optionally
-            ``group``.
+            ``group``. Classes that its metainfo names under ``background`` show no object: their
+            images need no mask, nothing of them is kept.
         size: ``(height, width)`` of the conditions in pixels.
+        masked: Whether every image must have a mask with an object and something around it.
+            Without, the mask of one that has none is the whole image.
 
     Raises:
-        ValueError: If infos carry no ``mask_path`` or a class of the dataset has no sources.
+        ValueError: If infos carry no ``mask_path``, a label is no class, or a class of the dataset
+            has no sources.
     """
 
     kind = 'classes'
     unit = None  # depth sources have one
 
-    def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
+    def __init__(self, dataset: Any, size: tuple[int, int], masked: bool = True) -> None:
         self.dataset = dataset
         self.size = size
         infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-        without = [i for i, info in enumerate(infos) if not info.get('mask_path')]
-        if without:
+        self.labels = np.array([int(info['gt_label']) for info in infos])
+        self.classes = tuple(dataset.metainfo.get('classes') or map(str, sorted(set(self.labels))))
+        strange = [i for i, label in enumerate(self.labels) if not 0 <= label < len(self.classes)]
+        if strange:
+            raise ValueError(
+                f'gt_label={self.labels[strange[0]]} of {infos[strange[0]].get("img_path")!r} is '
+                f'none of the {len(self.classes)} classes {self.classes}'
+            )
+        background = dataset.metainfo.get('background', ())
+        self._masked = masked
+        # Of what has no mask, a class without an object keeps nothing and any other everything.
+        self._all_kept = [self.classes[label] not in background for label in self.labels]
+        without = [
+            i for i, info in enumerate(infos) if self._all_kept[i] and not info.get('mask_path')
+        ]
+        if without and masked:
             raise ValueError(
                 f'{len(without)} of {len(infos)} data infos of {type(dataset).__name__} have no '
                 f"'mask_path' (the first is number {without[0]}, "
                 f'{infos[without[0]].get("img_path")!r}); an inpainting generator keeps the '
                 'foreground and needs masks of it'
             )
-        self.labels = np.array([int(info['gt_label']) for info in infos])
         self.groups = [info.get('group') for info in infos]
-        self._paths = [(info['img_path'], info['mask_path']) for info in infos]
-        self.classes = tuple(dataset.metainfo.get('classes') or map(str, sorted(set(self.labels))))
+        self._paths = [(info['img_path'], info.get('mask_path')) for info in infos]
         empty = [name for i, name in enumerate(self.classes) if not (self.labels == i).any()]
         if empty:
             raise ValueError(f'no source images of class {", ".join(empty)} in {len(infos)} infos')
@@ -114,24 +130,50 @@ class SourceSet:
 
     def _load_one(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self._paths[index]
+        height, width = self.size
         image = open_image(image_path).convert('RGB')
+        if mask_path is None:
+            image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+            return np.array(image), np.full(self.size, self._all_kept[index])
         mask = open_image(mask_path).convert('L')
         if mask.size != image.size:
             raise ValueError(
                 f'mask {mask_path} is {mask.size[0]}x{mask.size[1]}, its image {image_path} is '
                 f'{image.size[0]}x{image.size[1]}; they must be of one size'
             )
-        height, width = self.size
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-        mask = ImageOps.fit(mask, (width, height), Image.Resampling.NEAREST)
+        centring = around_object(mask, width / height)
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS, 0, centring)
+        mask = ImageOps.fit(mask, (width, height), Image.Resampling.NEAREST, 0, centring)
         foreground = np.array(mask) > 127
-        if not foreground.any() or foreground.all():
+        if self._masked and (not foreground.any() or foreground.all()):
             what = 'covers the whole image' if foreground.all() else 'has no foreground'
             raise ValueError(
                 f'mask {mask_path} {what} after the resize to {height}x{width}: there would be '
                 f'{"nothing to generate" if foreground.all() else "no object to keep"}'
             )
         return np.array(image), foreground
+
+
+def around_object(mask: Image.Image, ratio: float) -> tuple[float, float]:
+    """Where to crop so that most of the object stays: ``centering`` of :func:`PIL.ImageOps.fit`.
+
+    Args:
+        mask: 8 bit, object bright.
+        ratio: Width of the crop over its height.
+    """
+    foreground = np.array(mask) > 127
+    height, width = foreground.shape
+    crop = (min(width, round(height * ratio)), min(height, round(width / ratio)))
+    return _best(foreground.sum(axis=0), crop[0]), _best(foreground.sum(axis=1), crop[1])
+
+
+def _best(counts: np.ndarray, length: int) -> float:
+    """Of the windows with the largest sum the middle one; 0 is the first place, 1 the last."""
+    sums = np.convolve(counts, np.ones(max(1, length)), 'valid')
+    places = np.flatnonzero(sums == sums.max())
+    return (
+        float(places[len(places) // 2] / max(1, len(sums) - 1)) if len(places) < len(sums) else 0.5
+    )
 
 
 def open_image(path: str) -> Image.Image:

@@ -32,8 +32,8 @@ class ControlNetGenerator(DiffusionGenerator):
         eta: DDIM's noise, 0 to 1.
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
         **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
-            ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``gradient``, ``autocast``,
-            ``device``.
+            ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``lora``, ``gradient``,
+            ``autocast``, ``device``.
 
     Raises:
         FileNotFoundError: If ``model`` or ``controlnet`` cannot be found.

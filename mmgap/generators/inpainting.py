@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from mmgap.generators.base import DiffusionGenerator, load_pipeline
 from mmgap.generators.condition import Condition, SourceSet
+from mmgap.generators.posterior_cache import PosteriorCache
 from mmgap.registry import TASK_UTILS
 
 
@@ -32,8 +31,8 @@ class InpaintingGenerator(DiffusionGenerator):
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
         cache_size: Number of VAE posteriors kept. Each source takes two.
         **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
-            ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``gradient``, ``autocast``,
-            ``device``.
+            ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``lora``, ``gradient``,
+            ``autocast``, ``device``.
 
     Raises:
         FileNotFoundError: If ``model`` cannot be found.
@@ -56,7 +55,7 @@ class InpaintingGenerator(DiffusionGenerator):
         load = AutoPipelineForInpainting.from_pretrained
         pipeline = load_pipeline(load, model, 'an inpainting pipeline', dtype=getattr(torch, dtype))
         super().__init__(pipeline, model, strength=strength, eta=eta, **kwargs)
-        self._posteriors = _PosteriorCache(self.pipeline.vae, cache_size)
+        self._posteriors = PosteriorCache(self.pipeline.vae, cache_size)
 
     def sources(self, dataset: Any) -> SourceSet:
         """The dataset's masked images."""
@@ -86,33 +85,3 @@ class InpaintingGenerator(DiffusionGenerator):
         # Half precision cannot hold 256 levels: what is kept would not come back exactly.
         drawn = drawn.to(torch.promote_types(drawn.dtype, torch.float32))
         return torch.where(condition.masks, condition.images.to(drawn.dtype) / 255, drawn)
-
-
-class _PosteriorCache:
-    """Remembers what the VAE's encoder says of an image.
-
-    The pipeline encodes source and masked source at every call. The posterior is remembered, not a
-    draw from it: the draws stay those of the stock pipeline.
-    """
-
-    def __init__(self, vae: Any, size: int) -> None:
-        self._encode = vae.encode
-        self._size = size
-        self._known: OrderedDict[bytes, Tensor] = OrderedDict()
-        vae.encode = self.encode
-
-    def encode(self, image: Tensor, return_dict: bool = True) -> Any:
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-        from diffusers.models.modeling_outputs import AutoencoderKLOutput
-
-        content = image.detach().to('cpu', torch.float32).contiguous().numpy().tobytes()
-        key = hashlib.blake2b(content, digest_size=16).digest() + str(image.dtype).encode()
-        if key in self._known:
-            self._known.move_to_end(key)
-        else:
-            with torch.no_grad():
-                self._known[key] = self._encode(image).latent_dist.parameters
-            if len(self._known) > self._size:
-                self._known.popitem(last=False)
-        posterior = DiagonalGaussianDistribution(self._known[key])
-        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)

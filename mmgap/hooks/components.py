@@ -115,9 +115,13 @@ def prepare_feedback(
                 )
 
 
-def build_critic(settings: Mapping[str, Any] | None, classes: Sequence[str]) -> Critic | None:
-    """A prepared critic, or None where the config has none."""
+def build_critic(
+    settings: Mapping[str, Any] | bool | None, generator: Any, classes: Sequence[str]
+) -> Critic | None:
+    """A prepared critic: the config's, or the generator's where it names none; False for none."""
     if settings is None:
+        settings = generator.critic
+    if not settings:
         return None
     critic = TASK_UTILS.build(dict(settings))
     critic.prepare(classes)
@@ -307,7 +311,7 @@ class Components:
     @cached_property
     def critic(self) -> Critic | None:
         """The hook's critic, prepared."""
-        return build_critic(self.hook.critic_cfg, self.sources.classes)
+        return build_critic(self.hook.critic_cfg, self.generator, self.sources.classes)
 
     @cached_property
     def feedback(self) -> list[Feedback]:
@@ -333,12 +337,14 @@ class Components:
         classes = self.sources.classes
         prepare_feedback(feedback, self.generator, classes, evaluation, cache)
 
-    def search(self, target: TargetModel) -> tuple[PromptSearch, list[SoftPrompt]]:
-        """The search and the prompts that it starts from."""
+    def search(
+        self, target: TargetModel, draw: bool = True
+    ) -> tuple[PromptSearch, list[SoftPrompt]]:
+        """The search and the prompts that it starts from; ``draw`` as in :func:`build_search`."""
         hook = self.hook
         parts = (self.generator, target, self.feedback, self.sources)
         settings = (hook.initial_cfg, hook.search_cfg)
-        return build_search(*parts, *settings, self.seed, critic=self.critic)
+        return build_search(*parts, *settings, self.seed, critic=self.critic, draw=draw)
 
     def synthesizer(self) -> Synthesizer:
         """The synthesizer."""

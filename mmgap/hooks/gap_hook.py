@@ -67,7 +67,8 @@ class GAPHook(Hook):
             :func:`~mmgap.hooks.components.build_search`.
         synthesis: Arguments of :class:`~mmgap.synthesis.Synthesizer`.
         critic: Config of a critic that tells whether images are still what their labels say,
-            e.g. ``dict(type='mmgap.ClipCritic', …)``. None for no critic.
+            e.g. ``dict(type='mmgap.ClipCritic', …)``. None for the generator's own, which only
+            :class:`~mmgap.generators.ImageToImageGenerator` has; False for no critic.
         target: Arguments of :class:`~mmgap.feedback.TargetModel`; read from the test pipeline by
             default.
         ratio: Synthetic share of the training samples when the hook wraps the data itself.
@@ -95,7 +96,7 @@ class GAPHook(Hook):
         feedback: Sequence[dict[str, Any]] = (dict(type='mmgap.AdversarialLoss'),),
         search: dict[str, Any] | None = None,
         synthesis: dict[str, Any] | None = None,
-        critic: dict[str, Any] | None = None,
+        critic: dict[str, Any] | bool | None = None,
         target: dict[str, Any] | None = None,
         ratio: float = 0.5,
         start: int = 1,
@@ -317,7 +318,7 @@ class GAPHook(Hook):
         ]
         features = self.folder / 'features'
         prepare_feedback(self.feedback, generator, sources.classes, evaluation, features)
-        critic = build_critic(self.critic_cfg, sources.classes)
+        critic = build_critic(self.critic_cfg, generator, sources.classes)
         self._parts = (generator, sources, critic)
         self._search(runner, self.state['rounds_done'], draw=False)
         build_synthesizer(generator, sources, self.synthesis_cfg, self.seed)

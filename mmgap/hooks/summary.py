@@ -7,6 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+# By the metric that shows that it is there.
+MEASURES = dict(abs_rel='abs_rel', f1='f1_macro')
+TITLES = dict(
+    accuracy='accuracy on test', abs_rel='AbsRel on test (lower is better)', f1='F1 on test'
+)
+
 
 def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Sort an evaluator's metrics by what the summary calls them.
@@ -15,14 +21,17 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
         metrics: What MMEngine's evaluator returned, names with or without a prefix.
 
     Returns:
-        ``measure``: ``'accuracy'``, or ``'abs_rel'`` (lower is better) where the evaluator has a
-        :class:`mmgap.GroupDepth`. In it ``worst_group``, ``mean``, ``adjusted`` and ``groups``;
-        accuracies as fractions in [0, 1]; None where the evaluator knows no groups. And all
-        ``metrics`` as they were.
+        ``measure``: ``'accuracy'``; ``'abs_rel'`` (lower is better) where the evaluator has a
+        :class:`mmgap.GroupDepth`; ``'f1'`` where it has a :class:`mmgap.MacroF1`, whose classes are
+        then the groups and whose macro F1 is the mean. In it ``worst_group``, ``mean``,
+        ``adjusted`` and ``groups``; accuracies as fractions in [0, 1]; None where the evaluator
+        knows no groups. And all ``metrics`` as they were.
     """
     report: dict[str, Any] = dict(worst_group=None, mean=None, adjusted=None, groups={})
-    depth = any(name.rpartition('/')[2] == 'abs_rel' for name in metrics)
-    report['measure'] = 'abs_rel' if depth else 'accuracy'
+    last = {name.rpartition('/')[2] for name in metrics}
+    if 'worst_group' in last:  # classes are groups only where there are no others
+        last.discard('f1_macro')
+    report['measure'] = next((m for m, key in MEASURES.items() if key in last), 'accuracy')
     plain = {}
     for name, value in metrics.items():
         value = float(value)
@@ -32,6 +41,12 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
             report[parts[-1]] = plain[name]
         elif len(parts) > 1 and parts[-2] == 'group':
             report['groups'][parts[-1]] = plain[name]
+        elif parts[-1] == 'f1_macro' and report['measure'] == 'f1':
+            report['mean'] = plain[name]
+        elif len(parts) > 1 and parts[-2] == 'f1' and report['measure'] == 'f1':
+            report['groups'][parts[-1]] = plain[name]
+    if report['measure'] == 'f1':
+        report['worst_group'] = min(report['groups'].values())
     return dict(report, metrics=plain)
 
 
@@ -63,8 +78,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     """The summary as text: accuracy before and after, prompts, images, seconds."""
     before, after = summary['before'] or {}, summary['after'] or {}
     measure = (after or before).get('measure', 'accuracy')
-    title = 'AbsRel on test (lower is better)' if measure == 'abs_rel' else 'accuracy on test'
-    lines = ['', f'{title:<32}{"before":>9}{"after":>9}']
+    lines = ['', f'{TITLES[measure]:<32}{"before":>9}{"after":>9}']
     names = {**before.get('groups', {}), **after.get('groups', {})}
     for name in names:
         pair = (before.get('groups', {}).get(name), after.get('groups', {}).get(name))

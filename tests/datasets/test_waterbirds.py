@@ -57,6 +57,21 @@ def test_infos_are_those_of_the_csv(drawn: Path, number: int, split: str) -> Non
         assert dataset.get_cat_ids(index) == [int(row['y'])]
 
 
+def test_correlated_and_few(drawn: Path) -> None:
+    whole = Waterbirds(str(drawn), 'train')
+    correlated = Waterbirds(str(drawn), 'train', correlated=True)
+    groups = [correlated.get_data_info(i)['group'] for i in range(len(correlated))]
+    assert set(groups) == {0, 3} and len(groups) == 4 * PER_GROUP < len(whole)
+    assert correlated.metainfo['train_group_counts'] == whole.metainfo['train_group_counts']
+    few = Waterbirds(str(drawn), 'train', correlated=True, num_samples=8)
+    paths = [few.get_data_info(i)['img_path'] for i in range(len(few))]
+    everything = [correlated.get_data_info(i)['img_path'] for i in range(len(correlated))]
+    assert len(set(paths)) == 8 and paths == [path for path in everything if path in paths]
+    assert paths != everything[:8]
+    with pytest.raises(ValueError, match='num_samples=99 must be from 1 to the 12 samples'):
+        Waterbirds(str(drawn), 'train', correlated=True, num_samples=99)
+
+
 @pytest.mark.parametrize('split', SPLIT_NAMES)
 def test_metainfo_counts_the_training_groups_from_every_split(drawn: Path, split: str) -> None:
     meta = Waterbirds(str(drawn), split).metainfo

@@ -54,6 +54,17 @@ def test_sees_the_object_and_not_what_is_around_it():
     assert not torch.allclose(critic(torch.where(inside, 0.3, images), boxes, labels), before)
 
 
+def test_sees_all_where_there_is_no_object():
+    torch.manual_seed(0)
+    images, labels = torch.rand(2, 3, 64, 64), torch.tensor([0, 1])
+    found = []
+    for margin in (0.2, None):
+        critic = ClipCritic(CLIP, margin=margin)
+        critic.prepare(('landbird', 'waterbird'))
+        found.append(critic(images, masks((0, 0, 0, 0), (0, 0, 0, 0)), labels))
+    torch.testing.assert_close(*found)
+
+
 def test_model_critic_is_the_models_probability(tmp_path):
     model = tiny_classifier()
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'critic.pth')

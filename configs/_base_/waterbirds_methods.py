@@ -1,0 +1,83 @@
+# The methods that tools/benchmark.py compares on Waterbirds. Each is a fragment: what it changes in
+# the hook of the config. To train with one of them, put its search and feedback into the hook:
+# --cfg-options takes them too.
+
+# What a user says of the places where the model will be used.
+descriptions = [
+    'a bird in a forest',
+    'a bird in bamboo',
+    'a bird on the ocean',
+    'a bird by a lake',
+]
+attack = dict(type='mmgap.AdversarialLoss', mode='flip')
+text_guidance = dict(
+    type='mmgap.TextGuidance',
+    descriptions=descriptions,
+    space='encoder',
+    distance='l2',
+    weight=20.0,
+)
+on_to_the_end = dict(stop_loss=None)
+
+benchmark = dict(
+    steps=1000,
+    autocast='bfloat16',
+    compare='gap',  # paired with every other method
+    methods=dict(
+        none=dict(about='training goes on with real images alone'),
+        agnostic=dict(
+            about='neutral sentences',
+            texts=['a bird', 'a photo of a bird', 'a picture of a bird', 'an image of a bird'],
+        ),
+        random=dict(
+            about='draws from the Gaussian of the vocabulary, the starting points of ap',
+            initial=dict(),
+        ),
+        prompts=dict(about='the descriptions as they are', texts=descriptions),
+        gp=dict(about='guidance alone', search=on_to_the_end, feedback=[text_guidance]),
+        # With pictures of the places, unlabelled and not of the test data:
+        #     inversion=dict(
+        #         about='textual inversion',
+        #         search=on_to_the_end,
+        #         feedback=[dict(type='mmgap.InversionGuidance', images=FOLDER)],
+        #     ),
+        ap=dict(about='adversarial prompts: the hook as it is', search=dict()),
+        gap=dict(
+            about='guided adversarial prompts',
+            search=on_to_the_end,
+            feedback=[attack, text_guidance],
+        ),
+        style=dict(
+            about='amplitude spectra mixed between training images, no new images',
+            train={
+                'train_dataloader.dataset.pipeline': [
+                    dict(type='LoadImageFromFile'),
+                    dict(
+                        type='mmgap.AmplitudeMix',
+                        # With another data_root: here, too.
+                        images=dict(
+                            type='mmgap.Waterbirds',
+                            data_root='data/waterbirds',
+                            split='train',
+                            with_masks=False,
+                            correlated=True,
+                            num_samples=1139,
+                        ),
+                    ),
+                    dict(
+                        type='RandomResizedCrop',
+                        scale=224,
+                        crop_ratio_range=(0.7, 1.0),
+                        backend='pillow',
+                    ),
+                    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+                    dict(type='PackInputs'),
+                ]
+            },
+        ),
+        real=dict(
+            about='real images of the validation data: the upper bound',
+            dataset=dict(split='val'),
+        ),
+    ),
+)

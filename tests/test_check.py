@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/check.py finds what would go wrong, and says what to do."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
+
+ROOT = Path(__file__).parents[1]
+WATERBIRDS = 'configs/gap_resnet50_waterbirds.py'
+HEAD = 'model.head.in_channels=512'
+
+
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """Run the tool in this process."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    import check as tool
+
+    def run(config, *options, **replaced):
+        for name, function in replaced.items():
+            monkeypatch.setattr(tool, name, function)
+        monkeypatch.setattr(sys, 'argv', ['check.py', str(ROOT / config), *options])
+        capsys.readouterr()
+        try:
+            tool.main()
+        except SystemExit as stop:
+            return SimpleNamespace(failed=str(stop), said=capsys.readouterr().out)
+        return SimpleNamespace(failed=None, said=capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory) -> Path:
+    return draw_waterbirds(tmp_path_factory.mktemp('waterbirds'), per_group=4)
+
+
+def options(root: Path, *further: str) -> list[str]:
+    places = [f'{part}_dataloader.dataset.data_root={root}' for part in ('train', 'val', 'test')]
+    whole = ('correlated=False', 'num_samples=None')
+    places += [f'train_dataloader.dataset.{setting}' for setting in whole]
+    return ['--tiny', '--cfg-options', *places, *further]
+
+
+def test_ready(check, drawn):
+    done = check(WATERBIRDS, *options(drawn))
+    assert done.failed is None, done.said
+    said = done.said
+    assert 'train data: 18 samples: landbird-land 8, landbird-water 1, waterbird-land 1' in said
+    assert 'masks of 16 sources keep' in said and 'ResNet' not in said
+    assert 'ImageClassifier, 23.5 M parameters' in said
+    assert said.endswith('ready\n')
+
+
+def test_terms_that_begin_late(check, tmp_path):
+    convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=2), tmp_path / 'data')
+    config = 'configs/gap_resnet50_iwildcam.py'
+    parts = ('train', 'val', 'test')
+    places = [f'{part}_dataloader.dataset.data_root={tmp_path / "data"}' for part in parts]
+    done = check(config, '--tiny', '--cfg-options', *places, 'model.backbone.depth=18', HEAD)
+    assert done.failed is None, done.said
+    assert 'feedback: AdversarialLoss' in done.said and 'search step' in done.said
+
+
+def damage_masks(root: Path) -> None:
+    with (root / 'metadata.csv').open(newline='') as file:
+        name = next(row['img_filename'] for row in csv.DictReader(file) if row['split'] == '0')
+    (root / name.replace('.jpg', '_mask.png')).unlink()
+
+
+def rename_masks(root: Path) -> None:
+    for mask in list(root.rglob('*_mask.png')):
+        target = root / 'masks' / mask.relative_to(root).parent / mask.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(mask, target)  # CUB's names would have no _mask
+
+
+def change_rows(change):
+    def damage(root: Path) -> None:
+        with (root / 'metadata.csv').open(newline='') as file:
+            rows = change(list(csv.DictReader(file)))
+        with (root / 'metadata.csv').open('w', newline='') as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return damage
+
+
+def only_landbirds(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if row['y'] == '0']
+
+
+def other_column(rows: list[dict]) -> list[dict]:
+    return [{('label' if k == 'y' else k): v for k, v in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize(
+    'damage, settings, words',
+    [
+        (damage_masks, [], ['1 of 18 masks of split', 'mask_dir=', 'with_masks=False']),
+        (
+            rename_masks,
+            ['train_dataloader.dataset.mask_dir=masks'],
+            ['18 of 18 masks of split', 'the first is', 'masks/'],
+        ),
+        (change_rows(only_landbirds), [], ['no images of class waterbird']),
+        (change_rows(other_column), [], ["missing column(s) ['y']", 'label']),
+    ],
+)
+def test_faults_of_the_data(damage, settings, words, check, drawn, tmp_path):
+    root = shutil.copytree(drawn, tmp_path / 'data')
+    damage(root)
+    done = check(WATERBIRDS, *options(root, *settings))
+    assert 'to mend' in done.failed
+    wrong = ''.join(line for line in done.said.splitlines() if line.startswith('WRONG'))
+    assert all(part in wrong for part in words), done.said
+
+
+def test_faults_of_the_machine_and_the_weights(check, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    config = 'configs/gap_resnet18_toybirds.py'
+    done = check(config, '--cfg-options', 'model.backbone.depth=34')
+    assert done.failed == '1 things to mend', done.said
+    assert "'mmgap://toybirds-resnet18': they are of another architecture" in done.said
+    done = check(config, '--cfg-options', 'custom_hooks.0.generator.device=cuda')
+    assert "['custom_hooks.0.generator.device'] ask for a GPU" in done.said
+    assert 'to mend' in done.failed
+
+
+def test_too_little_memory(check):
+    peaks = iter([(1.0, 4 << 30), (0.5, 4 << 30), (0.9, 5 << 30)])
+    config = 'configs/gap_resnet18_toybirds.py'
+    done = check(config, measure=lambda *_: next(peaks), memory=lambda: 10 << 30)
+    assert done.failed == '1 things to mend', done.said
+    assert 'batch_size=24 would take about 27.0 GiB, and there are 10.0 GiB' in done.said
+    assert 'set search.batch_size=7' in done.said

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The classification configs from end to end, on miniatures, with tiny weights of their classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner import Runner
+
+from mmgap.datasets.iwildcam import CLASSES
+from mmgap.prompts import load_prompts
+from mmgap.synthesis import SamplePool
+from tests.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
+
+ROOT = Path(__file__).parents[1]
+
+
+def miniature_config(name: str, data: Path, weights: Path, work_dir: Path, **hook) -> Config:
+    """A config with small numbers; nothing else is changed."""
+    config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    config.merge_from_dict(
+        {
+            'work_dir': str(work_dir),
+            'model.backbone.init_cfg': None,
+            'train_cfg.max_epochs': 2,
+            'train_cfg.val_interval': 2,
+            'default_hooks.checkpoint.interval': 1,
+            'default_hooks.logger.interval': 1,
+        }
+    )
+    for part in ('train', 'val', 'test'):
+        loader = config[f'{part}_dataloader']
+        loader.dataset.data_root = str(data)
+        loader.update(num_workers=0, persistent_workers=False, batch_size=8)
+    if 'num_samples' in config.train_dataloader.dataset:
+        config.train_dataloader.dataset.num_samples = None
+    if 'vit' in name:
+        config.model.backbone.arch = dict(
+            embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32
+        )
+        config.model.head.in_channels = 16
+    settings = config.custom_hooks[0]
+    settings.generator.update(model=str(weights), size=16, negative_prompt='a b')
+    for term in settings.feedback:
+        if term.type == 'mmgap.ImageGuidance':
+            term.images.data_root = str(data)
+            term.update(clip=dict(model='mmgap://toybirds-clip'), limit=4)
+        term.pop('start', None)
+    settings.search.update(
+        steps=2, prompts_per_class=1, images_per_prompt=2, batch_size=4, holdout=2
+    )
+    settings.synthesis.update(num_inference_steps=2)
+    settings.update({**dict(start=1, budget=6), **hook})
+    return config
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, tiny_sd):
+    folder = tmp_path_factory.mktemp('waterbirds')
+    data = draw_waterbirds(folder / 'data', per_group=4)
+    runner = Runner.from_cfg(
+        miniature_config('gap_resnet50_waterbirds', data, tiny_sd, folder / 'work')
+    )
+    runner.train()
+    return folder / 'work'
+
+
+def test_summary(run):
+    summary = json.loads((run / 'gap' / 'summary.json').read_text())
+    for moment in ('before', 'after'):
+        assert set(summary[moment]['groups']) == {
+            'landbird-land',
+            'landbird-water',
+            'waterbird-land',
+            'waterbird-water',
+        }
+        groups = summary[moment]['groups'].values()
+        assert summary[moment]['worst_group'] == min(groups)
+        assert summary[moment]['mean'] == pytest.approx(sum(groups) / 4)
+        assert 0 <= summary[moment]['adjusted'] <= 1
+    (first,) = summary['rounds']
+    assert first['images'] == 6 and {p['class'] for p in first['prompts']} == {
+        'landbird',
+        'waterbird',
+    }
+    assert set(first['prompts'][0]) >= {
+        'id',
+        'class',
+        'target_loss_before',
+        'target_loss_after',
+        'accuracy_before',
+        'accuracy_after',
+        'steps',
+    }
+    assert set(first['seconds']) == {'search', 'synthesis'} and summary['seed'] == 0
+    assert summary['versions']['torch'] and summary['seconds']['total'] > 0
+
+
+def test_what_a_run_leaves(run):
+    pool = SamplePool(run / 'gap' / 'pool')
+    assert [sample.label for sample in pool.samples] == [0, 1] * 3
+    assert len(load_prompts(run / 'gap' / 'prompts')) == 2
+    assert (run / 'gap' / 'round_0.png').stat().st_size > 1000
+    assert not list(run.glob('**/*.tmp'))
+
+
+def test_vit(tmp_path, tiny_sd):
+    data = draw_waterbirds(tmp_path / 'data', per_group=2)
+    config = miniature_config('gap_vit-base-p16_waterbirds', data, tiny_sd, tmp_path / 'work')
+    Runner.from_cfg(config).train()
+    summary = json.loads((tmp_path / 'work' / 'gap' / 'summary.json').read_text())
+    assert len(summary['after']['groups']) == 4 and summary['rounds'][0]['images'] == 6
+
+
+@pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
+def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    from benchmark_cells import Benchmark
+    from benchmark_images import put_real
+
+    data = tmp_path / 'data'
+    if 'iwildcam' in name:
+        convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=2), data)
+    else:
+        draw_waterbirds(data, per_group=2)
+    config = miniature_config(name, data, tiny_sd, tmp_path / 'work')
+    mix = config.benchmark.methods.style.train['train_dataloader.dataset.pipeline'][1]
+    mix.images.update(data_root=str(data), num_samples=None)
+    if 'iwildcam' in name:
+        mix.images.pop('num_samples')
+    benchmark = Benchmark(config, tmp_path / 'out', [8])
+    assert len({benchmark.key(method) for method in benchmark.methods}) == len(benchmark.methods)
+    init_default_scope('mmpretrain')
+    put_real(benchmark, 'real', 0, tmp_path / 'pool')
+    assert len(SamplePool(tmp_path / 'pool')) == 8
+    style = config.train_dataloader.dataset
+    style.pipeline = config.benchmark.methods.style.train['train_dataloader.dataset.pipeline']
+    assert DATASETS.build(style)[0]['inputs'].shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize('name', ['gap_resnet50_iwildcam', 'gap_vit-base-p16_iwildcam'])
+def test_iwildcam(name, tmp_path, tiny_sd):
+    source = draw_iwildcam(tmp_path / 'wilds', sequences=2)
+    data = tmp_path / 'data'
+    assert convert_iwildcam(source, data).returncode == 0
+    config = miniature_config(name, data, tiny_sd, tmp_path / 'work', budget=7)
+    # One of two sequences of each place guides.
+    for settings in (config.test_dataloader.dataset, config.custom_hooks[0].feedback[1].images):
+        settings.guidance_share = 0.5
+    Runner.from_cfg(config).train()
+    gap = tmp_path / 'work' / 'gap'
+    after = json.loads((gap / 'summary.json').read_text())['after']
+    assert set(after['groups']) == set(CLASSES) and after['measure'] == 'f1'
+    assert after['mean'] == pytest.approx(sum(after['groups'].values()) / 7)
+    pool = SamplePool(gap / 'pool')
+    assert [sample.label for sample in pool.samples] == list(range(7))
+    assert {prompt.label for prompt in load_prompts(gap / 'prompts')} == {None}

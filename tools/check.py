@@ -1,0 +1,362 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Look whether a config is ready to run, before the hours begin.
+
+Finds the data and counts it by group, looks at masks or depth maps, loads all weights, sends one
+image through search and synthesis, and says from that how much memory and time the hook will take.
+``--tiny`` takes the packaged tiny weights of the same classes instead of the config's, so that
+all but the weights can be looked at without them. Ends with 1 if something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_with_prefix
+from torch import nn
+
+from mmgap.hooks.components import Components, split_search
+from mmgap.prompts import SoftPrompt
+from mmgap.search.scorer import Job, Scorer
+from mmgap.search.state import SearchState
+
+FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError)
+LOOKED_AT = 16  # masks or depth maps
+
+
+class Checklist:
+    """Does one thing after the other, and says of each whether it went well."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def __call__(self, name: str, look: Callable[[], Any]) -> Any:
+        """What ``look`` returns; None if something is wrong. Its last part is for the reader."""
+        try:
+            result, detail = look()
+        except FAULTS as error:
+            self.failed += 1
+            said = error.args[0] if isinstance(error, KeyError) and error.args else error
+            print(f'WRONG  {name}: {type(error).__name__}: {said}', flush=True)
+            return None
+        print(f'ok     {name}: {detail}', flush=True)
+        return result
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--checkpoint', help="weights of the model instead of the config's")
+    parser.add_argument('--tiny', action='store_true', help='packaged tiny weights')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
+    return parser.parse_args()
+
+
+def make_tiny(config: Config) -> None:
+    """Put packaged weights in the place of the generator's, and none in that of the model's."""
+    for hook in config.get('custom_hooks') or ():
+        generator = hook.get('generator') if isinstance(hook, Mapping) else None
+        if generator is None:
+            continue
+        # Its tokenizer knows few words, so sentences are left out.
+        generator.update(model='mmgap://toybirds-sd', size=64, negative_prompt='', lora=None)
+        if 'controlnet' in generator:
+            generator.controlnet = 'mmgap://toybirds-controlnet'
+        hook.critic = False
+        if hook.get('feedback'):
+            terms = [term for term in hook.feedback if 'Guidance' not in term.type]
+            depth = 'controlnet' in generator
+            plain = 'mmgap.DepthAdversarialLoss' if depth else 'mmgap.AdversarialLoss'
+            settings = {} if depth else dict(mode='uniform')
+            hook.feedback = terms or [dict(type=plain, **settings)]
+            for term in hook.feedback:  # the guidance that it waited for is gone
+                term.pop('start', None)
+        plain = dict(init='vocabulary', template='{}', aim=0.0, alarm=None)
+        hook.search = dict(hook.get('search') or {}, **plain)
+    config.model = without_pretrained(config.model)
+    config.load_from = None
+
+
+def without_pretrained(settings: Any) -> Any:
+    """The same settings without weights to load."""
+    if isinstance(settings, Mapping):
+        pretrained = (
+            (settings.get('init_cfg') or {}).get('type') == 'Pretrained'
+            if isinstance(settings.get('init_cfg'), Mapping)
+            else False
+        )
+        kept = {k: without_pretrained(v) for k, v in settings.items() if k != 'pretrained'}
+        return type(settings)({**kept, **({'init_cfg': None} if pretrained else {})})
+    if isinstance(settings, list):
+        return [without_pretrained(part) for part in settings]
+    return settings
+
+
+def devices(config: Config) -> tuple[None, str]:
+    """Where it would run.
+
+    Raises:
+        ValueError: If a part asks for a GPU and there is none.
+    """
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return None, f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB'
+    asking = [path for path, value in leaves(config.to_dict()) if is_cuda(path, value)]
+    if asking:
+        raise ValueError(
+            f'{asking} ask for a GPU, and this machine has none that PyTorch sees; take them out, '
+            "or set them to 'cpu'"
+        )
+    return None, 'no GPU: all of it runs on the CPU'
+
+
+def is_cuda(path: str, value: Any) -> bool:
+    return path.endswith('device') and str(value).startswith('cuda')
+
+
+def leaves(settings: Any, path: str = '') -> list[tuple[str, Any]]:
+    """All values of a config with their paths."""
+    if isinstance(settings, Mapping):
+        parts = settings.items()
+    elif isinstance(settings, (list, tuple)):
+        parts = enumerate(settings)
+    else:
+        return [(path, settings)]
+    return [leaf for key, part in parts for leaf in leaves(part, f'{path}.{key}'.lstrip('.'))]
+
+
+def count(dataset: Any, needs_all: bool) -> tuple[Any, str]:
+    """How many samples of each group, or class.
+
+    Raises:
+        ValueError: If an image does not exist, or ``needs_all`` and a class has none.
+    """
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    missing = [info['img_path'] for info in infos[:: max(1, len(infos) // 50)] if is_gone(info)]
+    if missing:
+        raise ValueError(f'image {missing[0]} does not exist; look at data_root and data_prefix')
+    classes, groups = dataset.metainfo.get('classes'), dataset.metainfo.get('groups')
+    labels = Counter(info.get('gt_label') for info in infos)
+    empty = [name for number, name in enumerate(classes or ()) if not labels[number]]
+    if needs_all and empty and None not in labels:
+        raise ValueError(f'there are no images of class {", ".join(empty)}')
+    counts, names = Counter(info.get('group') for info in infos), groups
+    if not groups or None in counts:
+        counts, names = labels, classes
+    said = f'{len(infos)} samples'
+    if not names or None in counts:
+        return dataset, said
+    counted = (f'{name} {counts[number]}' for number, name in enumerate(names))
+    return dataset, f'{said}: {", ".join(counted)}'
+
+
+def is_gone(info: Mapping[str, Any]) -> bool:
+    return '://' not in info['img_path'] and not os.path.exists(info['img_path'])
+
+
+def look_at_sources(sources: Any) -> tuple[Any, str]:
+    """Read a few masks or depth maps."""
+    step = max(1, len(sources) // LOOKED_AT)
+    condition = sources.load(list(range(0, len(sources), step))[:LOOKED_AT])
+    if condition.depth is not None:
+        known = condition.depth[condition.depth > 0]
+        share = condition.masks.float().mean()
+        return sources, (
+            f'depth of {len(condition)} sources from {known.min():.2f} to {known.max():.2f} m, '
+            f'median {known.median():.2f} m, known in {share:.0%} of the pixels'
+        )
+    shares = condition.masks.float().mean(dim=(1, 2, 3))
+    return sources, (
+        f'masks of {len(condition)} sources keep {shares.min():.0%} to {shares.max():.0%} of the '
+        f'image, median {shares.median():.0%}'
+    )
+
+
+def load_target(parts: Components, checkpoint: str | None) -> tuple[Any, str]:
+    """The model with its weights.
+
+    Raises:
+        ValueError: If pretrained weights are of another architecture.
+    """
+    target = parts.target(checkpoint)
+    loaded = [f'weights from {checkpoint}'] if checkpoint else []
+    for name, module in target.model.named_modules():
+        settings = None if checkpoint else getattr(module, 'init_cfg', None)
+        if not isinstance(settings, Mapping) or settings.get('type') != 'Pretrained':
+            continue
+        share = fitting_share(module, settings)
+        # MMEngine only warns where weights do not fit, and trains on from a random start.
+        if share < 0.9:
+            raise ValueError(
+                f'only {share:.0%} of the weights of {name or "the model"} are in '
+                f'{settings["checkpoint"]!r}: they are of another architecture'
+            )
+        loaded.append(f'{name or "model"} {share:.0%} from {settings["checkpoint"]}')
+    number = sum(p.numel() for p in target.model.parameters()) / 1e6
+    kind = type(target.model).__name__
+    return target, f'{kind}, {number:.1f} M parameters; {", ".join(loaded) or "no weights loaded"}'
+
+
+def fitting_share(module: nn.Module, settings: Mapping[str, Any]) -> float:
+    """Share of a module's tensors that a checkpoint has in the same shape."""
+    if settings.get('prefix') is not None:
+        state = _load_checkpoint_with_prefix(settings['prefix'], settings['checkpoint'])
+    else:
+        state = _load_checkpoint(settings['checkpoint'], map_location='cpu')
+        state = state.get('state_dict', state)
+    own = module.state_dict()
+    state = {k: v for k, v in state.items() if k not in own or own[k].shape == v.shape}
+    # Loaded into a copy, since some backbones rename what they are given.
+    missing = copy.deepcopy(module).load_state_dict(state, strict=False).missing_keys
+    counted = [name for name in own if not name.endswith('num_batches_tracked')]
+    return 1 - len(set(missing) & set(counted)) / max(1, len(counted))
+
+
+def names_of(parts: Sequence[Any]) -> str:
+    return ', '.join(type(part).__name__ for part in parts if part is not None) or 'none'
+
+
+def one_step(parts: Components, target: Any, tiny: bool) -> tuple[None, str]:
+    """A step of the search with one image and with two, and what follows from them.
+
+    Raises:
+        ValueError: If the batch of the config would not fit into memory.
+    """
+    _, settings = split_search(parts.hook.search_cfg)
+    initial = parts.hook.initial_cfg
+    steps, batch = settings.get('steps', 1000), settings.get('batch_size', 8)
+    per_prompt = settings.get('images_per_prompt', 4)
+    number = initial.get('prompts_per_class', 4) * len(parts.sources.classes)
+    denoising = settings.get('num_inference_steps', 5)
+    prompt = parts.generator.prompts.random_prompt(4, seed=0, id='check')
+    for term in parts.feedback:
+        term.start, term.end = 0, None  # some begin late; all together take the most
+    measured = [measure(parts, target, prompt, images, denoising) for images in (1, 1, 2)]
+    (_, first), (seconds, _), (two, second) = measured
+    each = min(seconds, two / 2)
+    if tiny:
+        return None, 'one image went through generator, model and back; tiny weights tell no times'
+    batch = min(batch, per_prompt * number)
+    needed = first + max(0, second - first) * (batch - 1)
+    free = memory()
+    if needed > free:
+        fits = max(1, int((free - first) / max(1, second - first)) + 1)
+        raise ValueError(
+            f'a step with search.batch_size={batch} would take about {needed / 2**30:.1f} GiB, and '
+            f'there are {free / 2**30:.1f} GiB; set search.batch_size={min(fits, batch - 1) or 1}, '
+            "or gradient=dict(mode='shortcut', checkpoint=True) in the generator"
+        )
+    return None, (
+        f'{each:.2f} s an image and about {needed / 2**30:.1f} GiB with search.batch_size={batch} '
+        f'(of {free / 2**30:.1f} GiB); a round of {number} prompts takes at most '
+        f'{duration(each * steps * number * per_prompt)} to search'
+    )
+
+
+def measure(
+    parts: Components, target: Any, prompt: SoftPrompt, images: int, denoising: int
+) -> tuple[float, int]:
+    """Seconds and peak bytes of a step with so many images."""
+    scorer = Scorer(parts.generator, target, parts.feedback, parts.sources, denoising, images)
+    state = SearchState(prompt, prompt.embeddings.detach().clone())
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    began = time.time()
+    with target.frozen():
+        _, _, (gradient,) = scorer(
+            [state], [Job(0, i % len(parts.sources), i) for i in range(images)]
+        )
+    if not gradient.abs().sum() > 0:
+        raise ValueError('no gradient reaches the prompt; look at the terms of feedback')
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.time() - began, torch.cuda.max_memory_allocated()
+    return time.time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory() -> int:
+    """Bytes that a process can have: of the GPU, or else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def duration(seconds: float) -> str:
+    return f'{seconds / 3600:.1f} h' if seconds > 5400 else f'{seconds / 60:.1f} min'
+
+
+def one_image(parts: Components, tiny: bool) -> tuple[None, str]:
+    """Draw an image as the synthesis does."""
+    settings, generator = parts.hook.synthesis_cfg, parts.generator
+    prompt = generator.prompts.random_prompt(4, seed=0, id='check')
+    condition = parts.sources.load([0])
+    with torch.no_grad():
+        embeds = generator.prompts.encode([prompt])
+        for _ in range(2):  # the first one warms up
+            began = time.time()
+            image = generator(condition, embeds, [0], settings.get('num_inference_steps', 15))
+            seconds = time.time() - began
+    if not torch.isfinite(image).all():
+        raise ValueError(f'{generator} draws NaN; take another dtype or autocast')
+    size = f'{image.shape[-1]}x{image.shape[-2]}'
+    if tiny:
+        return None, f'{size}'
+    budget = parts.hook.budget
+    return None, f'{size} in {seconds:.2f} s; {budget} images take {duration(seconds * budget)}'
+
+
+def main() -> None:
+    """Do all checks that can be done."""
+    args = parse_args()
+    if not Path(args.config).is_file():
+        raise SystemExit(f'config {args.config!r} does not exist')
+    MMLogger.get_instance('mmgap', log_level='ERROR')
+    config = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        config.merge_from_dict(args.cfg_options)
+    if args.tiny:
+        make_tiny(config)
+    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    check = Checklist()
+    check('device', lambda: devices(config))
+    for name in ('train', 'val', 'test'):
+        loader = config.get(f'{name}_dataloader')
+        if loader is not None:
+            needs_all = name == 'train'
+            check(
+                f'{name} data',
+                lambda loader=loader, all_=needs_all: count(DATASETS.build(loader.dataset), all_),
+            )
+    parts = check(
+        'generator', lambda: (lambda made: (made, repr(made.generator)))(Components(config))
+    )
+    if parts is not None:
+        check('sources', lambda: look_at_sources(parts.sources))
+        checkpoint = args.checkpoint or config.get('load_from')
+        target = check('model', lambda: load_target(parts, checkpoint))
+        terms = check('feedback', lambda: (parts.feedback, names_of(parts.feedback)))
+        critic = check('critic', lambda: (True, names_of([parts.critic])))
+        if target and terms and critic:
+            if check('search', lambda: (parts.search(target, draw=False), 'can be set up')):
+                check('search step', lambda: one_step(parts, target, args.tiny))
+        if critic and check('synthesis', lambda: (parts.synthesizer(), 'can be set up')):
+            check('image', lambda: one_image(parts, args.tiny))
+    if check.failed:
+        raise SystemExit(f'{check.failed} things to mend')
+    print('ready')
+
+
+if __name__ == '__main__':
+    main()
