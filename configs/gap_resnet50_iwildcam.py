@@ -1,5 +1,5 @@
 # Guided adversarial prompts for a ResNet-50 on iWildCam, in the paper's settings: see
-# _base_/iwildcam_sd15.py. Data: data/iwildcam (see README).
+# _base_/iwildcam_sd15.py. Data: data/iwildcam (see docs/data.md).
 _base_ = ['mmpretrain::_base_/models/resnet50.py', '_base_/iwildcam_sd15.py']
 custom_imports = dict(imports=['mmgap'], allow_failed_imports=False)
 

@@ -1,5 +1,5 @@
 # Adversarial prompts for a ResNet-50 on Waterbirds, in the paper's settings: see
-# _base_/waterbirds_sd15.py. Data: data/waterbirds (see README).
+# _base_/waterbirds_sd15.py. Data: data/waterbirds (see docs/data.md).
 _base_ = ['mmpretrain::_base_/models/resnet50.py', '_base_/waterbirds_sd15.py']
 custom_imports = dict(imports=['mmgap'], allow_failed_imports=False)
 

@@ -1,5 +1,5 @@
 # Guided adversarial prompts for a ViT-B/16 on iWildCam: see _base_/iwildcam_sd15.py. Data:
-# data/iwildcam (see README).
+# data/iwildcam (see docs/data.md).
 _base_ = ['mmpretrain::_base_/models/vit-base-p16.py', '_base_/iwildcam_sd15.py']
 custom_imports = dict(imports=['mmgap'], allow_failed_imports=False)
 

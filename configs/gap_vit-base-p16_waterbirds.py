@@ -1,5 +1,5 @@
 # Adversarial prompts for a ViT-B/16 on Waterbirds: see _base_/waterbirds_sd15.py. Data:
-# data/waterbirds (see README).
+# data/waterbirds (see docs/data.md).
 _base_ = ['mmpretrain::_base_/models/vit-base-p16.py', '_base_/waterbirds_sd15.py']
 custom_imports = dict(imports=['mmgap'], allow_failed_imports=False)
 

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from mmgap.datasets.iwildcam import CLASSES
 from mmgap.prompts import load_prompts
+from mmgap.registry import TASK_UTILS
 from mmgap.synthesis import SamplePool
 from tests.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
 
@@ -135,6 +136,9 @@ def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
     benchmark = Benchmark(config, tmp_path / 'out', [8])
     assert len({benchmark.key(method) for method in benchmark.methods}) == len(benchmark.methods)
     init_default_scope('mmpretrain')
+    for fragment in benchmark.methods.values():
+        for term in fragment.get('feedback', ()):
+            TASK_UTILS.build(dict(term))
     put_real(benchmark, 'real', 0, tmp_path / 'pool')
     assert len(SamplePool(tmp_path / 'pool')) == 8
     style = config.train_dataloader.dataset

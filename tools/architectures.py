@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which models can be targets: walk the toolboxes' architectures and write a table.
 
-Of every classifier architecture in MMPretrain's model list, the smallest variant is built without
-weights and asked for its loss on two images at its own input size; so are TimmClassifier and
-HuggingFaceClassifier, and every backbone of MMSegmentation under a depth head. A model passes if
+Of every classifier architecture in MMPretrain's model list, the variant with the fewest parameters
+(as that list has them) is built without weights and asked for its loss on two images at its own
+input size; so are TimmClassifier and HuggingFaceClassifier, and every backbone of MMSegmentation
+under a depth head. A model passes if
 the gradient to the images is finite and not zero: all that feedback needs of it.
 """
 
@@ -281,10 +282,10 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     lines = [
         '# Which models can be targets',
         '',
-        'Written by `python tools/architectures.py --out docs/results/architectures.md`: of each '
-        'architecture the smallest variant,',
-        'without weights; a model passes if its loss gives two images a finite gradient that is '
-        'not zero.',
+        'Written by `python tools/architectures.py --out docs/results/architectures.md`. Of each',
+        "architecture the variant with the fewest parameters, as MMPretrain's list has them,",
+        'without weights; a model passes if its loss gives two images a finite gradient that is not',
+        'zero.',
     ]
     for section, rows in results.items():
         passed = sum(row['passes'] for row in rows.values())

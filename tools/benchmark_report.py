@@ -124,9 +124,9 @@ def _paired(cells: Sequence[Cell], methods: Mapping[str, str], own: str) -> list
         )
         return lines + _pairs(cells, methods, own, lambda c: 100 * c['worst_group'], '')
     lines.append(
-        f'Change of AbsRel from the other method to {own} in percent (of its logarithm), at the '
-        'same budget (at its only one where it makes no images), paired over seeds, with 95 % '
-        'interval. Below zero is better.'
+        f'Hundred times the change of the logarithm of AbsRel from the other method to {own} '
+        '(small ones are percent), at the same budget (at its only one where it makes no images), '
+        'paired over seeds, with 95 % interval. Below zero is better.'
     )
     for name in ('mean', *cells[0]['groups']):
 

@@ -4,8 +4,9 @@
 
 Finds the data and counts it by group, looks at masks or depth maps, loads all weights, sends one
 image through search and synthesis, and says from that how much memory and time the hook will take.
-``--tiny`` takes the packaged tiny weights of the same classes instead of the config's, so that
-all but the weights can be looked at without them. Ends with 1 if something is wrong.
+``--tiny`` takes packaged tiny weights of the same classes instead of the config's, to look at data,
+masks and the way through search and synthesis without them; guidance, critic and starts are then
+left out. Ends with 1 if something is wrong.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ attack = dict(type='mmgap.AdversarialLoss', mode='flip')
 text_guidance = dict(
     type='mmgap.TextGuidance',
     descriptions=descriptions,
-    space='encoder',
+    space='text_encoder',
     distance='l2',
     weight=20.0,
 )

@@ -34,7 +34,7 @@ from mmgap.generators import InverseDepth
 from mmgap.toyworld.renderer import Scene, caption
 
 
-def depth_reader(number: int = 4000, steps: int = 800) -> nn.Module:
+def depth_reader(number: int = 8000, steps: int = 2400) -> nn.Module:
     """The depth model of the config, trained on rendered scenes of all times and weathers."""
     from mmseg.structures import SegDataSample
 
@@ -102,6 +102,7 @@ def generate(folder: Path, prompts: list[str], control: Tensor, args: argparse.N
             width=64,
             num_inference_steps=args.steps,
             guidance_scale=args.guidance_scale,
+            controlnet_conditioning_scale=args.conditioning_scale,
             eta=1.0,
             generator=[torch.Generator().manual_seed(k) for k in numbers],
             output_type='np',
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('docs/toyworld'))
     parser.add_argument('--steps', type=int, default=10)
     parser.add_argument('--guidance-scale', type=float, default=5.0)
+    parser.add_argument('--conditioning-scale', type=float, default=1.5)  # the config's
     args = parser.parse_args()
 
     # Other scenes than those of any split and of any training.
@@ -153,6 +155,7 @@ def main() -> None:
         values = [float(e[k].mean()) for e, k in zip(error, known, strict=True)]
         result[name] = round(float(np.mean(values)), 4)
     result.update(pictures=len(scenes), steps=args.steps, guidance_scale=args.guidance_scale)
+    result['conditioning_scale'] = args.conditioning_scale
     args.out.mkdir(parents=True, exist_ok=True)
     write_meta(args.out / 'controlnet.json', **result)
     temporary = args.out / 'controlnet.tmp.png'
