@@ -284,8 +284,8 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         '',
         'Written by `python tools/architectures.py --out docs/results/architectures.md`. Of each',
         "architecture the variant with the fewest parameters, as MMPretrain's list has them,",
-        'without weights; a model passes if its loss gives two images a finite gradient that is not',
-        'zero.',
+        'without weights; a model passes if its loss gives two images a finite gradient that is',
+        'not zero.',
     ]
     for section, rows in results.items():
         passed = sum(row['passes'] for row in rows.values())
