@@ -109,8 +109,8 @@ def test_training_on_the_pool(run):
         "mode='extend', dataset={{_base_.train_dataloader.dataset}}))\n"
     )
     out = done(tool('train.py', config))
-    # 18 real samples and as many generated ones, in batches of 8.
-    assert '[1][5/5]' in out and 'worst_group' in out
+    # 16 real samples and as many generated ones, in batches of 8.
+    assert '[1][4/4]' in out and 'worst_group' in out
     assert (folder / 'mixed' / 'epoch_1.pth').is_file()
 
 
