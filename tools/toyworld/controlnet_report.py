@@ -34,7 +34,7 @@ from mmgap.generators import InverseDepth
 from mmgap.toyworld.renderer import Scene, caption
 
 
-def depth_reader(number: int = 8000, steps: int = 2400) -> nn.Module:
+def depth_reader(number: int = 4000, steps: int = 800) -> nn.Module:
     """The depth model of the config, trained on rendered scenes of all times and weathers."""
     from mmseg.structures import SegDataSample
 
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('docs/toyworld'))
     parser.add_argument('--steps', type=int, default=10)
     parser.add_argument('--guidance-scale', type=float, default=5.0)
-    parser.add_argument('--conditioning-scale', type=float, default=1.5)  # the config's
+    parser.add_argument('--conditioning-scale', type=float, default=1.0)
     args = parser.parse_args()
 
     # Other scenes than those of any split and of any training.
