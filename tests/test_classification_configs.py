@@ -146,7 +146,13 @@ def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
     assert DATASETS.build(style)[0]['inputs'].shape == (3, 224, 224)
 
 
-@pytest.mark.parametrize('name', ['gap_resnet50_iwildcam', 'gap_vit-base-p16_iwildcam'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param('gap_resnet50_iwildcam', marks=pytest.mark.slow),
+        'gap_vit-base-p16_iwildcam',
+    ],
+)
 def test_iwildcam(name, tmp_path, tiny_sd):
     source = draw_iwildcam(tmp_path / 'wilds', sequences=2)
     data = tmp_path / 'data'
