@@ -95,6 +95,11 @@ class Benchmark:
             )
         write_json(known, self._shared)
 
+    @property
+    def hook(self) -> Mapping[str, Any]:
+        """Config of the GAPHook."""
+        return next(h for h in self.config.custom_hooks if h['type'] == 'mmgap.GAPHook')
+
     def makes_images(self, method: str) -> bool:
         """Whether budgets mean anything to a method."""
         return bool(
@@ -167,7 +172,7 @@ class Benchmark:
             method: Whose changes to the training hold.
             seed: The seed.
             layers: ``'last'`` or ``'all'``.
-            pool: Images that make up half of each batch.
+            pool: Images that make up the hook's ``ratio`` of each batch.
             images: How many of them.
         """
         config = self.train_config(seed)
@@ -179,6 +184,7 @@ class Benchmark:
                 dataset=config.train_dataloader.dataset,
                 pool=str(pool),
                 budget=images,
+                ratio=self.hook.get('ratio', 0.5),
             )
         config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
         config.train_cfg = dict(by_epoch=False, max_iters=self.settings.steps)
@@ -212,8 +218,7 @@ class Benchmark:
         path = self.out / 'base' / f'seed_{seed}.pth'
         if not path.exists():
             config = self.train_config(seed)
-            hook = next(h for h in self.config.custom_hooks if h['type'] == 'mmgap.GAPHook')
-            config.train_cfg = dict(by_epoch=True, max_epochs=hook.get('start', 1))
+            config.train_cfg = dict(by_epoch=True, max_epochs=self.hook.get('start', 1))
             report, _ = self.run(config, keep=path)
             write_json(path.with_suffix('.json'), report)
         return path
