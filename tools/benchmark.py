@@ -3,7 +3,8 @@
 """Compare methods of making training images at equal image budgets over seeds.
 
 A cell is (method, budget, seed, layers): from one base checkpoint per seed, shared by all methods,
-the same number of optimiser steps with the hook's ratio of each batch generated, then the test metrics.
+the same number of optimiser steps with the hook's ratio of each batch generated, then the test
+metrics.
 Finished cells are kept under OUT/cells and never run again. Methods are fragments in the config's
 ``benchmark.methods``.
 """
