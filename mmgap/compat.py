@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
+import os
 import sys
 import zipfile
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from mmengine.config import Config
+from mmengine.dist import init_dist
 from torch.utils.data import DataLoader
 
 from mmgap.files import write_bytes
@@ -39,6 +42,39 @@ def differentiable_call(pipeline: Any) -> Callable[..., Any]:
             'wrapped in torch.no_grad as mmgap expects; use diffusers 0.42'
         )
     return inner.__get__(pipeline)
+
+
+def start_processes(launcher: str, config: Config) -> None:
+    """Join the process group of a distributed run, on machines without a GPU too.
+
+    Cause: MMEngine 0.10.7's ``init_dist`` sets the CUDA device whatever the backend is, and its
+    Runner names a device to the model's wrapper; both fail where there is none. The Runner takes a
+    process group and a wrapper's config that are there as they are. Can go when both leave devices
+    alone for gloo.
+
+    Args:
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``, as MMEngine has them.
+        config: Its ``env_cfg.dist_cfg`` holds on GPUs; without one the backend is gloo, and
+            ``model_wrapper_cfg`` is set if it says nothing.
+
+    Raises:
+        ValueError: If there is no GPU and the launcher is neither ``'none'`` nor ``'pytorch'``, or
+            the processes were not started by it.
+    """
+    if launcher == 'none':
+        return
+    if torch.cuda.is_available():
+        settings = (config.get('env_cfg') or {}).get('dist_cfg') or {}
+        init_dist(launcher, **{'backend': 'nccl', **settings})
+        return
+    if launcher != 'pytorch':
+        raise ValueError(f"launcher {launcher!r} needs GPUs; on CPUs use 'pytorch' with torchrun")
+    if 'RANK' not in os.environ or 'MASTER_ADDR' not in os.environ:
+        raise ValueError("launcher 'pytorch' needs torchrun: torchrun --nproc_per_node=N tools/…")
+    torch.distributed.init_process_group('gloo')
+    wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
+    wrapper.update(find_unused_parameters=config.get('find_unused_parameters', False))
+    config.setdefault('model_wrapper_cfg', dict(wrapper, device_ids=None))
 
 
 def replace_dataset(loader: DataLoader, dataset: Any) -> None:

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from benchmark_cells import Benchmark
 from benchmark_report import on_split, write_report
 from mmengine.config import Config, DictAction
@@ -27,6 +30,11 @@ from mmgap.files import fingerprint, weights_fingerprint, write_json
 from mmgap.hooks.summary import environment
 
 LAYERS = ('last', 'all')
+# Where launchers say which process this is, of how many, and which on its machine.
+PROCESS = dict(
+    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,6 +51,12 @@ def parse_args() -> argparse.Namespace:
         help="report on one of the config's benchmark.evaluate instead of test, under OUT/SPLIT",
     )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', *PROCESS],
+        default='none',
+        help='with several processes, each runs some of the seeds',
+    )
     args = parser.parse_args()
     for name in ('methods', 'budgets', 'seeds', 'layers'):
         values = getattr(args, name) or []
@@ -85,6 +99,29 @@ def load_config(args: argparse.Namespace) -> Config:
     return config
 
 
+def process(launcher: str) -> tuple[int, int]:
+    """Number of this process, and how many there are.
+
+    They form no process group: the cells of different seeds need nothing of each other, and each
+    is the same as with one process.
+    """
+    if launcher == 'none':
+        return 0, 1
+    missing = [name for name in PROCESS[launcher] if name not in os.environ]
+    if missing:
+        raise SystemExit(f'--launcher {launcher} needs {missing} in the environment')
+    rank, world, local = (int(os.environ[name]) for name in PROCESS[launcher])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+    return rank, world
+
+
+def wait_for(*paths: Path) -> None:
+    """Wait until another process has written files; if it dies, the launcher ends this one."""
+    while not all(path.exists() for path in paths):
+        time.sleep(1)
+
+
 def describe(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
     """What the results belong to."""
     parts = benchmark.parts(args.seeds[0])
@@ -106,27 +143,52 @@ def main() -> None:
     args = parse_args()
     config = load_config(args)
     allow_checkpoint_history()
+    rank, world = process(args.launcher)
+    folder = args.out / (args.report or '')
     try:
+        if rank:
+            wait_for(args.out / 'base' / 'key.json')
         benchmark = Benchmark(config, args.out, args.budgets)
+        about = {name: benchmark.methods[name].get('about', '') for name in args.methods}
+        if rank:
+            run(benchmark, args, args.seeds[rank::world])
+            return
         meta = describe(benchmark, args)
-        folder = args.out / (args.report or '')
         write_json(folder / 'meta.json', json.loads(json.dumps(meta, default=str)))
-        run(benchmark, args, meta, folder)
+
+        def report(cells: list[dict[str, Any]]) -> None:
+            write_report(args.out, cells, about, meta, folder)
+
+        run(benchmark, args, args.seeds[::world], report)
+        if world > 1:
+            wait_for(*(benchmark.path(*job) for job in cells_of(benchmark, args, args.seeds)))
+            run(benchmark, args, args.seeds, report)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     print(f'results in {folder}')
 
 
-def run(benchmark: Benchmark, args: argparse.Namespace, meta: dict[str, Any], folder: Path) -> None:
-    """Run the cells, seed by seed, and report after each seed."""
-    jobs = [
+def cells_of(
+    benchmark: Benchmark, args: argparse.Namespace, seeds: Sequence[int]
+) -> list[tuple[str, int, int, str]]:
+    """Method, budget, seed and layers of all cells of some seeds."""
+    return [
         (method, budget, seed, layers)
-        for seed in args.seeds
+        for seed in seeds
         for method in args.methods
         for budget in (benchmark.budgets if benchmark.makes_images(method) else [0])
         for layers in args.layers
     ]
-    about = {name: benchmark.methods[name].get('about', '') for name in args.methods}
+
+
+def run(
+    benchmark: Benchmark,
+    args: argparse.Namespace,
+    seeds: Sequence[int],
+    report: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> None:
+    """Run the cells of some seeds, or read those that have been run; report after each seed."""
+    jobs = cells_of(benchmark, args, seeds)
     cells, began, fresh = [], time.time(), 0
     for number, job in enumerate(jobs, start=1):
         started = time.time()
@@ -141,8 +203,9 @@ def run(benchmark: Benchmark, args: argparse.Namespace, meta: dict[str, Any], fo
             f'{left / 60:.0f} min left',
             flush=True,
         )
-        if number == len(jobs) or job[2] != jobs[number][2]:  # a seed is complete
-            write_report(args.out, cells, about, meta, folder)
+        complete = number == len(jobs) or job[2] != jobs[number][2]
+        if complete and report is not None:
+            report(cells)
 
 
 if __name__ == '__main__':

@@ -93,7 +93,8 @@ class Benchmark:
             raise ValueError(
                 f'{out} holds results of another config, generator or world; choose another --out'
             )
-        write_json(known, self._shared)
+        if not known.exists():
+            write_json(known, self._shared)
 
     @property
     def hook(self) -> Mapping[str, Any]:
@@ -144,7 +145,7 @@ class Benchmark:
         Raises:
             ValueError: If the cell has been run with other settings.
         """
-        path = self.out / 'cells' / f'{method}-{budget}-{seed}-{layers}.json'
+        path = self.path(method, budget, seed, layers)
         if path.exists():
             cell = json.loads(path.read_text())
             self._check(path, cell.pop('key'), method)
@@ -162,6 +163,10 @@ class Benchmark:
         cell['others'] = others
         write_json(path, dict(cell, key=self.key(method)))
         return cell
+
+    def path(self, method: str, budget: int, seed: int, layers: str) -> Path:
+        """Where a cell is kept."""
+        return self.out / 'cells' / f'{method}-{budget}-{seed}-{layers}.json'
 
     def training(
         self, method: str, seed: int, layers: str, pool: Path | None, images: int

@@ -10,9 +10,11 @@ import re
 import time
 from pathlib import Path
 
+from mmengine import dist
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 
+from mmgap.compat import start_processes
 from mmgap.hooks.components import Components
 from mmgap.prompts import SoftPrompt, load_prompts
 from mmgap.synthesis import SamplePool
@@ -36,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
     )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     args = parser.parse_args()
     if args.prompts is None and not args.text:
         parser.error('give --prompts, --text or both')
@@ -70,6 +73,7 @@ def main() -> None:
         config.merge_from_dict(args.cfg_options)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
+    start_processes(args.launcher, config)
     logger = MMLogger.get_instance('mmgap', log_file=str(out / 'generate.log'), log_level='INFO')
     pool = SamplePool(out)
     components = Components(config)
@@ -79,6 +83,8 @@ def main() -> None:
     synthesizer = components.synthesizer()
     began = time.time()
     drawn = synthesizer.run(prompts, args.num, pool, target, feedback)
+    if not dist.is_main_process():
+        return
     logger.info(f'[gap] {drawn} images drawn in {time.time() - began:.1f} s, {len(pool)} in {out}')
     steps = synthesizer.num_inference_steps
     sheet = (pool, components.sources, components.generator)

@@ -9,9 +9,11 @@ import os.path as osp
 import time
 from pathlib import Path
 
+from mmengine import dist
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 
+from mmgap.compat import start_processes
 from mmgap.files import write_json
 from mmgap.hooks.components import Components
 from mmgap.hooks.summary import environment
@@ -32,6 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
     )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     return parser.parse_args()
 
 
@@ -49,6 +52,7 @@ def main() -> None:
         args.out or osp.join(config.get('work_dir') or osp.join('work_dirs', name), 'prompts')
     )
     out.mkdir(parents=True, exist_ok=True)
+    start_processes(args.launcher, config)
     logger = MMLogger.get_instance('mmgap', log_file=str(out / 'search.log'), log_level='INFO')
     began = time.time()
     components = Components(config)
@@ -62,6 +66,8 @@ def main() -> None:
     # In a folder of its own: generate.py takes every safetensors file of OUT for a prompt.
     checkpoint = out / 'search' / 'checkpoint.safetensors'
     found = search.run(prompts, checkpoint=checkpoint, bank=PromptBank(out))
+    if not dist.is_main_process():
+        return
     rows = [result.summary(components.sources.classes) for result in found]
     for row in rows:
         logger.info(

@@ -12,7 +12,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmgap.compat import allow_checkpoint_history
+from mmgap.compat import allow_checkpoint_history, start_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,6 +52,7 @@ def main() -> None:
     config.load_from = args.checkpoint
     init_default_scope(config.get('default_scope', 'mmpretrain'))
     allow_checkpoint_history()
+    start_processes(config.launcher, config)
     Runner.from_cfg(config).test()
 
 

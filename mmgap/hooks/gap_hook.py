@@ -41,6 +41,7 @@ from mmgap.hooks.summary import environment, group_report, summary_table
 from mmgap.prompts import PromptBank
 from mmgap.registry import HOOKS, TASK_UTILS
 from mmgap.seeds import derive_seed
+from mmgap.sharding import same_buffers
 from mmgap.synthesis import SamplePool, round_report
 from mmgap.synthesis.contact_sheet import write_contact_sheet
 
@@ -176,7 +177,7 @@ class GAPHook(Hook):
             raise ValueError(f'plateau={self.plateau} needs a val_dataloader to watch')
         self._mix = self._mix_in(runner.train_loop.dataloader)
         self._mix.seed = self.seed
-        if dist.is_main_process() and self.state['rounds_done'] < self.rounds:
+        if self.state['rounds_done'] < self.rounds:
             self._prepare(runner)  # what is wrong shall show now, not after the first epochs
         self._read_pool()
         if not self._by_epoch:
@@ -230,9 +231,8 @@ class GAPHook(Hook):
             self.state['before'] = self._evaluate(runner, 'test')
         self._save(runner, position)
         runner.logger.info(f'[gap] round {number + 1} of {self.rounds} begins')
-        if dist.is_main_process():
+        with same_buffers(runner.model):
             self.state['rounds'].append(self._search_and_draw(runner, number))
-        dist.barrier()
         self.state['rounds_done'] = number + 1
         self.state['images'] = len(SamplePool(self.folder / 'pool').kept)
         self._read_pool()
@@ -276,22 +276,18 @@ class GAPHook(Hook):
         images = self.budget * (number + 1) // self.rounds - self.budget * number // self.rounds
         synthesizer.run(prompts, images, pool, target, self.feedback, number)
         drawn = time.time()
-        write_contact_sheet(
-            self.folder / f'round_{number}.png',
-            pool,
-            sources,
-            generator,
-            found,
-            search.num_inference_steps,
-            number,
-        )
+        if dist.is_main_process():
+            sheet = self.folder / f'round_{number}.png'
+            steps = search.num_inference_steps
+            write_contact_sheet(sheet, pool, sources, generator, found, steps, number)
+        dist.barrier()
         seconds = dict(search=searched - began, synthesis=drawn - searched)
         for name, value in seconds.items():
             self.seconds[name] += value
         return dict(
             prompts=[result.summary(sources.classes) for result in found],
             seconds=seconds,
-            **round_report(pool, number, critic),
+            **round_report(SamplePool(pool.folder), number, critic),
         )
 
     def _evaluate(self, runner: Runner, split: str) -> dict[str, Any] | None:
@@ -317,7 +313,11 @@ class GAPHook(Hook):
             if getattr(runner, f'_{name}_loop') is not None
         ]
         features = self.folder / 'features'
+        if not dist.is_main_process():
+            dist.barrier()  # the main one first: the others read the features that it writes
         prepare_feedback(self.feedback, generator, sources.classes, evaluation, features)
+        if dist.is_main_process():
+            dist.barrier()
         critic = build_critic(self.critic_cfg, generator, sources.classes)
         self._parts = (generator, sources, critic)
         self._search(runner, self.state['rounds_done'], draw=False)

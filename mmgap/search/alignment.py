@@ -13,6 +13,7 @@ from torch import Tensor
 from mmgap.feedback import Critic, hidden_state_distance
 from mmgap.search.judgement import Judge
 from mmgap.search.state import FoundPrompt
+from mmgap.sharding import gathered, of_main
 
 
 class AlignmentAlarm:
@@ -97,15 +98,17 @@ class AlignmentAlarm:
     def _reasons(self, prompt: Any, judge: Judge, held_out: Sequence[int]) -> list[str]:
         reasons = []
         if self.max_drift is not None:
-            drift = self._drift(prompt, judge.generator.prompts)
+            drift = of_main(self._drift(prompt, judge.generator.prompts))
             if drift > self.max_drift:
                 reasons.append(f'drift {drift:.3f} is above {self.max_drift}')
         if self.max_dropped is not None:
-            agreements = [
-                value
-                for condition, images in judge.draw(prompt, held_out)
-                for value in self.critic(images, condition.masks, condition.truth).tolist()
-            ]
+            agreements = gathered(
+                [
+                    value
+                    for condition, images in judge.draw(prompt, held_out)
+                    for value in self.critic(images, condition.masks, condition.truth).tolist()
+                ]
+            )
             share = sum(not self.critic.keeps(value) for value in agreements) / len(agreements)
             if share > self.max_dropped:
                 reasons.append(

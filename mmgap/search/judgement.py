@@ -15,19 +15,21 @@ from mmgap.generators import Condition, SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.search.state import FoundPrompt, NonFiniteLossError, SearchState
 from mmgap.seeds import derive_seed
+from mmgap.sharding import failing_together, gathered, own_part
 
 
 class Judge:
     """Draws images of a prompt around held-out sources and asks the target.
 
-    A source has the same seed for every prompt, so prompts compare image by image.
+    A source has the same seed for every prompt, so prompts compare image by image. The processes of
+    a distributed run share the images, and each gets what all have found.
 
     Args:
         generator: Draws images.
         target: The model in training.
         sources: Labelled, masked images.
         num_inference_steps: Denoising steps of an image.
-        batch_size: Images drawn at a time.
+        batch_size: Images drawn at a time, by each process.
         seed: Seed of every draw.
     """
 
@@ -51,7 +53,8 @@ class Judge:
     def draw(
         self, prompt: SoftPrompt, held_out: Sequence[int]
     ) -> Iterator[tuple[Condition, Tensor]]:
-        """One image per held-out source, in batches of sources and images."""
+        """One image per held-out source of this process, in batches of sources and images."""
+        held_out = held_out[own_part(len(held_out))]
         embeds = self.generator.prompts.encode([prompt])
         for start in range(0, len(held_out), self.batch_size):
             condition = self.sources.load(held_out[start : start + self.batch_size])
@@ -80,11 +83,12 @@ class Judge:
         """
         losses: list[float] = []
         hits: list[float] = []
-        for condition, images in self.draw(prompt, held_out):
-            output = self._output(prompt, condition, images)
-            losses += output.loss.tolist()
-            hits += output.hits(condition.truth).tolist()
-        return losses, hits
+        with failing_together(NonFiniteLossError):
+            for condition, images in self.draw(prompt, held_out):
+                output = self._output(prompt, condition, images)
+                losses += output.loss.tolist()
+                hits += output.hits(condition.truth).tolist()
+        return gathered(losses), gathered(hits)
 
     @torch.no_grad()
     def failure_rate(
@@ -95,14 +99,15 @@ class Judge:
         Raises:
             NonFiniteLossError: If a loss is NaN or Inf.
         """
-        failed = 0.0
-        for condition, images in self.draw(prompt, chosen):
-            wrong = 1 - self._output(prompt, condition, images).hits(condition.truth)
-            if critic is not None:
-                agreement = critic(images, condition.masks, condition.truth).tolist()
-                wrong *= torch.tensor([critic.keeps(value) for value in agreement])
-            failed += float(wrong.sum())
-        return failed / len(chosen)
+        failed: list[float] = []
+        with failing_together(NonFiniteLossError):
+            for condition, images in self.draw(prompt, chosen):
+                wrong = 1 - self._output(prompt, condition, images).hits(condition.truth)
+                if critic is not None:
+                    agreement = critic(images, condition.masks, condition.truth).tolist()
+                    wrong *= torch.tensor([critic.keeps(value) for value in agreement])
+                failed += wrong.tolist()
+        return sum(gathered(failed)) / len(chosen)
 
     def _output(self, prompt: SoftPrompt, condition: Condition, images: Tensor) -> TargetOutput:
         with self.target.frozen():

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine import dist
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
@@ -26,6 +27,7 @@ from mmgap.search.judgement import Judge
 from mmgap.search.scorer import Job, Scorer
 from mmgap.search.state import FoundPrompt, NonFiniteLossError, SearchState
 from mmgap.seeds import derive_rng, derive_seed
+from mmgap.sharding import gathered
 
 
 class PromptSearch:
@@ -33,7 +35,7 @@ class PromptSearch:
 
     Each step draws fresh sources and fresh noise for every prompt, unless told otherwise, so that a
     prompt cannot fit itself to a few images. Prompts do not influence each other; how they are
-    split into batches only changes speed and memory.
+    split into batches, and over the processes of a distributed run, only changes speed and memory.
 
     Args:
         generator: Draws images, e.g. :class:`~mmgap.generators.InpaintingGenerator`.
@@ -43,7 +45,7 @@ class PromptSearch:
         steps: Steps per prompt.
         num_inference_steps: Denoising steps of an image.
         images_per_prompt: Images per prompt and step.
-        batch_size: Images drawn at a time.
+        batch_size: Images drawn at a time, by each process.
         optim_wrapper: Config of MMEngine's optimiser wrapper.
         param_scheduler: Configs of MMEngine's parameter schedulers, counted in steps.
         stop_loss: A prompt stops when its loss falls below this; it keeps the embeddings that
@@ -174,6 +176,9 @@ class PromptSearch:
         ids = [prompt.id for prompt in prompts]
         if len(set(ids)) < len(ids):
             raise ValueError(f'prompts must have different ids, got {ids}')
+        saves = bank is not None and dist.is_main_process()
+        for prompt in prompts:
+            dist.broadcast(prompt.embeddings.data)  # drawn on devices that may round differently
         states = [SearchState(prompt, prompt.embeddings.detach().clone()) for prompt in prompts]
         key = self._key(prompts) if checkpoint else ''
         with self.target.frozen():
@@ -184,14 +189,19 @@ class PromptSearch:
             ]
             if checkpoint and load_search(checkpoint, key, states, optimizer, schedulers):
                 self._log(f'search goes on from {checkpoint}')
+            if len(set(gathered([self._progress(states)]))) > 1:
+                raise ValueError(
+                    f'not every process can read {checkpoint}, from which the search would go on; '
+                    'the work directory must be on a file system that all of them see'
+                )
             try:
                 self._loop(states, optimizer, schedulers, checkpoint, key)
                 found = [self._judged(state) for state in states]
             except NonFiniteLossError:
-                for prompt in prompts if bank is not None else ():
+                for prompt in prompts if saves else ():
                     bank.add(prompt, dict(settings=self._settings, complete=False))
                 raise
-        for result in found if bank is not None else ():
+        for result in found if saves else ():
             about = dict(result.summary(self.sources.classes), settings=self._settings)
             bank.add(result.prompt, dict(about, generator=self.generator.fingerprint()))
         return found
@@ -223,7 +233,8 @@ class PromptSearch:
                 speed = (time.time() - started) / max(1, step - first)
                 self._log_step(step, active, speed)
             over = all(state.done for state in states)
-            if checkpoint and (over or step % self.checkpoint_interval == 0):
+            due = over or step % self.checkpoint_interval == 0
+            if checkpoint and due and dist.is_main_process():
                 save_search(checkpoint, key, states, optimizer, schedulers)
 
     def _take(
@@ -266,6 +277,7 @@ class PromptSearch:
         again = self.generator.prompts.random_prompt(len(prompt.embeddings), seed, prompt.id)
         with torch.no_grad():
             prompt.embeddings.copy_(again.embeddings)
+        dist.broadcast(prompt.embeddings.data)
         optimizer.optimizer.state.pop(prompt.embeddings, None)
         state.initial = prompt.embeddings.detach().clone()
         state.losses, state.hits, state.snapshots = [], [], {}

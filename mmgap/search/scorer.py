@@ -12,6 +12,7 @@ from torch import Tensor
 from mmgap.feedback import Draft, Feedback, TargetModel, total_feedback
 from mmgap.generators import SourceSet
 from mmgap.search.state import NonFiniteLossError, SearchState
+from mmgap.sharding import failing_together, own_part, summed
 
 
 class Job(NamedTuple):
@@ -31,10 +32,11 @@ class Scorer:
         feedback: Prepared terms.
         sources: Labelled, masked images.
         num_inference_steps: Denoising steps of an image.
-        batch_size: Images drawn at a time.
+        batch_size: Images drawn at a time, by each process of a distributed run.
 
     Attributes:
-        means: Mean of each term in each batch of the latest step, for the log.
+        means: Mean of each term in each batch of the latest step that this process drew, for the
+            log.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Scorer:
     def __call__(
         self, active: Sequence[SearchState], jobs: Sequence[Job]
     ) -> tuple[list[float], list[float], list[Tensor]]:
-        """Score the images of a step.
+        """Score the images of a step; the processes of a distributed run share them.
 
         Args:
             active: The prompts that are searched, at their own steps.
@@ -70,28 +72,43 @@ class Scorer:
         Raises:
             NonFiniteLossError: If a loss or a gradient is NaN or Inf.
         """
-        count = len(jobs) // len(active)
+        count, jobs = len(jobs) // len(active), jobs[own_part(len(jobs))]
         losses, hits = torch.zeros(len(active)), torch.zeros(len(active))
         gradients = [torch.zeros_like(state.prompt.embeddings) for state in active]
         self.means = {}
         needs = [self._needs(state) for state in active]
-        # Prompts whose terms need no image at their step must not build a diffusion graph.
-        for kind in (True, False):
-            part = [job for job in jobs if (needs[job.place] != 'prompt') == kind]
-            for start in range(0, len(part), self.batch_size):
-                batch = part[start : start + self.batch_size]
-                places = sorted({job.place for job in batch})
-                need = 'target' if any(needs[p] == 'target' for p in places) else needs[places[0]]
-                loss, right = self._score(batch, active, places, need)
-                prompts = [active[place].prompt.embeddings for place in places]
-                grads = torch.autograd.grad(loss.sum() / count, prompts)
-                self._check_finite(batch, active, loss, places, grads)
-                where = torch.tensor([job.place for job in batch])
-                losses.index_add_(0, where, loss.detach().float().cpu())
-                hits.index_add_(0, where, right)
-                for place, grad in zip(places, grads, strict=True):
-                    gradients[place] += grad
-        return (losses / count).tolist(), (hits / count).tolist(), gradients
+        with failing_together(NonFiniteLossError):
+            # Prompts whose terms need no image at their step must not build a diffusion graph.
+            for kind in (True, False):
+                part = [job for job in jobs if (needs[job.place] != 'prompt') == kind]
+                for start in range(0, len(part), self.batch_size):
+                    batch = part[start : start + self.batch_size]
+                    self._add(batch, active, needs, count, losses, hits, gradients)
+        losses, hits = summed([losses, hits])
+        return (losses / count).tolist(), (hits / count).tolist(), summed(gradients)
+
+    def _add(
+        self,
+        batch: Sequence[Job],
+        active: Sequence[SearchState],
+        needs: Sequence[str],
+        count: int,
+        losses: Tensor,
+        hits: Tensor,
+        gradients: list[Tensor],
+    ) -> None:
+        """Add what a batch says to the sums of each prompt."""
+        places = sorted({job.place for job in batch})
+        need = 'target' if any(needs[p] == 'target' for p in places) else needs[places[0]]
+        loss, right = self._score(batch, active, places, need)
+        prompts = [active[place].prompt.embeddings for place in places]
+        grads = torch.autograd.grad(loss.sum() / count, prompts)
+        self._check_finite(batch, active, loss, places, grads)
+        where = torch.tensor([job.place for job in batch])
+        losses.index_add_(0, where, loss.detach().float().cpu())
+        hits.index_add_(0, where, right)
+        for place, grad in zip(places, grads, strict=True):
+            gradients[place] += grad
 
     def _needs(self, state: SearchState) -> str:
         """The most that the terms which are active at a prompt's step need to see."""

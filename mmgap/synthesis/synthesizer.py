@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine import dist
 from mmengine.logging import MMLogger
 from torch import Tensor
 
@@ -20,6 +20,8 @@ from mmgap.generators import Condition, SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.search import Judge, in_turn, shares
 from mmgap.seeds import derive_rng, derive_seed
+from mmgap.sharding import failing_together, gathered_on_main, of_main, own_part
+from mmgap.synthesis.progress import Progress
 from mmgap.synthesis.sample_pool import Sample, SamplePool
 
 
@@ -44,35 +46,16 @@ class _Work:
     round: int
 
 
-class _Progress:
-    """How far a round is, for the log."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.drawn = self.missing = 0
-        self.began = self.logged = time.time()
-
-    def log(self, done: int) -> None:
-        """Say so every ten seconds and at the end."""
-        now = time.time()
-        if self.drawn == 0 or (now - self.logged < 10 and done < self.count):
-            return
-        self.logged = now
-        each = (now - self.began) / self.drawn
-        MMLogger.get_current_instance().info(
-            f'[gap] synthesis {done}/{self.count}: {each * 1000:.0f} ms an image, '
-            f'{(self.count - done) * each:.0f} s left'
-        )
-
-
 class Synthesizer:
     """Draw images with found prompts into a pool.
+
+    The processes of a distributed run share each batch; the main one writes.
 
     Args:
         generator: Draws images.
         sources: Labelled, masked images.
         num_inference_steps: Denoising steps of an image.
-        batch_size: Images drawn at a time.
+        batch_size: Images drawn at a time, by all processes together.
         cross: Draw every prompt with sources of all classes. False draws a prompt only with the
             class that it was searched for, which makes the look of generated images predict the
             label.
@@ -184,15 +167,15 @@ class Synthesizer:
             round: Number of the round.
 
         Returns:
-            The number of images drawn now, those that the critic dropped included.
+            The number of images drawn now by all processes, those that the critic dropped included.
 
         Raises:
             FloatingPointError: If an image or a loss is NaN or Inf; images before its batch stay.
             OSError: When the disk is full; complete images stay.
         """
         plan = self.plan(prompts, count, round, self._rates(prompts, target, round))
-        position = sum(sample.round < round for sample in pool.samples)
-        progress = _Progress(len(plan))
+        position = of_main(sum(sample.round < round for sample in pool.samples))
+        progress = Progress(len(plan))
         with torch.no_grad():
             work = _Work(
                 embeds=self.generator.prompts.encode(prompts),
@@ -206,16 +189,17 @@ class Synthesizer:
                 batch = plan[start : start + self.batch_size]
                 for attempt in range(1, self.attempts + 1):
                     progress.drawn += self._draw(batch, position, work, pool, target, feedback)
-                    made = pool.samples[position : position + len(batch)]
+                    made = of_main([s.kept for s in pool.samples[position:][: len(batch)]])
                     position += len(batch)
-                    failed = [d for d, s in zip(batch, made, strict=True) if not s.kept]
+                    failed = [d for d, kept in zip(batch, made, strict=True) if not kept]
                     if not failed or attempt == self.attempts:
                         break
                     # At once, so that the first images of a pool are balanced too.
                     batch = [self._again(drawing, attempt) for drawing in failed]
                 progress.missing += len(failed)
                 progress.log(min(start + self.batch_size, len(plan)))
-        self._keep(pool, lambda number, _: number < position)
+        if dist.is_main_process():
+            self._keep(pool, lambda number, _: number < position)
         if progress.missing:
             MMLogger.get_current_instance().warning(
                 f'[gap] the critic dropped {progress.missing} of {count} images {self.attempts} '
@@ -287,11 +271,28 @@ class Synthesizer:
             expected = (work.round, drawing.source, label, drawing.seed, *settings)
             return sample.drawing() == expected and self._judged_alike(sample, work.critic)
 
-        self._keep(pool, wanted)
-        done = min(len(pool) - position, len(batch))
+        if dist.is_main_process():
+            self._keep(pool, wanted)
+        done = of_main(min(len(pool) - position, len(batch)))
         if done == len(batch):
             return 0
         # The whole batch again, as in an uninterrupted run: rounding depends on the batch's size.
+        part = batch[own_part(len(batch))]
+        with failing_together(FloatingPointError):
+            made = self._make(part, work, target, feedback) if part else []
+        # Whole and in order: the manifest is the same however many have drawn.
+        for pixels, depth, about in gathered_on_main(made)[done:]:
+            pool.append(pixels, depth, **about)
+        return len(batch) - done
+
+    def _make(
+        self,
+        batch: Sequence[Drawing],
+        work: _Work,
+        target: TargetModel | None,
+        feedback: Sequence[Feedback],
+    ) -> list[tuple[np.ndarray, np.ndarray | None, dict[str, Any]]]:
+        """Draw and judge images: what :meth:`SamplePool.append` is told of each."""
         condition = self.sources.load([drawing.source for drawing in batch])
         hidden = work.embeds[[drawing.prompt for drawing in batch]]
         seeds = [drawing.seed for drawing in batch]
@@ -301,16 +302,15 @@ class Synthesizer:
         judged = self._judge(condition, draft, target, feedback)
         self._check_finite(batch, images, judged)
         pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        for i in range(done, len(batch)):
-            pool.append(
-                pixels[i],
-                self.sources.stored_depth(condition, i),
+        made = []
+        for i, drawing in enumerate(batch):
+            about = dict(
                 label=int(condition.labels[i]),
                 group=None,
-                source_index=batch[i].source,
-                source_group=self.sources.groups[batch[i].source],
-                seed=batch[i].seed,
-                prompt_id=work.names[batch[i].prompt],
+                source_index=drawing.source,
+                source_group=self.sources.groups[drawing.source],
+                seed=drawing.seed,
+                prompt_id=work.names[drawing.prompt],
                 generator=work.generator,
                 num_inference_steps=self.num_inference_steps,
                 round=work.round,
@@ -319,7 +319,8 @@ class Synthesizer:
                 depth_unit=self.sources.unit,
                 **{name: values[i] for name, values in judged.items()},
             )
-        return len(batch) - done
+            made.append((pixels[i], self.sources.stored_depth(condition, i), about))
+        return made
 
     @staticmethod
     def _keep(pool: SamplePool, wanted: Callable[[int, Sample], bool]) -> None:

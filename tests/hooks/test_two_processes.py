@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.hooks.small_config import small_config
+from tests.hooks.test_resume import finish, start
+from tests.miniature import draw_waterbirds
+from tests.test_sharding import torchrun
+
+
+@pytest.mark.slow
+def test_two_processes_train_with_what_one_finds(tmp_path, tiny_sd):
+    """Both search against the same weights, before the first epoch; then DDP trains on one pool."""
+    data = draw_waterbirds(tmp_path / 'data', per_group=4)
+    for name in ('one', 'two'):
+        config = small_config(data, tiny_sd, tmp_path / name)
+        config.train_cfg.max_epochs = 2
+        config.custom_hooks[0].update(start=0, rounds=1, budget=9)
+        config.dump(tmp_path / f'{name}.py')
+    finish(start(tmp_path / 'one.py'))
+    done = torchrun('tools/train.py', str(tmp_path / 'two.py'), '--launcher', 'pytorch')
+    assert done.returncode == 0, done.stdout[-6000:]
+    gaps = [tmp_path / name / 'gap' for name in ('one', 'two')]
+    prompts = sorted((gaps[0] / 'prompts').glob('*.safetensors'))
+    assert len(prompts) == 4
+    for file in prompts:
+        one, two = load_file(file), load_file(gaps[1] / 'prompts' / file.name)
+        for name, embeddings in one.items():
+            np.testing.assert_allclose(two[name], embeddings, atol=1e-4)
+    files = sorted((gaps[0] / 'pool' / 'images').iterdir())
+    assert len(files) == 9
+    pixels = [
+        np.stack([np.array(Image.open(gap / 'pool' / 'images' / f.name)) for f in files])
+        for gap in gaps
+    ]
+    assert (np.abs(pixels[0].astype(int) - pixels[1]) <= 1).mean() >= 0.999
+    summaries = [json.loads((gap / 'summary.json').read_text()) for gap in gaps]
+    assert summaries[1]['before'] == summaries[0]['before']
+    assert summaries[1]['after']['groups'].keys() == summaries[0]['after']['groups'].keys()
+    assert summaries[1]['images'] == 9
