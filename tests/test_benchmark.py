@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.test_sharding import torchrun
+
 ROOT = Path(__file__).parents[1]
 METHODS = 'none guided ap gap gap-even style real'.split()
 NO_IMAGES = {'none', 'style'}
@@ -141,3 +143,22 @@ def test_bad_arguments(options, words, tmp_path):
     done = run(tmp_path, *options)
     assert done.returncode != 0 and words in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_processes_share_the_seeds(tmp_path):
+    """The same cells from two processes as from one, seconds apart."""
+    options = ['--methods', 'none', 'agnostic', '--budgets', '4', '--seeds', '0', '1', '2']
+    options += ['--layers', 'last', '--cfg-options', *QUICK]
+    config = 'configs/gap_resnet18_toybirds.py'
+    cells = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        command = ['tools/benchmark.py', config, '--out', str(out), '--launcher', 'pytorch']
+        done = torchrun(*command, *options, processes=processes)
+        assert done.returncode == 0, done.stdout[-3000:]
+        cells.append(json.loads((out / 'results.json').read_text()))
+        for cell in cells[-1]:
+            del cell['seconds']
+    assert len(cells[0]) == 6
+    assert cells[0] == cells[1]
