@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packaged weights: ``mmgap://NAME`` means a file or folder inside the package.
+"""Weights without pickle: ``mmgap://NAME`` is a file or folder inside the package, and
+``mmgap://PATH.safetensors`` any safetensors file, which MMEngine cannot read by itself.
 
 Importing this module teaches MMEngine's ``CheckpointLoader`` the prefix, so that
 ``init_cfg=dict(type='Pretrained', checkpoint='mmgap://toybirds-resnet18')`` works.
@@ -18,14 +19,19 @@ FOLDER = Path(__file__).parent / 'toyworld' / 'weights'
 
 
 def resolve(name: str) -> str:
-    """Turn ``mmgap://NAME`` into a path inside the package; other strings come back unchanged.
+    """Turn ``mmgap://…`` into a path; other strings come back unchanged.
 
     Raises:
-        FileNotFoundError: When no packaged weights have that name; lists those there are.
+        FileNotFoundError: When no packaged weights have that name; lists those there are. Or when
+            there is no such file.
     """
     if not name.startswith(PREFIX):
         return name
     stem = name[len(PREFIX) :]
+    if stem.endswith('.safetensors'):
+        if not Path(stem).is_file():
+            raise FileNotFoundError(f'{name!r}: there is no file {stem}')
+        return stem
     for path in (FOLDER / stem, FOLDER / f'{stem}.safetensors'):
         if stem and path.exists():
             return str(path)
@@ -35,6 +41,6 @@ def resolve(name: str) -> str:
 
 @CheckpointLoader.register_scheme(prefixes=PREFIX, force=True)
 def load_from_mmgap(filename: str, map_location: str | None = None) -> dict[str, torch.Tensor]:
-    """Load packaged safetensors weights as a float32 state dict."""
+    """Load safetensors weights as a float32 state dict."""
     state = load_file(resolve(filename), device=str(map_location or 'cpu'))
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}

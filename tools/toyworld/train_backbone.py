@@ -4,16 +4,23 @@
 It learns sub-types of birds (six, and no bird) on uncorrelated places and backdrops, and place,
 time and weather. Like ImageNet's weights, it has seen birds; unlike them, it has seen this world.
 Writes ``OUT/toybirds-resnet18.safetensors``, keys ``backbone.…`` of an mmpretrain classifier.
+
+With ``--zoo CONFIG`` it pretrains the backbones of the config's zoo instead, each into the file
+that its ``init_cfg`` names; those that are there stay.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from common import FIRST_SEED, Progress, batches, parser
+from mmengine.logging import MMLogger
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -53,26 +60,72 @@ def draw(index: int) -> tuple[np.ndarray, list[int]]:
 
 
 def main() -> None:
-    args = parser(__doc__, steps=700, batch=96, scenes=14000).parse_args()
-    from mmpretrain.models import ResNet
-
-    torch.manual_seed(6)
+    options = parser(__doc__, steps=700, batch=96, scenes=14000)
+    options.add_argument('--zoo', metavar='CONFIG', help='pretrain the backbones of its zoo')
+    options.add_argument('--models', nargs='+', help='some of the zoo; all by default')
+    args = options.parse_args()
+    chosen = (
+        zoo_backbones(args.zoo, args.models)
+        if args.zoo
+        else {args.out / 'toybirds-resnet18.safetensors': dict(BACKBONE, type='ResNet')}
+    )
     with Pool(2) as pool:
         drawn = pool.map(draw, range(args.scenes + 500), 250)
     images = torch.from_numpy(np.stack([d[0] for d in drawn])).permute(0, 3, 1, 2)
     labels = torch.tensor([d[1] for d in drawn])
-    backbone = ResNet(**BACKBONE)
+    MMLogger.get_instance('mmgap', log_level='WARNING')  # or it tells how each layer is initialised
+    for path, settings in chosen.items():
+        print(f'{path}: {settings["type"]}')
+        train(args, settings, path, images, labels)
+
+
+def zoo_backbones(path: str, names: list[str] | None) -> dict[Path, dict[str, Any]]:
+    """By the file that it goes into, the config of each backbone that is not there yet."""
+    from mmengine.config import Config
+
+    zoo = Config.fromfile(path).zoo
+    unknown = sorted(set(names or ()) - set(zoo))
+    if unknown:
+        raise SystemExit(f'--models names {unknown}; the zoo of {path} has {list(zoo)}')
+    chosen = {}
+    for name in names or zoo:
+        if 'model' not in zoo[name]:
+            continue  # the config's own, whose backbone is packaged
+        settings = dict(zoo[name].model.backbone)
+        file = Path(settings.pop('init_cfg').checkpoint.removeprefix('mmgap://'))
+        if not file.exists():
+            chosen[file] = settings
+    return chosen
+
+
+def train(
+    args: argparse.Namespace,
+    settings: dict[str, Any],
+    path: Path,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
+    """Pretrains one backbone and writes it to ``path``."""
+    from mmpretrain.registry import MODELS
+
+    torch.manual_seed(6)
+    backbone = MODELS.build(settings)
+    if path.stem != 'toybirds-resnet18':  # the packaged one was trained without
+        backbone.init_weights()
+    with torch.no_grad():
+        width = pooled(backbone, images[:2].float()).shape[1]
     sizes = (len(_KINDS), len(PLACES) + len(PATTERNS), len(TIMES), len(WEATHERS), len(COLOURS))
     weights = (1.0, 0.5, 0.2, 0.2, 0.1)
-    heads = nn.ModuleList(nn.Linear(256, n) for n in sizes)
+    heads = nn.ModuleList(nn.Linear(width, n) for n in sizes)
     model = nn.ModuleDict({'backbone': backbone, 'heads': heads}).to(args.device)
     model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, args.steps, pct_start=0.15)
+    peak = 4e-3 if settings['type'] in ('ResNet', 'MobileNetV2') else 1.5e-3
+    optimizer = torch.optim.AdamW(model.parameters(), peak, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, args.steps, pct_start=0.15)
 
     def predict(x: torch.Tensor) -> list[torch.Tensor]:
         x = ((x.to(args.device).float() - MEAN) / STD).contiguous(memory_format=torch.channels_last)
-        features = backbone(x)[0].mean((2, 3))
+        features = pooled(backbone, x)
         return [head(features) for head in heads]
 
     report, order = Progress(args.steps), batches(args.scenes, args.batch, 6)
@@ -100,10 +153,16 @@ def main() -> None:
         f'backbone.{k}': v.half().contiguous() if v.is_floating_point() else v
         for k, v in backbone.state_dict().items()
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    temporary = args.out / '.toybirds-resnet18.tmp'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.tmp')
     save_file(state, temporary, metadata={'format': 'pt'})
-    os.replace(temporary, args.out / 'toybirds-resnet18.safetensors')
+    os.replace(temporary, path)
+
+
+def pooled(backbone: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """``(B, width)``: the last features, averaged over the picture where they have places."""
+    features = backbone(x)[-1]
+    return features.mean((2, 3)) if features.ndim == 4 else features
 
 
 if __name__ == '__main__':

@@ -1,0 +1,113 @@
+# Small relatives of MMPretrain's models for tools/benchmark_zoo.py, and what each changes in the
+# config: `model` and dotted keys replace what stands there. Their backbones are pretrained on the embedded
+# world by `python tools/toyworld/train_backbone.py --zoo configs/gap_zoo_toybirds.py`.
+preprocessor = dict(num_classes=2, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)
+pooled = dict(type='GlobalAveragePooling')
+loss = dict(type='CrossEntropyLoss', loss_weight=1.0)
+folder = 'mmgap://work_dirs/toyzoo'
+# Transformers and ConvNeXt want AdamW, and have no statistics to keep.
+adamw = {
+    'optim_wrapper': dict(optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05)),
+    'benchmark.train': dict(),
+    'benchmark.optimizers': dict(last=dict(type='AdamW', lr=1e-3), all=dict(type='AdamW', lr=1e-4)),
+}
+
+zoo = {
+    'resnet18': dict(),  # the config's own
+    'resnet50': dict(
+        model=dict(
+            type='ImageClassifier',
+            data_preprocessor=preprocessor,
+            backbone=dict(
+                type='ResNet',
+                depth=50,
+                base_channels=16,
+                stem_channels=32,
+                deep_stem=True,
+                init_cfg=dict(
+                    type='Pretrained',
+                    checkpoint=f'{folder}/resnet50.safetensors',
+                    prefix='backbone',
+                ),
+            ),
+            neck=pooled,
+            head=dict(type='LinearClsHead', num_classes=2, in_channels=512, loss=loss, topk=(1,)),
+        ),
+    ),
+    'mobilenet-v2': dict(
+        model=dict(
+            type='ImageClassifier',
+            data_preprocessor=preprocessor,
+            backbone=dict(
+                type='MobileNetV2',
+                widen_factor=0.5,
+                init_cfg=dict(
+                    type='Pretrained',
+                    checkpoint=f'{folder}/mobilenet-v2.safetensors',
+                    prefix='backbone',
+                ),
+            ),
+            neck=pooled,
+            head=dict(type='LinearClsHead', num_classes=2, in_channels=1280, loss=loss, topk=(1,)),
+        ),
+    ),
+    'vit-tiny': dict(
+        adamw,
+        model=dict(
+            type='ImageClassifier',
+            data_preprocessor=preprocessor,
+            backbone=dict(
+                type='VisionTransformer',
+                arch=dict(embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=256),
+                img_size=64,
+                patch_size=8,
+                out_type='avg_featmap',
+                init_cfg=dict(
+                    type='Pretrained',
+                    checkpoint=f'{folder}/vit-tiny.safetensors',
+                    prefix='backbone',
+                ),
+            ),
+            head=dict(type='LinearClsHead', num_classes=2, in_channels=128, loss=loss, topk=(1,)),
+        ),
+    ),
+    'swin-tiny': dict(
+        adamw,
+        model=dict(
+            type='ImageClassifier',
+            data_preprocessor=preprocessor,
+            backbone=dict(
+                type='SwinTransformer',
+                arch=dict(embed_dims=48, depths=[2, 2, 2], num_heads=[2, 4, 8]),
+                img_size=64,
+                window_size=4,
+                drop_path_rate=0.0,
+                out_indices=(2,),
+                init_cfg=dict(
+                    type='Pretrained',
+                    checkpoint=f'{folder}/swin-tiny.safetensors',
+                    prefix='backbone',
+                ),
+            ),
+            neck=pooled,
+            head=dict(type='LinearClsHead', num_classes=2, in_channels=192, loss=loss, topk=(1,)),
+        ),
+    ),
+    'convnext-tiny': dict(
+        adamw,
+        model=dict(
+            type='ImageClassifier',
+            data_preprocessor=preprocessor,
+            backbone=dict(
+                type='ConvNeXt',
+                arch=dict(depths=[2, 2, 4, 2], channels=[32, 64, 128, 256]),
+                init_cfg=dict(
+                    type='Pretrained',
+                    checkpoint=f'{folder}/convnext-tiny.safetensors',
+                    prefix='backbone',
+                ),
+            ),
+            head=dict(type='LinearClsHead', num_classes=2, in_channels=256, loss=loss, topk=(1,)),
+        ),
+    ),
+}
