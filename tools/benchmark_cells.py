@@ -259,6 +259,10 @@ class Benchmark:
             self._components = (key, Components(config))
         return self._components[1]
 
+    def release(self) -> None:
+        """Let go of generator and sources, which take most of the memory, until they are needed."""
+        self._components = None
+
     def _check(self, path: Path, key: str, method: str) -> None:
         if key != self.key(method):
             raise ValueError(

@@ -1,6 +1,6 @@
 # Small relatives of MMPretrain's models for tools/benchmark_zoo.py, and what each changes in the
-# config: `model` and dotted keys replace what stands there. Their backbones are pretrained on the embedded
-# world by `python tools/toyworld/train_backbone.py --zoo configs/gap_zoo_toybirds.py`.
+# config: `model` and dotted keys replace what stands there. Their backbones are pretrained on the
+# embedded world by `python tools/toyworld/train_backbone.py --zoo configs/gap_zoo_toybirds.py`.
 preprocessor = dict(num_classes=2, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)
 pooled = dict(type='GlobalAveragePooling')
 loss = dict(type='CrossEntropyLoss', loss_weight=1.0)

@@ -1,0 +1,284 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Compare targets: what each gains, and what the images that one fails on do to the others.
+
+A target is a name of the config's ``zoo``, which says what it changes there, or of MMPretrain's
+model list: then its model takes the place of the config's, with its published weights and the
+config's number of classes. Each is searched and evaluated as by tools/benchmark.py, under
+OUT/MODEL. Then every target meets the images of every other one, as it is and trained on them.
+Writes results.json, results.md, metafile.yml and meta.json; what is finished is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmark import PROCESS, process, wait_for
+from benchmark_cells import Benchmark
+from benchmark_zoo_report import write_report
+from mmengine.config import Config, DictAction
+from mmengine.registry import MODELS
+from PIL import Image
+
+from mmgap.compat import allow_checkpoint_history
+from mmgap.files import fingerprint, write_json
+from mmgap.hooks.summary import environment
+from mmgap.synthesis import SamplePool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config with a GAPHook and a benchmark section')
+    parser.add_argument(
+        '--models', nargs='+', metavar='NAME', help="all of the config's zoo by default"
+    )
+    parser.add_argument('--methods', nargs='+', default=['none', 'gap'], metavar='NAME')
+    parser.add_argument(
+        '--transfer', default='gap', metavar='NAME', help='method whose images go to other targets'
+    )
+    parser.add_argument('--budget', type=int, default=100, help='images')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
+    parser.add_argument('--layers', default='all', choices=['last', 'all'])
+    parser.add_argument('--out', required=True, type=Path, help='folder of the results')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', *PROCESS],
+        default='none',
+        help='with several processes, each runs some of the seeds',
+    )
+    args = parser.parse_args()
+    for name in ('models', 'methods', 'seeds'):
+        values = getattr(args, name) or []
+        if len(set(values)) < len(values):
+            parser.error(f'--{name} names something twice: {values}')
+    return args
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and check that it has what the arguments name."""
+    if not Path(args.config).is_file():
+        raise SystemExit(f'config {args.config!r} does not exist')
+    config = Config.fromfile(args.config, format_python_code=False)
+    if args.cfg_options is not None:
+        config.merge_from_dict(args.cfg_options)
+    methods = (config.get('benchmark') or {}).get('methods')
+    if not methods:
+        raise SystemExit(f'{args.config} has no `benchmark` section with `methods`')
+    unknown = sorted({*args.methods, args.transfer} - set(methods))
+    if unknown:
+        raise SystemExit(f'unknown methods {unknown}; {args.config} has {list(methods)}')
+    args.models = args.models or list(config.get('zoo') or ())
+    if not args.models:
+        raise SystemExit(f'{args.config} has no `zoo`; name models of MMPretrain with --models')
+    return config
+
+
+def with_model(config: Config, name: str) -> Config:
+    """The config with another target.
+
+    Args:
+        config: The config; not changed.
+        name: An entry of its ``zoo``, or a model of MMPretrain's list.
+
+    Raises:
+        ValueError: If it is neither, or the entry names a setting that cannot be reached.
+    """
+    config = copy.deepcopy(config)
+    zoo = config.pop('zoo', None) or {}
+    changes = zoo[name] if name in zoo else listed_model(name, config.model.head.num_classes, zoo)
+    for key, value in changes.items():
+        parent: Any = config
+        *way, last = key.split('.')
+        for step in way:
+            parent = parent.get(step) if isinstance(parent, Mapping) else None
+        if not isinstance(parent, (Config, Mapping)):
+            raise ValueError(f'zoo[{name!r}] changes {key!r}, which the config does not have')
+        parent[last] = copy.deepcopy(value)
+    return config
+
+
+def listed_model(name: str, num_classes: int, zoo: Mapping[str, Any]) -> dict[str, Any]:
+    """A model of MMPretrain's list with its published weights, as an entry of a zoo.
+
+    Raises:
+        ValueError: If there is no classifier of this name, or it has no weights.
+    """
+    from mmpretrain.apis.model import ModelHub, list_models
+
+    if name not in list_models(task='Image Classification'):
+        near = list_models(f'*{name}*', task='Image Classification')[:8]
+        raise ValueError(
+            f'{name!r} is neither in the zoo of the config ({list(zoo)}) nor a classifier of '
+            f'MMPretrain; there are {near or "none like it"}'
+        )
+    meta = ModelHub._models_dict[name.lower()]
+    if not meta.weights:
+        raise ValueError(f'MMPretrain has no weights of {name!r} to start from')
+    config = Config.fromfile(meta.config, lazy_import=False)
+    model = copy.deepcopy(config.model)
+    model.pop('train_cfg', None)  # Mixup and the like
+    model.setdefault('data_preprocessor', copy.deepcopy(config.get('data_preprocessor')))
+    model.data_preprocessor.update(num_classes=num_classes)
+    model.head.update(num_classes=num_classes, topk=(1,))
+    model.backbone.init_cfg = dict(type='Pretrained', checkpoint=meta.weights, prefix='backbone.')
+    return dict(model=model)
+
+
+class Zoo:
+    """The benchmarks of all targets, and what passes between them.
+
+    Args:
+        config: The config.
+        args: What to compare.
+    """
+
+    def __init__(self, config: Config, args: argparse.Namespace) -> None:
+        self.args = args
+        self.benchmarks = {}
+        for name in args.models:
+            benchmark = Benchmark(with_model(config, name), args.out / name, [args.budget])
+            benchmark.release()
+            self.benchmarks[name] = benchmark
+        first = self.benchmarks[args.models[0]]
+        if not first.makes_images(args.transfer):
+            raise ValueError(f'--transfer {args.transfer!r} makes no images')
+
+    def cell(self, model: str, method: str, seed: int) -> dict[str, Any]:
+        """A cell of one target; without the budget for methods that make no images."""
+        benchmark = self.benchmarks[model]
+        budget = self.args.budget if benchmark.makes_images(method) else 0
+        return dict(benchmark.cell(method, budget, seed, self.args.layers), model=model)
+
+    def transfer_path(self, images_of: str, model: str, seed: int) -> Path:
+        """Where a cell of the transfer matrix is kept."""
+        args = self.args
+        name = f'{args.transfer}-{args.budget}-{seed}-{args.layers}.json'
+        return args.out / 'transfer' / images_of / model / name
+
+    def transfer(self, images_of: str, model: str, seed: int) -> dict[str, Any]:
+        """A target on another one's images: its loss as it is, its report when trained on them.
+
+        Raises:
+            ValueError: If the cell was made with other settings.
+        """
+        args, row, column = self.args, self.benchmarks[images_of], self.benchmarks[model]
+        path = self.transfer_path(images_of, model, seed)
+        key = fingerprint([row.key(args.transfer), column.key(args.transfer)])
+        if path.exists():
+            cell = json.loads(path.read_text())
+            if cell.pop('key') != key:
+                raise ValueError(f'{path} was made with other settings; choose another --out')
+            return cell
+        began = time.time()
+        folder = row.pool(args.transfer, seed)
+        loss, accuracy = judge(column, seed, folder, args.budget)
+        if images_of == model:
+            report = column.cell(args.transfer, args.budget, seed, args.layers)
+        else:
+            config = column.training(args.transfer, seed, args.layers, folder, args.budget)
+            report, _ = column.run(config)
+        cell = dict(images_of=images_of, model=model, seed=seed, loss=loss, accuracy=accuracy)
+        cell.update({name: report[name] for name in ('worst_group', 'mean', 'groups', 'measure')})
+        cell.update(seconds=time.time() - began)
+        write_json(path, dict(cell, key=key))
+        return cell
+
+    def parameters(self, model: str) -> int:
+        """Number of a target's parameters."""
+        target = MODELS.build(copy.deepcopy(self.benchmarks[model].config.model))
+        return sum(parameter.numel() for parameter in target.parameters())
+
+
+@torch.no_grad()
+def judge(benchmark: Benchmark, seed: int, folder: Path, count: int) -> tuple[float, float]:
+    """Mean loss and accuracy of a target's base checkpoint on the first kept images of a pool."""
+    pool = SamplePool(folder)
+    samples = pool.kept[:count]
+    target = benchmark.parts(seed).target(str(benchmark.base(seed)))
+    losses, hits = [], []
+    with target.frozen():
+        for start in range(0, len(samples), 50):
+            part = samples[start : start + 50]
+            images = np.stack([np.array(Image.open(pool.path(sample))) for sample in part])
+            labels = torch.tensor([sample.label for sample in part])
+            output = target(torch.from_numpy(images).permute(0, 3, 1, 2) / 255, labels)
+            losses += output.loss.tolist()
+            hits += output.hits(labels).tolist()
+    return float(np.mean(losses)), float(np.mean(hits))
+
+
+def run(zoo: Zoo, seeds: list[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run what is left of some seeds: the cells of each target, then the transfer matrix."""
+    args = zoo.args
+    cells, transfers, began = [], [], time.time()
+    for seed in seeds:
+        for model in args.models:
+            for method in args.methods:
+                cells.append(zoo.cell(model, method, seed))
+                worst = cells[-1]['worst_group']
+                say(began, f'seed {seed}, {model}, {method}: worst group {worst:.3f}')
+            zoo.benchmarks[model].release()
+        for images_of in args.models:
+            for model in args.models:
+                cell = zoo.transfer(images_of, model, seed)
+                transfers.append(cell)
+                zoo.benchmarks[model].release()
+                say(
+                    began,
+                    f'seed {seed}, {model} on images of {images_of}: loss {cell["loss"]:.2f}, '
+                    f'worst group when trained on them {cell["worst_group"]:.3f}',
+                )
+    return cells, transfers
+
+
+def say(began: float, text: str) -> None:
+    print(f'[{(time.time() - began) / 60:.1f} min] {text}', flush=True)
+
+
+def main() -> None:
+    """Run all, then write the report."""
+    args = parse_args()
+    config = load_config(args)
+    allow_checkpoint_history()
+    rank, world = process(args.launcher)
+    try:
+        if rank:
+            wait_for(*(args.out / name / 'base' / 'key.json' for name in args.models))
+        zoo = Zoo(config, args)
+        cells, transfers = run(zoo, args.seeds[rank::world])
+        if rank:
+            return
+        if world > 1:
+            pairs = [(a, b, s) for a in args.models for b in args.models for s in args.seeds]
+            wait_for(*(zoo.transfer_path(*pair) for pair in pairs))
+            cells, transfers = run(zoo, args.seeds)
+        first = zoo.benchmarks[args.models[0]]
+        meta = dict(
+            command=' '.join(['python', 'tools/benchmark_zoo.py', *sys.argv[1:]]),
+            models={name: zoo.parameters(name) for name in args.models},
+            method=args.transfer,
+            budget=args.budget,
+            layers=args.layers,
+            test=first.config.test_dataloader.dataset.get('split', 'test'),
+            data=first.config.test_dataloader.dataset.type.rpartition('.')[2],
+            config=args.config,
+            versions=environment(first.parts(args.seeds[0]).sources.dataset.metainfo),
+        )
+        write_report(args.out, cells, transfers, meta)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error
+    print(f'results in {args.out}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of tools/benchmark_zoo.py, and its results in the format of MMPretrain's metafiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mmgap.files import write_bytes, write_json
+
+Cell = Mapping[str, Any]
+
+
+def write_report(
+    out: Path, cells: Sequence[Cell], transfers: Sequence[Cell], meta: Mapping[str, Any]
+) -> None:
+    """Write ``results.json``, ``results.md``, ``metafile.yml`` and ``meta.json``.
+
+    Args:
+        out: Folder of the results.
+        cells: Targets by methods and seeds.
+        transfers: The transfer matrix, over seeds.
+        meta: What the results belong to: command, parameters of each model, method and budget of
+            the transfer, layers, name of the data and of their split, config, versions.
+    """
+    write_json(out / 'meta.json', meta)
+    write_json(out / 'results.json', dict(cells=list(cells), transfers=list(transfers)))
+    seeds = sorted({cell['seed'] for cell in cells})
+    network = 'last layer' if meta['layers'] == 'last' else 'whole network'
+    lines = [
+        '# Targets',
+        '',
+        f'`{meta["command"]}`',
+        '',
+        f'Seeds: {seeds}. Accuracies in percent on {meta["test"]}, {network} fine-tuned from each '
+        "target's own base checkpoint: mean over seeds ± standard deviation.",
+        '',
+        '## What each target gains',
+        '',
+        *_gains(cells, meta['models']),
+    ]
+    made = f'{meta["budget"]} images by `{meta["method"]}` against the model of the row'
+    matrices = {
+        'loss': (f'Loss of the model of the column, as it was before, on {made}.', 1, 2),
+        'accuracy': ('Its accuracy on them in percent.', 100, 0),
+        'worst_group': (f'Its worst group in percent when trained on {made}.', 100, 0),
+    }
+    for name, (text, scale, digits) in matrices.items():
+        title = name.replace('_', ' ').capitalize()
+        lines += ['', f'## Transfer: {title.lower()}', '', text, '']
+        lines += _matrix(transfers, list(meta['models']), name, scale, digits)
+    write_bytes(out / 'results.md', '\n'.join([*lines, '']).encode())
+    models = dict(Models=[_entry(cells, meta, name) for name in meta['models']])
+    write_bytes(out / 'metafile.yml', yaml.safe_dump(models, sort_keys=False).encode())
+
+
+def _gains(cells: Sequence[Cell], models: Mapping[str, int]) -> list[str]:
+    lines = [
+        '| model | parameters | method | images | worst group | mean of groups |',
+        '|---|---|---|---|---|---|',
+    ]
+    for model, parameters in models.items():
+        for method in dict.fromkeys(cell['method'] for cell in cells):
+            found = [c for c in cells if c['model'] == model and c['method'] == method]
+            shown = ' | '.join(
+                _spread([100 * c[k] for c in found]) for k in ('worst_group', 'mean')
+            )
+            size = f'{parameters / 1e6:.2f} M'
+            lines.append(f'| {model} | {size} | {method} | {found[0]["images"]} | {shown} |')
+    return lines
+
+
+def _matrix(
+    transfers: Sequence[Cell], models: Sequence[str], name: str, scale: float, digits: int
+) -> list[str]:
+    lines = ['| images of | ' + ' | '.join(models) + ' |', '|---' * (len(models) + 1) + '|']
+    for row in models:
+        shown = []
+        for column in models:
+            values = [
+                scale * c[name] for c in transfers if (c['images_of'], c['model']) == (row, column)
+            ]
+            shown.append(_spread(values, digits))
+        lines.append(f'| {row} | ' + ' | '.join(shown) + ' |')
+    return lines
+
+
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    if len(values) < 2:
+        return f'{values[0]:.{digits}f}'
+    return f'{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}'
+
+
+def _entry(cells: Sequence[Cell], meta: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """One model as MMPretrain's metafiles have them."""
+    data = meta['data']
+    found = [c for c in cells if c['model'] == model and c['method'] == meta['method']]
+    metrics = {
+        'Worst-group accuracy': 100 * float(np.mean([c['worst_group'] for c in found])),
+        'Mean of group accuracies': 100 * float(np.mean([c['mean'] for c in found])),
+    }
+    return {
+        'Name': f'{meta["method"]}_{model}_{data.lower()}',
+        'Metadata': {'Training Data': data, 'Parameters': meta['models'][model]},
+        'In Collection': 'GAP',
+        'Results': [
+            {
+                'Dataset': data,
+                'Task': 'Image Classification',
+                'Metrics': {name: round(value, 2) for name, value in metrics.items()},
+            }
+        ],
+        'Config': meta['config'],
+    }
