@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
+import logging
 import sys
 import zipfile
 from collections.abc import Callable
@@ -39,6 +40,20 @@ def differentiable_call(pipeline: Any) -> Callable[..., Any]:
             'wrapped in torch.no_grad as mmgap expects; use diffusers 0.42'
         )
     return inner.__get__(pipeline)
+
+
+def silence_empty_cast_warning() -> None:
+    """Drop diffusers' warning about modules to be kept in float32 where it names none.
+
+    Cause: ``ModelMixin.to`` of diffusers 0.42 gives it whether there are such modules or not, and
+    the pipelines of Stable Diffusion XL cast their VAE in every call. Can go when it is given only
+    where there are some.
+    """
+    logging.getLogger('diffusers.models.modeling_utils').addFilter(_names_modules)
+
+
+def _names_modules(record: logging.LogRecord) -> bool:
+    return 'should be kept in float32: []' not in str(record.msg)
 
 
 def replace_dataset(loader: DataLoader, dataset: Any) -> None:
