@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
+import logging
 import os
 import sys
 import zipfile
@@ -75,6 +76,20 @@ def start_processes(launcher: str, config: Config) -> None:
     wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
     wrapper.update(find_unused_parameters=config.get('find_unused_parameters', False))
     config.setdefault('model_wrapper_cfg', dict(wrapper, device_ids=None))
+
+
+def silence_empty_cast_warning() -> None:
+    """Drop diffusers' warning about modules to be kept in float32 where it names none.
+
+    Cause: ``ModelMixin.to`` of diffusers 0.42 gives it whether there are such modules or not, and
+    the pipelines of Stable Diffusion XL cast their VAE in every call. Can go when it is given only
+    where there are some.
+    """
+    logging.getLogger('diffusers.models.modeling_utils').addFilter(_names_modules)
+
+
+def _names_modules(record: logging.LogRecord) -> bool:
+    return 'should be kept in float32: []' not in str(record.msg)
 
 
 def replace_dataset(loader: DataLoader, dataset: Any) -> None:

@@ -113,6 +113,14 @@ def tiny_controlnet(tmp_path_factory) -> Path:
     return save_tiny_controlnet(tmp_path_factory.mktemp('controlnet'))
 
 
+@pytest.fixture(scope='session')
+def tiny_xl(tmp_path_factory) -> Path:
+    """A tiny Stable Diffusion XL folder with a UNet of 4 input channels."""
+    from tests.tiny import save_tiny_xl
+
+    return save_tiny_xl(tmp_path_factory.mktemp('xl'))
+
+
 @pytest.fixture
 def drawn_depth(tmp_path) -> DrawnDepth:
     """Six noise images with depth maps in millimetres, unknown in their first rows."""

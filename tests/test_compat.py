@@ -1,18 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
 import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from mmengine.dataset import InfiniteSampler
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, Dataset
 
 from mmgap import compat
+
+
+def test_only_empty_cast_warnings_are_silenced():
+    compat.silence_empty_cast_warning()
+    compat.silence_empty_cast_warning()
+    network = AutoencoderKL(block_out_channels=(8,), norm_num_groups=8)
+    records = []
+    logger, handler = logging.getLogger('diffusers.models.modeling_utils'), logging.Handler()
+    handler.emit = records.append
+    logger.addHandler(handler)
+    try:
+        network.to(torch.float32)
+        assert not records
+        network._keep_in_fp32_modules = ['norm']
+        network.to(torch.float32)
+        assert len(records) == 1
+    finally:
+        logger.removeHandler(handler)
+        logger.removeFilter(compat._names_modules)
 
 
 class Growing(Dataset):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,19 +13,35 @@ from diffusers import (
     ControlNetModel,
     DDIMScheduler,
     StableDiffusionInpaintPipeline,
+    StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from mmgap.compat import allow_mmcv_without_ops
 
+# Of the tiny Stable Diffusion XL: widths of its text encoders and of the pooled embedding, and what
+# its UNet and ControlNet are told besides the text.
+XL_WIDTHS, XL_POOLED = (32, 48), 40
+XL_ADDED = dict(
+    addition_embed_type='text_time',
+    addition_time_embed_dim=8,
+    projection_class_embeddings_input_dim=6 * 8 + XL_POOLED,
+)
 
-def tiny_tokenizer() -> CLIPTokenizer:
-    """Letters only: every letter is a token, with and without an end of word."""
-    letters = list(string.ascii_lowercase) + [',']
+
+def tiny_tokenizer(signs: Sequence[str] = (), **settings) -> CLIPTokenizer:
+    """Letters, and some signs: each is a token, with and without an end of word."""
+    letters = list(signs) + list(string.ascii_lowercase) + [',']
     tokens = letters + [f'{c}</w>' for c in letters] + ['<|startoftext|>', '<|endoftext|>']
     return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=20
+        vocab={token: i for i, token in enumerate(tokens)},
+        **(dict(merges=[], model_max_length=20) | settings),
     )
 
 
@@ -38,19 +55,58 @@ def save_tiny_pipeline(
     """Save a tiny Stable Diffusion; images are ``2 * sample_size`` pixels wide."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=37,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    text_encoder = CLIPTextModel(_text_config(tokenizer, width))
+    StableDiffusionInpaintPipeline(
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        **_image_parts(in_channels, sample_size, cross_attention_dim=width, blocks=blocks),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_xl(folder: Path, in_channels: int = 4, eos_token_id: int | None = None) -> Path:
+    """Save a tiny Stable Diffusion XL of 16 pixels, whose second tokenizer pads as the real one.
+
+    Configs of older text encoders have ``eos_token_id=2``, whatever their tokenizer's is.
+    """
+    torch.manual_seed(3)
+    tokenizers = tiny_tokenizer('!'), tiny_tokenizer('!', pad_token='!')
+    configs = [_text_config(t, w) for t, w in zip(tokenizers, XL_WIDTHS, strict=True)]
+    for config in configs:
+        config.projection_dim = XL_POOLED
+        config.eos_token_id = config.eos_token_id if eos_token_id is None else eos_token_id
+    StableDiffusionXLInpaintPipeline(
+        text_encoder=CLIPTextModel(configs[0]),
+        text_encoder_2=CLIPTextModelWithProjection(configs[1]),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        **_image_parts(in_channels, cross_attention_dim=sum(XL_WIDTHS), **XL_ADDED),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def _image_parts(
+    in_channels: int, sample_size: int = 8, blocks: tuple[int, int] = (32, 64), **unet
+) -> dict:
+    """UNet, VAE and scheduler."""
     unet = UNet2DConditionModel(
         block_out_channels=blocks,
         layers_per_block=1,
@@ -59,9 +115,9 @@ def save_tiny_pipeline(
         out_channels=4,
         down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
         up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
-        cross_attention_dim=width,
         attention_head_dim=4,
         norm_num_groups=8,
+        **unet,
     )
     vae = AutoencoderKL(
         block_out_channels=(16, 32),
@@ -81,20 +137,12 @@ def save_tiny_pipeline(
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    StableDiffusionInpaintPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
+    return dict(vae=vae, unet=unet, scheduler=scheduler)
 
 
-def save_tiny_controlnet(folder: Path, width: int = 32, blocks: tuple[int, int] = (32, 64)) -> Path:
+def save_tiny_controlnet(
+    folder: Path, width: int = 32, blocks: tuple[int, int] = (32, 64), **added
+) -> Path:
     """Save a ControlNet for the tiny Stable Diffusion, whose zero convolutions are not zero."""
     torch.manual_seed(2)
     network = ControlNetModel(
@@ -105,6 +153,7 @@ def save_tiny_controlnet(folder: Path, width: int = 32, blocks: tuple[int, int] 
         attention_head_dim=4,
         norm_num_groups=8,
         conditioning_embedding_out_channels=(8, 16),
+        **added,
     )
     for parameter in network.parameters():
         if not parameter.any():

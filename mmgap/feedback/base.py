@@ -22,7 +22,8 @@ class Draft:
     """A batch as feedback sees it.
 
     Attributes:
-        hidden: ``(B, length, width)``, the text encoder's hidden states of each image's prompt.
+        hidden: ``(B, length, width)``, hidden states of each image's prompt, from the generator's
+            prompt encoder.
         labels: ``(B,)`` classes.
         seeds: One seed per image.
         numbers: Number of each image's prompt, see :class:`~mmgap.prompts.SoftPrompt`.

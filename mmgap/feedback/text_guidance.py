@@ -62,7 +62,10 @@ class TextGuidance(Feedback):
             does; ``'turn'`` gives prompts the descriptions in turn, by their number: a search that
             begins at a list (``init``) should have the same list.
         space: ``'text_encoder'`` compares hidden states of the generator's own text encoder: needs
-            no image and costs nothing. ``'clip'`` compares the generated image with the text.
+            no image and costs nothing. Of Stable Diffusion XL these are the states of both
+            encoders and the pooled embedding; they come before the encoders' last norm, so ``l2``
+            has another scale than with 1.x and 2.x: choose another ``weight``. ``'clip'`` compares
+            the generated image with the text.
         distance: ``'l2'`` or ``'cosine'``; the clip space has the cosine only.
         clip: Arguments of :class:`~mmgap.feedback.clip_model.ClipModel` for ``space='clip'``.
         **kwargs: As for :class:`~mmgap.feedback.base.Feedback`.

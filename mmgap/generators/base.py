@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mmgap.compat import differentiable_call
+from mmgap.compat import differentiable_call, silence_empty_cast_warning
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators.condition import Condition
 from mmgap.generators.denoising import denoising_loss
 from mmgap.generators.gradient import GradientPolicy
-from mmgap.prompts import PromptEncoder
+from mmgap.prompts import PromptEncoder, PromptEncoderPair
 from mmgap.weights import resolve
 
 
@@ -26,13 +26,15 @@ class DiffusionGenerator:
     What is added: gradient to the prompt, and the arguments made from a condition.
 
     Args:
-        pipeline: A pipeline with one text encoder, in evaluation as it comes.
+        pipeline: A Stable Diffusion pipeline, also of XL, in evaluation as it comes.
         name: What it was loaded from, for messages.
         size: Height and width in pixels, an int for both. By default the model's own.
         guidance_scale: Weight of classifier-free guidance; 1 or less switches it off.
         strength: In (0, 1]; below 1 the source shines through.
         eta: DDIM's noise, 0 to 1.
-        negative_prompt: What classifier-free guidance leads away from.
+        negative_prompt: What classifier-free guidance leads away from. None leaves that to the
+            model: zeros for most of Stable Diffusion XL (``force_zeros_for_empty_prompt``),
+            otherwise the empty sentence.
         scheduler: Config of another scheduler, e.g. ``dict(type='DDIMScheduler')``; what it does
             not name is taken from the model's own.
         lora: LoRA weights on top: a folder, file or hub id, or
@@ -45,7 +47,8 @@ class DiffusionGenerator:
 
     Raises:
         FileNotFoundError: If there are no such LoRA weights.
-        ValueError: If a setting is out of range, or LoRA weights do not fit the model.
+        ValueError: If a setting is out of range, LoRA weights do not fit the model, or its two
+            tokenizers do not fit each other.
     """
 
     # Networks called once per denoising step, in the pipeline's names.
@@ -61,7 +64,7 @@ class DiffusionGenerator:
         guidance_scale: float = 7.0,
         strength: float = 1.0,
         eta: float = 0.0,
-        negative_prompt: str = '',
+        negative_prompt: str | None = None,
         scheduler: dict[str, Any] | None = None,
         lora: str | dict[str, Any] | Sequence[str | dict[str, Any]] | None = None,
         gradient: dict[str, Any] | None = None,
@@ -74,7 +77,9 @@ class DiffusionGenerator:
         self.guidance_scale = guidance_scale
         self.strength = strength
         self.eta = eta
-        self.negative_prompt = negative_prompt
+        # None only where it says something else than the empty sentence.
+        zeros = pipeline.config.get('force_zeros_for_empty_prompt', False)
+        self.negative_prompt = negative_prompt if zeros else negative_prompt or ''
         self.gradient = GradientPolicy(**(gradient or {}))
         self.device = torch.device(device or get_device())
         self.autocast = getattr(torch, autocast) if autocast else None
@@ -94,7 +99,13 @@ class DiffusionGenerator:
         step = pipe.vae_scale_factor
         if any(side < step or side % step for side in self.size):
             raise ValueError(f'size={self.size} must be multiples of {step} for {name!r}')
-        self.prompts = PromptEncoder(pipe.tokenizer, pipe.text_encoder)
+        self.prompts: PromptEncoder | PromptEncoderPair
+        if len(self._text_encoders()) == 1:
+            self.prompts = PromptEncoder(pipe.tokenizer, pipe.text_encoder)
+        else:
+            self.prompts = PromptEncoderPair(
+                pipe.tokenizer, pipe.text_encoder, pipe.tokenizer_2, pipe.text_encoder_2
+            )
         self._negative: Tensor | None = None
 
     @staticmethod
@@ -130,7 +141,7 @@ class DiffusionGenerator:
 
         Args:
             condition: ``B`` sources of the generator's size.
-            prompt_embeds: ``(B, length, width)`` from :class:`~mmgap.prompts.PromptEncoder`.
+            prompt_embeds: ``(B, length, width)``, hidden states from :attr:`prompts`.
             seeds: One seed per image; an image depends on its own seed only.
             num_inference_steps: Denoising steps of the full chain; at ``strength`` below 1 only
                 that share of them runs.
@@ -170,6 +181,8 @@ class DiffusionGenerator:
             )
         pipe, batch = self.pipeline, len(condition)
         dtype = pipe.unet.dtype
+        towards = self.prompts.arguments(prompt_embeds.to(self.device, dtype))
+        away = self._negative_embeds().expand(batch, -1, -1).to(dtype)
         arguments = dict(
             self.arguments(condition.to(self.device)),
             height=self.size[0],
@@ -178,9 +191,9 @@ class DiffusionGenerator:
             guidance_scale=self.guidance_scale,
             eta=self.eta,
             generator=[torch.Generator().manual_seed(int(seed)) for seed in seeds],
-            prompt_embeds=prompt_embeds.to(self.device, dtype),
-            negative_prompt_embeds=self._negative_embeds().expand(batch, -1, -1).to(dtype),
             output_type='pt',
+            **towards,
+            **{f'negative_{k}': v for k, v in self.prompts.arguments(away).items()},
         )
         with self._autocast():
             if not torch.is_grad_enabled():
@@ -192,7 +205,8 @@ class DiffusionGenerator:
     def denoising_loss(self, images: Tensor, prompt_embeds: Tensor, seeds: Sequence[int]) -> Tensor:
         """``(B,)``: how badly prompts explain images; see :mod:`mmgap.generators.denoising`."""
         with self._autocast():
-            return denoising_loss(self.pipeline, images, prompt_embeds, seeds)
+            told = self.prompts.arguments(prompt_embeds)
+            return denoising_loss(self.pipeline, images, seeds, **told)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that name weights and settings: equal ones draw equal images."""
@@ -219,8 +233,12 @@ class DiffusionGenerator:
     def _denoisers(self) -> list[Any]:
         return [getattr(self.pipeline, name) for name in self.denoisers]
 
+    def _text_encoders(self) -> list[Any]:
+        second = getattr(self.pipeline, 'text_encoder_2', None)
+        return [self.pipeline.text_encoder, *([] if second is None else [second])]
+
     def _networks(self) -> list[Any]:
-        return [self.pipeline.text_encoder, *self._denoisers(), self.pipeline.vae]
+        return [*self._text_encoders(), *self._denoisers(), self.pipeline.vae]
 
     def _autocast(self) -> Any:
         if self.autocast is None:
@@ -237,14 +255,53 @@ class DiffusionGenerator:
     @torch.no_grad()
     def _negative_embeds(self) -> Tensor:
         if self._negative is None:
-            self._negative = self.prompts.encode_text([self.negative_prompt])
+            self._negative = self.prompts.encode_text([self.negative_prompt or ''])
+            if self.negative_prompt is None:
+                self._negative = torch.zeros_like(self._negative)
         return self._negative
 
 
-def load_pipeline(load: Callable[..., Any], model: str, kind: str, **settings: Any) -> Any:
-    """Load a diffusers pipeline without its safety checker.
+def is_xl(model: str) -> bool:
+    """Whether a diffusers model is a Stable Diffusion XL; nothing but its index is read.
 
-    The safety checker would break the gradient and can black images out.
+    Args:
+        model: Folder, hub id or ``mmgap://NAME``.
+
+    Raises:
+        FileNotFoundError: If ``model`` is neither a folder nor a hub id that can be loaded.
+        ValueError: If what is there is not a diffusers model, or needs several text encoders and is
+            no Stable Diffusion XL.
+    """
+    from diffusers import DiffusionPipeline
+
+    path = resolve(model)
+    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, 'model_index.json')):
+        raise ValueError(f'model={model!r} has no model_index.json: it is no diffusers model')
+    if not os.path.isdir(path) and (os.path.isabs(path) or path.count('/') != 1):
+        raise FileNotFoundError(f'model={model!r} is neither a folder nor a hub id (OWNER/NAME)')
+    try:
+        index = DiffusionPipeline.load_config(path)
+    except (OSError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f'model={model!r} is neither a complete diffusers folder nor a hub id that can be '
+            f'loaded: {error}'
+        ) from error
+    if 'text_encoder_2' not in index:
+        return False
+    kinds = [index.get(name, [None])[-1] for name in ('text_encoder', 'text_encoder_2', 'unet')]
+    base = ['CLIPTextModel', 'CLIPTextModelWithProjection', 'UNet2DConditionModel']
+    if kinds != base or index.get('requires_aesthetics_score'):
+        raise ValueError(
+            f'model={model!r} ({index.get("_class_name")}) cannot be a generator; take a Stable '
+            'Diffusion 1.x, 2.x or XL, and of XL the base model, not the refiner'
+        )
+    return True
+
+
+def load_pipeline(load: Callable[..., Any], model: str, kind: str, **settings: Any) -> Any:
+    """Load a diffusers pipeline without its safety checker and its watermark.
+
+    The safety checker would break the gradient and can black images out; so would the watermark.
 
     Args:
         load: A ``from_pretrained`` of diffusers.
@@ -254,16 +311,14 @@ def load_pipeline(load: Callable[..., Any], model: str, kind: str, **settings: A
 
     Raises:
         FileNotFoundError: If ``model`` is neither a folder nor a hub id that can be loaded.
-        ValueError: If what is there is not a diffusers model, is not of this kind, or needs more
-            than one text encoder.
+        ValueError: If what is there is not a diffusers model that can be a generator, is not of
+            this kind, or has a VAE that cannot be float16.
     """
-    path = resolve(model)
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, 'model_index.json')):
-        raise ValueError(f'model={model!r} has no model_index.json: it is no diffusers model')
-    if not os.path.isdir(path) and (os.path.isabs(path) or path.count('/') != 1):
-        raise FileNotFoundError(f'model={model!r} is neither a folder nor a hub id (OWNER/NAME)')
+    xl = is_xl(model)
+    plain = dict(safety_checker=None, requires_safety_checker=False)
+    plain = dict(add_watermarker=False) if xl else plain
     try:
-        pipeline = load(path, safety_checker=None, requires_safety_checker=False, **settings)
+        pipeline = load(resolve(model), **plain, **settings)
     except (OSError, ConnectionError) as error:
         raise FileNotFoundError(
             f'model={model!r} is neither a complete diffusers folder nor a hub id that can be '
@@ -271,11 +326,14 @@ def load_pipeline(load: Callable[..., Any], model: str, kind: str, **settings: A
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'model={model!r} is not {kind}: {error}') from error
-    if getattr(pipeline, 'text_encoder_2', None) is not None:
+    if xl and pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
         raise ValueError(
-            f'model={model!r} ({type(pipeline).__name__}) has two text encoders; only pipelines '
-            'with one are supported: Stable Diffusion 1.x and 2.x'
+            f"the VAE of model={model!r} overflows in dtype='float16', and diffusers casts it to "
+            "float32 and back in every call, which no gradient survives; take dtype='bfloat16', "
+            "or dtype='float32' with autocast='bfloat16'"
         )
+    if xl:
+        silence_empty_cast_warning()
     return pipeline
 
 

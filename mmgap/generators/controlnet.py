@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from mmgap.generators.base import DiffusionGenerator, load_pipeline
+from mmgap.generators.base import DiffusionGenerator, is_xl, load_pipeline
 from mmgap.generators.condition import Condition
 from mmgap.generators.depth import DepthSourceSet
 from mmgap.registry import TASK_UTILS
@@ -19,8 +19,8 @@ from mmgap.weights import resolve
 class ControlNetGenerator(DiffusionGenerator):
     """Any diffusers ControlNet pipeline of Stable Diffusion, differentiable in its prompt.
 
-    At ``strength`` 1 the image is drawn from pure noise (``StableDiffusionControlNetPipeline``),
-    below from the source (``StableDiffusionControlNetImg2ImgPipeline``), as in SDEdit.
+    At ``strength`` 1 the image is drawn from pure noise (``StableDiffusionControlNetPipeline`` or
+    that of XL), below from the source (``StableDiffusionControlNetImg2ImgPipeline``), as in SDEdit.
 
     Args:
         model: Folder or hub id of a Stable Diffusion, or ``mmgap://NAME`` for packaged weights.
@@ -54,20 +54,16 @@ class ControlNetGenerator(DiffusionGenerator):
         dtype: str = 'float32',
         **kwargs: Any,
     ) -> None:
-        from diffusers import (
-            StableDiffusionControlNetImg2ImgPipeline,
-            StableDiffusionControlNetPipeline,
-        )
+        import diffusers
 
         self.check_settings(strength, eta)
         if conditioning_scale < 0:
             raise ValueError(f'conditioning_scale must not be negative, got {conditioning_scale}')
         weights = getattr(torch, dtype)
-        kind = StableDiffusionControlNetPipeline
-        if strength < 1:
-            kind = StableDiffusionControlNetImg2ImgPipeline
+        family = 'StableDiffusionXLControlNet' if is_xl(model) else 'StableDiffusionControlNet'
+        kind = f'{family}Pipeline' if strength == 1 else f'{family}Img2ImgPipeline'
         pipeline = load_pipeline(
-            kind.from_pretrained,
+            getattr(diffusers, kind).from_pretrained,
             model,
             'a Stable Diffusion that takes a ControlNet',
             dtype=weights,
@@ -130,10 +126,11 @@ def check_fit(pipeline: Any, model: str, controlnet: str) -> None:
     """Whether a ControlNet was made for this Stable Diffusion.
 
     Raises:
-        ValueError: If the widths of text embedding or features differ.
+        ValueError: If the widths of text embedding or features differ, or what else they are told.
     """
     ours, theirs = pipeline.unet.config, pipeline.controlnet.config
-    for name in ('cross_attention_dim', 'in_channels', 'block_out_channels'):
+    names = ('cross_attention_dim', 'in_channels', 'block_out_channels', 'addition_embed_type')
+    for name in names:
         mine, its = getattr(ours, name), getattr(theirs, name)
         mine, its = (list(v) if isinstance(v, (list, tuple)) else v for v in (mine, its))
         if mine != its:

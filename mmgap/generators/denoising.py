@@ -11,17 +11,23 @@ from torch import Tensor
 
 
 def denoising_loss(
-    pipeline: Any, images: Tensor, prompt_embeds: Tensor, seeds: Sequence[int]
+    pipeline: Any,
+    images: Tensor,
+    seeds: Sequence[int],
+    prompt_embeds: Tensor,
+    pooled_prompt_embeds: Tensor | None = None,
 ) -> Tensor:
     """The diffusion model's training loss on images, one timestep and noise per seed.
 
     An inpainting UNet with 9 input channels is asked to draw the whole image anew.
 
     Args:
-        pipeline: A Stable Diffusion inpainting pipeline.
+        pipeline: A Stable Diffusion pipeline.
         images: ``(B, 3, H, W)`` in [0, 1].
-        prompt_embeds: ``(B, length, width)``; gradient reaches them.
         seeds: One seed per image for posterior, noise and timestep.
+        prompt_embeds: ``(B, length, width)``; gradient reaches them.
+        pooled_prompt_embeds: ``(B, pooled)``, with gradient too; Stable Diffusion XL has them. It
+            is told as well that the images are whole and of their own size, as its pipelines do.
 
     Returns:
         ``(B,)``: mean squared error of each image.
@@ -47,10 +53,17 @@ def denoising_loss(
         latent, noise, time = torch.cat(latents), torch.cat(noises), torch.cat(times)
         inputs = scheduler.add_noise(latent, noise, time)
         if unet.config.in_channels != latent.shape[1]:
-            hidden = vae.encode(torch.zeros_like(images[:1]).to(device, dtype)).latent_dist.mode()
-            hidden = (hidden * vae.config.scaling_factor).expand_as(latent)
-            inputs = torch.cat([inputs, torch.ones_like(latent[:, :1]), hidden], dim=1)
-    told = unet(inputs, time, encoder_hidden_states=prompt_embeds.to(device, dtype)).sample
+            grey = vae.encode(torch.zeros_like(images[:1]).to(device, dtype)).latent_dist.mode()
+            grey = (grey * vae.config.scaling_factor).expand_as(latent)
+            inputs = torch.cat([inputs, torch.ones_like(latent[:, :1]), grey], dim=1)
+    added = None
+    if pooled_prompt_embeds is not None:
+        size = list(images.shape[-2:])
+        ids = torch.tensor([*size, 0, 0, *size], device=device, dtype=dtype)
+        ids = ids.expand(len(images), -1)
+        added = dict(text_embeds=pooled_prompt_embeds.to(device, dtype), time_ids=ids)
+    hidden = prompt_embeds.to(device, dtype)
+    told = unet(inputs, time, encoder_hidden_states=hidden, added_cond_kwargs=added).sample
     kind = scheduler.config.prediction_type
     if kind == 'epsilon':
         truth = noise

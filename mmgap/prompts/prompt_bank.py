@@ -16,13 +16,17 @@ from torch import Tensor
 from mmgap.files import write_bytes, write_json
 from mmgap.prompts.soft_prompt import SoftPrompt
 
+# Names under which a file for Stable Diffusion XL holds the parts for its two text encoders.
+TWO_ENCODERS = ('clip_l', 'clip_g')
+
 
 def load_prompt(
     path: str | Path, width: int | None = None, joiner: str = ' ', number: int = 0
 ) -> SoftPrompt:
     """Read one prompt from a file.
 
-    ``.safetensors`` files hold ``{placeholder: (n, width)}``, as diffusers writes and reads them.
+    ``.safetensors`` files hold ``{placeholder: (n, width)}``, as diffusers writes and reads them;
+    for Stable Diffusion XL ``{'clip_l': (n, width), 'clip_g': (n, width)}``, as is usual there.
     ``.bin`` and ``.pt`` files of other textual-inversion programs are read weights-only; several
     one-vector tokens in a file become one prompt, in the file's order.
 
@@ -49,7 +53,7 @@ def load_prompt(
         raise
     except Exception as error:  # a damaged pickle can fail in any way; it never runs code
         raise ValueError(f'prompt file {path} cannot be read: {error}') from error
-    embeddings = _embeddings(state, path)
+    embeddings, widths = _embeddings(state, path)
     if width is not None and embeddings.shape[1] != width:
         raise ValueError(
             f'prompt file {path} holds embeddings of width {embeddings.shape[1]}, the text encoder '
@@ -67,10 +71,25 @@ def load_prompt(
         template=about.get('template', '{}'),
         joiner=about.get('joiner', joiner),
         number=about.get('number', number),
+        widths=widths,
     )
 
 
-def _embeddings(state: Any, path: Path) -> Tensor:
+def _embeddings(state: Any, path: Path) -> tuple[Tensor, tuple[int, ...]]:
+    """``(n, width)``, and the widths of its parts."""
+    if isinstance(state, dict) and set(state) == set(TWO_ENCODERS):
+        parts = [_one_part({name: state[name]}, path) for name in TWO_ENCODERS]
+        if len(parts[0]) != len(parts[1]):
+            raise ValueError(
+                f'prompt file {path} must hold as many embeddings for either text encoder, got '
+                f'{len(parts[0])} and {len(parts[1])}'
+            )
+        return torch.cat(parts, dim=1), tuple(part.shape[1] for part in parts)
+    embeddings = _one_part(state, path)
+    return embeddings, (embeddings.shape[1],)
+
+
+def _one_part(state: Any, path: Path) -> Tensor:
     if isinstance(state, dict) and 'string_to_param' in state:
         state = state['string_to_param']
     rows = []
@@ -114,8 +133,10 @@ class PromptBank:
             tokens=len(prompt.embeddings),
         )
         write_json(path.with_suffix('.json'), about)
-        embeddings = prompt.embeddings.detach().cpu().float().contiguous()
-        write_bytes(path, save({prompt.placeholder: embeddings}))
+        parts = prompt.embeddings.detach().cpu().float().split(prompt.widths, dim=1)
+        names = (prompt.placeholder,) if len(parts) == 1 else TWO_ENCODERS
+        tensors = zip(names, (part.contiguous() for part in parts), strict=True)
+        write_bytes(path, save(dict(tensors)))
         return path
 
     def __iter__(self) -> Iterator[SoftPrompt]:

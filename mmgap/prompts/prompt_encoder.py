@@ -27,9 +27,8 @@ class PromptEncoder:
     def __init__(self, tokenizer: Any, text_encoder: nn.Module) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
-        special = set(tokenizer.all_special_ids)
         # Some encoders pool at the highest token id: the lowest ordinary one can never win there.
-        self._stand_in = next(i for i in range(len(tokenizer)) if i not in special)
+        self._stand_in = min(self.ordinary_ids())
 
     @property
     def width(self) -> int:
@@ -41,13 +40,18 @@ class PromptEncoder:
         """How many tokens fit between the start and the end token."""
         return self.tokenizer.model_max_length - 2
 
+    def ordinary_ids(self) -> list[int]:
+        """Ids of all tokens but the special ones."""
+        special = set(self.tokenizer.all_special_ids)
+        return [i for i in range(len(self.tokenizer)) if i not in special]
+
     def vocabulary(self) -> Tensor:
         """``(words, width)``: the embeddings of all tokens but the special ones."""
-        table = self.text_encoder.get_input_embeddings().weight.detach()
-        special = [i for i in set(self.tokenizer.all_special_ids) if i is not None]
-        keep = torch.ones(len(self.tokenizer), dtype=torch.bool, device=table.device)
-        keep[special] = False
-        return table[: len(self.tokenizer)][keep]
+        return self.table()[self.ordinary_ids()]
+
+    def table(self) -> Tensor:
+        """``(tokens, width)``: the embeddings of all tokens, by their ids."""
+        return self.text_encoder.get_input_embeddings().weight.detach()
 
     def random_prompt(self, n: int, seed: int, id: str, **kwargs: Any) -> SoftPrompt:
         """A prompt of ``n`` draws from the vocabulary's Gaussian. ``kwargs`` go to SoftPrompt."""
@@ -70,7 +74,7 @@ class PromptEncoder:
             ValueError: If ``text`` has no tokens, more than ``tokens`` or than the encoder takes,
                 or words that the tokenizer lacks.
         """
-        ids = self._token_ids(text)
+        ids = self.token_ids(text)
         if not ids:
             raise ValueError(f'prompt {id!r}: the text {text!r} has no tokens')
         if self.tokenizer.unk_token_id in ids:
@@ -86,8 +90,7 @@ class PromptEncoder:
                 f'prompt {id!r}: {text!r} has {len(ids)} tokens, tokens={tokens} would cut it'
             )
         ids = [ids[i % len(ids)] for i in range(tokens or len(ids))]
-        table = self.text_encoder.get_input_embeddings().weight.detach()
-        return SoftPrompt(table[ids], id, **kwargs)
+        return SoftPrompt(self.table()[ids], id, **kwargs)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Hidden states of sentences.
@@ -101,7 +104,7 @@ class PromptEncoder:
         Raises:
             ValueError: If a sentence has more tokens than the encoder takes; says what is cut.
         """
-        rows = [self._framed(text, self._token_ids(text)) for text in texts]
+        rows = [self._framed(text, self.token_ids(text)) for text in texts]
         return self._hidden_states(torch.tensor(rows))
 
     def encode(self, prompts: Sequence[SoftPrompt]) -> Tensor:
@@ -116,18 +119,19 @@ class PromptEncoder:
         Raises:
             ValueError: If a prompt has another embedding width than the encoder or is too long.
         """
+        check_widths(prompts, (self.width,))
+        return self.encode_embeddings(prompts, [prompt.embeddings for prompt in prompts])
+
+    def encode_embeddings(
+        self, prompts: Sequence[SoftPrompt], embeddings: Sequence[Tensor]
+    ) -> Tensor:
+        """As :meth:`encode`, with ``(n, width)`` embeddings in the place of the prompts' own."""
         rows, places = [], []
-        for prompt in prompts:
-            n, width = prompt.embeddings.shape
-            if width != self.width:
-                raise ValueError(
-                    f'prompt {prompt.id!r} has embeddings of width {width}, the text encoder has '
-                    f'{self.width}: it was made for another model'
-                )
-            before, after = (self._token_ids(part) for part in prompt.template.split('{}'))
-            joiner = self._token_ids(prompt.joiner)
+        for prompt, own in zip(prompts, embeddings, strict=True):
+            before, after = (self.token_ids(part) for part in prompt.template.split('{}'))
+            joiner = self.token_ids(prompt.joiner)
             ids, marks = list(before), [False] * len(before)
-            for i in range(n):
+            for i in range(len(own)):
                 between = joiner if i else []
                 ids += [*between, self._stand_in]
                 marks += [False] * len(between) + [True]
@@ -136,10 +140,16 @@ class PromptEncoder:
             places.append(marks + [False] * (len(rows[-1]) - len(marks)))
         device = self.text_encoder.device
         mask = torch.tensor(places, device=device)
-        with self._spliced(mask, torch.cat([p.embeddings.to(device) for p in prompts])):
+        with self._spliced(mask, torch.cat([own.to(device) for own in embeddings])):
             return self._hidden_states(torch.tensor(rows))
 
-    def _token_ids(self, text: str) -> list[int]:
+    @staticmethod
+    def arguments(states: Tensor) -> dict[str, Tensor]:
+        """Hidden states under the names that a diffusers pipeline knows them by."""
+        return dict(prompt_embeds=states)
+
+    def token_ids(self, text: str) -> list[int]:
+        """Ids of a text's tokens, without start and end."""
         return self.tokenizer(text, add_special_tokens=False).input_ids if text.strip() else []
 
     def _framed(self, name: str, ids: list[int]) -> list[int]:
@@ -173,3 +183,18 @@ class PromptEncoder:
             yield
         finally:
             handle.remove()
+
+
+def check_widths(prompts: Sequence[SoftPrompt], widths: tuple[int, ...]) -> None:
+    """Whether prompts were made for a text encoder, or two of them, of these widths.
+
+    Raises:
+        ValueError: If one was not.
+    """
+    for prompt in prompts:
+        if prompt.widths != widths:
+            theirs, ours = (' + '.join(map(str, each)) for each in (prompt.widths, widths))
+            raise ValueError(
+                f'prompt {prompt.id!r} has embeddings of width {theirs}, the text encoder has '
+                f'{ours}: it was made for another model'
+            )

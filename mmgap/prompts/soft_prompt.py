@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ class SoftPrompt(nn.Module):
     pool has a prompt of one kind.
 
     Args:
-        embeddings: ``(n, width)``, the token embeddings to start from, in the text encoder's space.
-            Kept in float32 or float64 whatever the encoder's dtype: half precision has no room
-            for an optimiser's small steps.
+        embeddings: ``(n, width)``, the token embeddings to start from, in the text encoder's space;
+            where there are two text encoders, each row joins an embedding of either. Kept in
+            float32 or float64 whatever the encoder's dtype: half precision has no room for an
+            optimiser's small steps.
         id: Name of the prompt; its file is ``<id>.safetensors`` and its placeholder ``<id>``,
             in lower case.
         label: Class that it was searched for, or None when it belongs to all of them.
@@ -28,10 +30,12 @@ class SoftPrompt(nn.Module):
             method's authors as their code did.
         number: Its place where something is given to prompts in turn: the place of its start if the
             search began at a list of starts, otherwise its place among the prompts of the search.
+        widths: Width of each text encoder's part of an embedding; by default there is one part.
 
     Raises:
-        ValueError: If ``embeddings`` is not two-dimensional and finite, ``id`` is no file name, or
-            ``template`` does not contain ``{}`` once.
+        ValueError: If ``embeddings`` is not two-dimensional and finite, ``id`` is no file name,
+            ``template`` does not contain ``{}`` once, or ``widths`` are not one or two that add up
+            to the embeddings' width.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class SoftPrompt(nn.Module):
         template: str = '{}',
         joiner: str = ' ',
         number: int = 0,
+        widths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if embeddings.ndim != 2 or len(embeddings) == 0:
@@ -55,6 +60,12 @@ class SoftPrompt(nn.Module):
             raise ValueError(f'id must consist of letters, digits, ".", "-" and "_", got {id!r}')
         if template.count('{}') != 1:
             raise ValueError(f"template must contain '{{}}' exactly once, got {template!r}")
+        widths = (embeddings.shape[1],) if widths is None else tuple(widths)
+        if len(widths) > 2 or sum(widths) != embeddings.shape[1]:
+            raise ValueError(
+                f'widths of prompt {id!r} must be one or two that add up to {embeddings.shape[1]}, '
+                f'got {widths}'
+            )
         dtype = torch.promote_types(embeddings.dtype, torch.float32)
         self.embeddings = nn.Parameter(embeddings.detach().to(dtype, copy=True))
         self.id = id
@@ -62,6 +73,7 @@ class SoftPrompt(nn.Module):
         self.template = template
         self.joiner = joiner
         self.number = number
+        self.widths = widths
 
     @property
     def placeholder(self) -> str:

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 import torch
 
-from mmgap.prompts import PromptEncoder, SoftPrompt, load_prompt
+from mmgap.prompts import PromptEncoder, PromptEncoderPair, SoftPrompt, load_prompt
 from mmgap.seeds import derive_seed
 
 SCOPES = ('class', 'all')
 
 
 def initial_prompts(
-    encoder: PromptEncoder,
+    encoder: PromptEncoder | PromptEncoderPair,
     classes: Sequence[str],
     prompts_per_class: int = 4,
     tokens: int | Sequence[int] = 5,
@@ -76,10 +76,12 @@ def initial_prompts(
             if start == 'vocabulary':
                 prompt = encoder.random_prompt(n, derive_seed(seed, 'init', id), id, **about)
             elif start.endswith(('.safetensors', '.bin', '.pt')):
-                kept = load_prompt(start, encoder.width).embeddings.detach()
+                loaded = load_prompt(start, encoder.width)
+                kept = loaded.embeddings.detach()
                 if len(kept) > n:
                     raise ValueError(f'init={start!r} has {len(kept)} tokens, tokens={n} cuts it')
-                prompt = SoftPrompt(kept[torch.arange(n) % len(kept)], id, **about)
+                kept = kept[torch.arange(n) % len(kept)]
+                prompt = SoftPrompt(kept, id, widths=loaded.widths, **about)
             else:
                 prompt = encoder.text_prompt(start, id, tokens=n, **about)
             prompts.append(prompt)

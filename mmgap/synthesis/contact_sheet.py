@@ -73,10 +73,9 @@ def write_contact_sheet(
 def _along_the_search(
     generator: Any, sources: SourceSet, result: FoundPrompt, num_inference_steps: int
 ) -> list[np.ndarray]:
-    prompts = [
-        SoftPrompt(embeddings, 'snapshot', None, result.prompt.template, result.prompt.joiner)
-        for embeddings in result.snapshots.values()
-    ]
+    found = result.prompt
+    about = dict(template=found.template, joiner=found.joiner, widths=found.widths)
+    prompts = [SoftPrompt(state, 'snapshot', **about) for state in result.snapshots.values()]
     source = int(sources.of_class(result.prompt.label)[0])
     condition = sources.load([source] * len(prompts))
     seeds = [derive_seed('contact sheet', result.prompt.id)] * len(prompts)

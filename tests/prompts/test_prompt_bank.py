@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mmgap.prompts import PromptBank, SoftPrompt, load_prompt, load_prompts
 
@@ -50,6 +50,28 @@ def test_files_of_the_released_code(tmp_path):
     assert [p.joiner for p in load_prompts(tmp_path, joiner=', ')] == [', ', ', ']
     torch.save({'string_to_param': {'*': rows}, 'name': 'p'}, tmp_path / 'webui.pt')
     assert torch.equal(load_prompt(tmp_path / 'webui.pt').embeddings, rows)
+
+
+def test_files_for_two_text_encoders(tmp_path):
+    """In either order of the names, as other programs write them too."""
+    torch.manual_seed(0)
+    parts = dict(clip_g=torch.randn(2, 6), clip_l=torch.randn(2, 4))
+    joined = torch.cat([parts['clip_l'], parts['clip_g']], dim=1)
+    save_file(parts, tmp_path / 'p.safetensors')
+    torch.save(parts, tmp_path / 'q.bin')
+    for prompt in load_prompts(tmp_path, width=10):
+        assert torch.equal(prompt.embeddings, joined) and prompt.widths == (4, 6)
+    path = PromptBank(tmp_path / 'bank').add(load_prompt(tmp_path / 'q.bin'), {})
+    again = load_file(path)
+    assert set(again) == set(parts) and all(torch.equal(again[k], parts[k]) for k in parts)
+    with pytest.raises(ValueError, match='width 10, the text encoder needs 4'):
+        load_prompt(path, width=4)
+    save_file(dict(parts, clip_g=torch.randn(3, 6)), tmp_path / 'p.safetensors')
+    with pytest.raises(ValueError, match='either text encoder, got 2 and 3'):
+        load_prompt(tmp_path / 'p.safetensors')
+    for widths in ((4, 5), (4, 3, 3), ()):
+        with pytest.raises(ValueError, match='add up to 10, got'):
+            SoftPrompt(joined, 'p', widths=widths)
 
 
 class Malicious:
