@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -43,6 +44,19 @@ def write_json(path: str | Path, value: Any) -> None:
         ValueError: If ``value`` contains NaN or Inf, which JSON does not know.
     """
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
+
+
+def write_image(path: str | Path, image: Any, **settings: Any) -> None:
+    """Write a PIL image, whole or not at all. See :func:`write_bytes`.
+
+    Args:
+        path: The file; ``.png`` or ``.jpg`` says the format.
+        image: The image.
+        **settings: For ``PIL.Image.Image.save``.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, format='PNG' if Path(path).suffix == '.png' else 'JPEG', **settings)
+    write_bytes(path, buffer.getvalue())
 
 
 def fingerprint(value: Any) -> str:

@@ -17,7 +17,7 @@ from mmgap.generators.condition import Condition
 from mmgap.generators.denoising import denoising_loss
 from mmgap.generators.gradient import GradientPolicy
 from mmgap.prompts import PromptEncoder
-from mmgap.weights import resolve
+from mmgap.weights import load_pretrained
 
 
 class DiffusionGenerator:
@@ -257,20 +257,8 @@ def load_pipeline(load: Callable[..., Any], model: str, kind: str, **settings: A
         ValueError: If what is there is not a diffusers model, is not of this kind, or needs more
             than one text encoder.
     """
-    path = resolve(model)
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, 'model_index.json')):
-        raise ValueError(f'model={model!r} has no model_index.json: it is no diffusers model')
-    if not os.path.isdir(path) and (os.path.isabs(path) or path.count('/') != 1):
-        raise FileNotFoundError(f'model={model!r} is neither a folder nor a hub id (OWNER/NAME)')
-    try:
-        pipeline = load(path, safety_checker=None, requires_safety_checker=False, **settings)
-    except (OSError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f'model={model!r} is neither a complete diffusers folder nor a hub id that can be '
-            f'loaded: {error}'
-        ) from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f'model={model!r} is not {kind}: {error}') from error
+    settings.update(safety_checker=None, requires_safety_checker=False)
+    pipeline = load_pretrained(load, model, kind, 'diffusers', 'model_index.json', **settings)
     if getattr(pipeline, 'text_encoder_2', None) is not None:
         raise ValueError(
             f'model={model!r} ({type(pipeline).__name__}) has two text encoders; only pipelines '
