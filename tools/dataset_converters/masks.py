@@ -158,7 +158,8 @@ def parse_args() -> argparse.Namespace:
 def mask_paths(args: argparse.Namespace) -> dict[str, Path]:
     """Where the mask of each image belongs, by the image's path below the folder."""
     root = args.images.resolve()
-    others = [path.resolve() for path in (args.out, args.segmentations) if path is not None]
+    given = [path.resolve() for path in (args.out, args.segmentations) if path is not None]
+    others = [path for path in given if root in path.parents]
     paths = {}
     for name in list_images(str(args.images)):
         if any(other in (root / name).parents for other in others):
