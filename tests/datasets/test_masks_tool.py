@@ -125,6 +125,10 @@ def test_the_sheet_outlines_what_is_kept(masks, cub):
     red = (pixels == (255, 0, 0)).all(axis=2)
     # 26 thumbnails of 160 x 160: an outline has a few hundred pixels, a bird a few thousand.
     assert 26 * 50 < red.sum() < 26 * 1000
+    # It is no image of the data, and neither are masks.
+    shutil.rmtree(cub.segmentations)
+    done = masks(cub.root.parent, '--segmenter', 'type=filler.Filler')
+    assert '26 of 26 images have masks, 26 of them from before' in done.said
 
 
 def test_faults_are_listed_before_anything_is_written(masks, cub):
@@ -318,6 +322,7 @@ def test_sam(masks, animals, tmp_path):
         (['--segmenter', 'type=filler.Filler', '--boxes', 'filler.py'], 'is neither a .json file'),
         (['--segmenter', 'type=filler.Filler', '--boxes', 'cub.txt'], 'images.txt does not exist'),
         (['--segmenter', 'type=filler.Filler', '--out', 'animals'], 'is the folder of the images'),
+        (['--segmentations', 'animals'], '--segmentations animals is the folder of the images'),
         ([], '--segmentations --segmenter is required'),
     ],
 )

@@ -34,6 +34,7 @@ from mmgap.synthesis.contact_sheet import draw_sheet
 
 UNREADABLE = (OSError, SyntaxError)  # Pillow raises the latter on some broken PNGs
 EIGHT_BITS = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA')
+SHEET = '_contact_sheet.png'  # after the name of the folder
 LISTED = 20  # faults in a message
 SHOWN = 40  # masks on the contact sheet
 IN_A_ROW = 8
@@ -150,8 +151,10 @@ def parse_args() -> argparse.Namespace:
         folder = getattr(args, name)
         if folder is not None and not folder.is_dir():
             parser.error(f'{name} {folder} is not a folder')
-    if args.out is not None and args.out.resolve() == args.images.resolve():
-        parser.error(f'--out {args.out} is the folder of the images; leave it out')
+    for name in ('out', 'segmentations'):
+        folder = getattr(args, name)
+        if folder is not None and folder.resolve() == args.images.resolve():
+            parser.error(f'--{name} {folder} is the folder of the images; it must be another')
     return args
 
 
@@ -162,7 +165,7 @@ def mask_paths(args: argparse.Namespace) -> dict[str, Path]:
     others = [path for path in given if root in path.parents]
     paths = {}
     for name in list_images(str(args.images)):
-        if any(other in (root / name).parents for other in others):
+        if name.endswith(SHEET) or any(other in (root / name).parents for other in others):
             continue
         beside = Path(name).with_name(Path(name).stem + BESIDE)
         paths[name] = (
@@ -279,7 +282,7 @@ def main() -> None:
             'image: draw these by hand, or take the images out'
         )
     base = (args.out or args.images).resolve()
-    sheet = base.with_name(f'{base.name}_contact_sheet.png')
+    sheet = base.with_name(base.name + SHEET)
     write_sheet(sheet, args.images, masks, refused)
     print(f'Look at {sheet}: kept pixels are bright, with a red outline')
 
