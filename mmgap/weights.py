@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packaged weights: ``mmgap://NAME`` means a file or folder inside the package.
+"""Where weights come from: the package itself (``mmgap://NAME``), a folder, or the hub.
 
 Importing this module teaches MMEngine's ``CheckpointLoader`` the prefix, so that
 ``init_cfg=dict(type='Pretrained', checkpoint='mmgap://toybirds-resnet18')`` works.
@@ -7,10 +7,14 @@ Importing this module teaches MMEngine's ``CheckpointLoader`` the prefix, so tha
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 PREFIX = 'mmgap://'
@@ -31,6 +35,41 @@ def resolve(name: str) -> str:
             return str(path)
     known = sorted(PREFIX + p.stem for p in FOLDER.glob('*') if p.is_dir() or p.suffix != '.json')
     raise FileNotFoundError(f'{name!r} names no packaged weights; there are {known}')
+
+
+def load_pretrained(
+    load: Callable[..., Any], model: str, kind: str, library: str, index: str, **settings: Any
+) -> Any:
+    """Load a model of diffusers or transformers.
+
+    Args:
+        load: A ``from_pretrained``.
+        model: Folder, hub id or ``mmgap://NAME``.
+        kind: What it must be, for messages: "an inpainting pipeline".
+        library: Whose ``load`` it is, for messages.
+        index: Name of the file that every folder of such a model has.
+        **settings: For ``load``.
+
+    Raises:
+        FileNotFoundError: If ``model`` is neither a complete folder nor a hub id that can be
+            loaded.
+        ValueError: If what is there is not of this library, or not of this kind.
+    """
+    path = resolve(model)
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, index)):
+            raise ValueError(f'model={model!r} has no {index}: it is no {library} model')
+    elif os.path.isfile(path) or os.path.isabs(path) or path.count('/') != 1:
+        raise FileNotFoundError(f'model={model!r} is neither a folder nor a hub id (OWNER/NAME)')
+    try:
+        return load(path, **settings)
+    except (OSError, SafetensorError) as error:
+        raise FileNotFoundError(
+            f'model={model!r} is neither a complete {library} folder nor a hub id that can be '
+            f'loaded: {error}'
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'model={model!r} is not {kind}: {error}') from error
 
 
 @CheckpointLoader.register_scheme(prefixes=PREFIX, force=True)
