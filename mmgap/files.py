@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes, sync: bool = True) -> None:
     """Write ``data`` so that ``path`` holds either its old content or all of the new one.
 
     What a killed writer leaves (``.NAME.tmp``) is taken over by the next one of the same file, so
@@ -19,6 +20,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     Args:
         path: The file to write. Its folder is made when missing.
         data: The content.
+        sync: Whether to wait until it is on the disk, so that it also outlives a power failure.
 
     Raises:
         OSError: When the disk is full or the folder cannot be written; no partial file stays.
@@ -29,8 +31,9 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     try:
         with open(temporary, 'wb') as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -43,6 +46,21 @@ def write_json(path: str | Path, value: Any) -> None:
         ValueError: If ``value`` contains NaN or Inf, which JSON does not know.
     """
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
+
+
+def write_image(path: str | Path, image: Any, **settings: Any) -> None:
+    """Write a PIL image, whole or not at all. See :func:`write_bytes`.
+
+    It does not wait for the disk: images come by the thousand, and can be made again.
+
+    Args:
+        path: The file; ``.png`` or ``.jpg`` says the format.
+        image: The image.
+        **settings: For ``PIL.Image.Image.save``.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, format='PNG' if Path(path).suffix == '.png' else 'JPEG', **settings)
+    write_bytes(path, buffer.getvalue(), sync=False)
 
 
 def fingerprint(value: Any) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights without pickle: ``mmgap://NAME`` is a file or folder inside the package, and
-``mmgap://PATH.safetensors`` any safetensors file, which MMEngine cannot read by itself.
+"""Where weights come from: the package itself (``mmgap://NAME``), a folder, or the hub.
+
+``mmgap://PATH.safetensors`` is any safetensors file, which MMEngine cannot read by itself.
 
 Importing this module teaches MMEngine's ``CheckpointLoader`` the prefix, so that
 ``init_cfg=dict(type='Pretrained', checkpoint='mmgap://toybirds-resnet18')`` works.
@@ -8,10 +9,14 @@ Importing this module teaches MMEngine's ``CheckpointLoader`` the prefix, so tha
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 PREFIX = 'mmgap://'
@@ -37,6 +42,41 @@ def resolve(name: str) -> str:
             return str(path)
     known = sorted(PREFIX + p.stem for p in FOLDER.glob('*') if p.is_dir() or p.suffix != '.json')
     raise FileNotFoundError(f'{name!r} names no packaged weights; there are {known}')
+
+
+def load_pretrained(
+    load: Callable[..., Any], model: str, kind: str, library: str, index: str, **settings: Any
+) -> Any:
+    """Load a model of diffusers or transformers.
+
+    Args:
+        load: A ``from_pretrained``.
+        model: Folder, hub id or ``mmgap://NAME``.
+        kind: What it must be, for messages: "an inpainting pipeline".
+        library: Whose ``load`` it is, for messages.
+        index: Name of the file that every folder of such a model has.
+        **settings: For ``load``.
+
+    Raises:
+        FileNotFoundError: If ``model`` is neither a complete folder nor a hub id that can be
+            loaded.
+        ValueError: If what is there is not of this library, or not of this kind.
+    """
+    path = resolve(model)
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, index)):
+            raise ValueError(f'model={model!r} has no {index}: it is no {library} model')
+    elif os.path.isfile(path) or os.path.isabs(path) or path.count('/') != 1:
+        raise FileNotFoundError(f'model={model!r} is neither a folder nor a hub id (OWNER/NAME)')
+    try:
+        return load(path, **settings)
+    except (OSError, SafetensorError) as error:
+        raise FileNotFoundError(
+            f'model={model!r} is neither a complete {library} folder nor a hub id that can be '
+            f'loaded: {error}'
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'model={model!r} is not {kind}: {error}') from error
 
 
 @CheckpointLoader.register_scheme(prefixes=PREFIX, force=True)

@@ -106,7 +106,16 @@ def other_column(rows: list[dict]) -> list[dict]:
 @pytest.mark.parametrize(
     'damage, settings, words',
     [
-        (damage_masks, [], ['1 of 18 masks of split', 'mask_dir=', 'with_masks=False']),
+        (
+            damage_masks,
+            [],
+            [
+                '1 of 18 masks of split',
+                'dataset_converters/masks.py',
+                'mask_dir=',
+                'with_masks=False',
+            ],
+        ),
         (
             rename_masks,
             ['train_dataloader.dataset.mask_dir=masks'],

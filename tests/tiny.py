@@ -239,3 +239,50 @@ def tiny_depth_config() -> dict:
         train_cfg=dict(),
         test_cfg=dict(mode='whole'),
     )
+
+
+def save_tiny_sam(folder: Path) -> Path:
+    """Save a SAM for images of 64 pixels, whose masks depend on the box."""
+    from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
+
+    network = SamModel(
+        SamConfig(
+            vision_config=dict(
+                hidden_size=16,
+                output_channels=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=64,
+                patch_size=8,
+                window_size=4,
+                global_attn_indexes=[1],
+                num_pos_feats=8,
+                mlp_dim=32,
+            ),
+            prompt_encoder_config=dict(
+                hidden_size=16, image_size=64, patch_size=8, mask_input_channels=4
+            ),
+            mask_decoder_config=dict(
+                hidden_size=16,
+                mlp_dim=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                iou_head_hidden_dim=16,
+            ),
+        )
+    )
+    torch.manual_seed(2)
+    # Its own weights are so small that nothing depends on anything.
+    for name, parameter in network.named_parameters():
+        loud = any(part in name for part in ('prompt', 'mask_tokens', 'norm'))
+        torch.nn.init.normal_(parameter, std=3.0 if loud else 0.5)
+    network.save_pretrained(folder)
+    SamProcessor(
+        SamImageProcessor(
+            size=dict(longest_edge=64),
+            pad_size=dict(height=64, width=64),
+            mask_size=dict(longest_edge=32),
+            mask_pad_size=dict(height=32, width=32),
+        )
+    ).save_pretrained(folder)
+    return folder

@@ -17,6 +17,21 @@ IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 BESIDE = '_mask.png'  # how the name of a mask ends that lies beside its image
 
 
+def list_images(folder: str) -> list[str]:
+    """Paths of the images in a folder and below, relative to it, without masks or what is hidden.
+
+    Args:
+        folder: Any path that ``mmengine.fileio`` can read.
+    """
+    return sorted(
+        name
+        for name in list_dir_or_file(folder, list_dir=False, recursive=True)
+        if name.lower().endswith(IMAGES)
+        and not name.lower().endswith(BESIDE)
+        and not any(part.startswith('.') for part in name.split('/'))
+    )
+
+
 @DATASETS.register_module()
 class MaskedFolders(BaseDataset):
     """Images in a folder for each class, with masks of the object.
@@ -63,7 +78,7 @@ class MaskedFolders(BaseDataset):
             )
         infos = []
         for label, name in enumerate(classes):
-            images = self._images(join_path(self.data_root, name))
+            images = list_images(join_path(self.data_root, name))
             if not images:
                 raise FileNotFoundError(f'{join_path(self.data_root, name)} has no images')
             for image in images:
@@ -78,15 +93,6 @@ class MaskedFolders(BaseDataset):
     def get_cat_ids(self, idx: int) -> list[int]:
         """The label of sample ``idx`` in a list, as ``ClassBalancedDataset`` wants it."""
         return [self.get_data_info(idx)['gt_label']]
-
-    @staticmethod
-    def _images(folder: str) -> list[str]:
-        found = list_dir_or_file(folder, list_dir=False, recursive=True)
-        return sorted(
-            name
-            for name in found
-            if name.lower().endswith(IMAGES) and not name.lower().endswith(BESIDE)
-        )
 
     def _mask_root(self) -> str | None:
         if self.mask_dir is None:
@@ -106,8 +112,8 @@ class MaskedFolders(BaseDataset):
         if missing:
             raise FileNotFoundError(
                 f'{len(missing)} of {len(infos)} masks are missing, the first is {missing[0]}. Put '
-                'them there, name their folder with mask_dir=…, or set with_masks=False if nothing '
-                'is generated from these images'
+                'them there, make them with tools/dataset_converters/masks.py, name their folder '
+                'with mask_dir=…, or set with_masks=False if nothing is generated from these images'
             )
 
     def _join_prefix(self) -> None:

@@ -158,8 +158,9 @@ class Waterbirds(BaseDataset):
         if missing:
             raise FileNotFoundError(
                 f'Waterbirds: {len(missing)} of {len(data_list)} masks of split {self.split!r} are '
-                f'missing, the first is {missing[0]}. Put them there, name their folder with '
-                'mask_dir=..., or set with_masks=False if nothing is generated from this data set.'
+                f'missing, the first is {missing[0]}. Put them there, make them with '
+                'tools/dataset_converters/masks.py, name their folder with mask_dir=..., or set '
+                'with_masks=False if nothing is generated from this data set.'
             )
 
 

@@ -17,7 +17,7 @@ from mmgap.generators.condition import Condition
 from mmgap.generators.denoising import denoising_loss
 from mmgap.generators.gradient import GradientPolicy
 from mmgap.prompts import PromptEncoder, PromptEncoderPair
-from mmgap.weights import resolve
+from mmgap.weights import load_pretrained
 
 
 class DiffusionGenerator:
@@ -274,18 +274,9 @@ def is_xl(model: str) -> bool:
     """
     from diffusers import DiffusionPipeline
 
-    path = resolve(model)
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, 'model_index.json')):
-        raise ValueError(f'model={model!r} has no model_index.json: it is no diffusers model')
-    if not os.path.isdir(path) and (os.path.isabs(path) or path.count('/') != 1):
-        raise FileNotFoundError(f'model={model!r} is neither a folder nor a hub id (OWNER/NAME)')
-    try:
-        index = DiffusionPipeline.load_config(path)
-    except (OSError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f'model={model!r} is neither a complete diffusers folder nor a hub id that can be '
-            f'loaded: {error}'
-        ) from error
+    index = load_pretrained(
+        DiffusionPipeline.load_config, model, 'a diffusers model', 'diffusers', 'model_index.json'
+    )
     if 'text_encoder_2' not in index:
         return False
     kinds = [index.get(name, [None])[-1] for name in ('text_encoder', 'text_encoder_2', 'unet')]
@@ -316,16 +307,8 @@ def load_pipeline(load: Callable[..., Any], model: str, kind: str, **settings: A
     """
     xl = is_xl(model)
     plain = dict(safety_checker=None, requires_safety_checker=False)
-    plain = dict(add_watermarker=False) if xl else plain
-    try:
-        pipeline = load(resolve(model), **plain, **settings)
-    except (OSError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f'model={model!r} is neither a complete diffusers folder nor a hub id that can be '
-            f'loaded: {error}'
-        ) from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f'model={model!r} is not {kind}: {error}') from error
+    settings.update(dict(add_watermarker=False) if xl else plain)
+    pipeline = load_pretrained(load, model, kind, 'diffusers', 'model_index.json', **settings)
     if xl and pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
         raise ValueError(
             f"the VAE of model={model!r} overflows in dtype='float16', and diffusers casts it to "

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from mmgap.files import write_bytes
+from mmgap.files import write_image
 from mmgap.generators import SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.search import FoundPrompt
@@ -64,9 +63,7 @@ def write_contact_sheet(
             f'{result.accuracy_after:.2f}'
         )
         rows.append((title, images, ['source'] + [f'step {step}' for step in result.snapshots]))
-    buffer = io.BytesIO()
-    _sheet(rows).save(buffer, format='PNG')
-    write_bytes(path, buffer.getvalue())
+    write_image(path, draw_sheet(rows))
 
 
 @torch.no_grad()
@@ -84,8 +81,12 @@ def _along_the_search(
     return [condition.images[0].permute(1, 2, 0).numpy(), *drawn]
 
 
-def _sheet(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) -> Image.Image:
-    """Rows of images, each under a title, with a note under each image."""
+def draw_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) -> Image.Image:
+    """Rows of images, each under a title, with a note under each image.
+
+    Args:
+        rows: Title, ``(H, W, 3)`` uint8 images, all of one size, and a note for each.
+    """
     height, width = (rows[0][1][0].shape[:2]) if rows else (64, 64)
     scale = max(1, 96 // width)
     cell_w, cell_h = width * scale + 4, height * scale + 4 + LINE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stock zoo config plus ``custom_imports`` and one hook."""
+"""Stock zoo configs plus ``custom_imports`` and one hook, changed in data and number of classes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from mmengine.runner import Runner
 from tests.hooks.small_config import small_config
 from tests.miniature import draw_waterbirds
 
+
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 CHILD = """
-_base_ = 'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py'
+_base_ = 'mmpretrain::{base}.py'
 custom_imports = dict(imports=['mmgap'], allow_failed_imports=False)
 custom_hooks = [{hook!r}]
 model = dict(head=dict(num_classes=2, topk=(1,)))
+data_preprocessor = dict(num_classes=2)
 train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False,
     dataset=dict(_delete_=True, type='mmgap.Waterbirds', data_root={data!r}, split='train',
                  pipeline={{{{_base_.train_pipeline}}}}))
@@ -38,14 +44,23 @@ work_dir = {work_dir!r}
 """
 
 
-@pytest.mark.parametrize('by_epoch', [True, False])
-def test_mobilenet_trains_with_the_hook_added(by_epoch, tmp_path, tiny_sd):
+@pytest.mark.parametrize(
+    ('base', 'backbone', 'by_epoch'),
+    [
+        ('resnet/resnet18_8xb32_in1k', 'ResNet', True),
+        ('deit/deit-tiny_4xb256_in1k', 'VisionTransformer', False),
+        slow('swin_transformer/swin-tiny_16xb64_in1k', 'SwinTransformer', True),
+        slow('swin_transformer/swin-tiny_16xb64_in1k', 'SwinTransformer', False),
+        slow('convnext/convnext-tiny_32xb128_in1k', 'ConvNeXt', True),
+    ],
+)
+def test_trains_with_the_hook_added(base, backbone, by_epoch, tmp_path, tiny_sd):
     data = draw_waterbirds(tmp_path / 'data', per_group=2)
     small = small_config(data, tiny_sd, tmp_path)
     hook = small.custom_hooks[0].to_dict()
     hook.update(start=1, rounds=1, budget=4)
     hook['search'].update(steps=1, prompts_per_class=1)
-    child = CHILD.format(hook=hook, data=str(data), work_dir=str(tmp_path / 'work'))
+    child = CHILD.format(base=base, hook=hook, data=str(data), work_dir=str(tmp_path / 'work'))
     (tmp_path / 'child.py').write_text(child)
     config = Config.fromfile(tmp_path / 'child.py')
     if by_epoch:
@@ -56,7 +71,7 @@ def test_mobilenet_trains_with_the_hook_added(by_epoch, tmp_path, tiny_sd):
         config.default_hooks.checkpoint.update(by_epoch=False)
     runner = Runner.from_cfg(config)
     runner.train()
-    assert type(runner.model.backbone).__name__ == 'MobileNetV2'
+    assert type(runner.model.backbone).__name__ == backbone
     summary = json.loads((tmp_path / 'work' / 'gap' / 'summary.json').read_text())
     assert summary['images'] == 4 and len(summary['rounds'][0]['prompts']) == 2
     assert summary['before']['mean'] is not None and summary['after']['mean'] is not None

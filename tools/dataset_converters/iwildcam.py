@@ -18,12 +18,12 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageOps
+from objects import MOST, megadetector, why_unusable
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from mmgap.datasets.iwildcam import CLASSES, COLUMNS
-from mmgap.files import write_json
-from mmgap.generators.condition import around_object
+from mmgap.files import write_image, write_json
 
 # By their names in categories.csv.
 SPECIES = dict(
@@ -41,8 +41,6 @@ SPECIES = dict(
         strict=True,
     )
 )
-ANIMAL = '1'  # MegaDetector's category
-MOST = 0.95  # of a square that an animal may fill; around it something is drawn
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
@@ -65,36 +63,6 @@ def labels(src: Path) -> dict[str, int]:
     if missing:
         raise SystemExit(f'{src / "categories.csv"} lacks the categories {missing}')
     return {found[name]: CLASSES.index(ours) for name, ours in SPECIES.items()}
-
-
-def detections(path: Path | None, least: float) -> dict[str, list[list[float]]]:
-    """Boxes of animals by file name: x, y, width, height as shares of the whole image."""
-    if path is None:
-        return {}
-    found = {}
-    for image in json.loads(path.read_text())['images']:
-        boxes = [
-            d['bbox']
-            for d in image.get('detections') or ()
-            if d['category'] == ANIMAL and d['conf'] >= least
-        ]
-        found[Path(image['file']).name] = boxes
-    return found
-
-
-def save(image: Image.Image, path: Path, **settings: int) -> None:
-    """Write an image, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + '.tmp')
-    image.save(temporary, format='png' if path.suffix == '.png' else 'jpeg', **settings)
-    os.replace(temporary, path)
-
-
-def is_usable(mask: Image.Image) -> bool:
-    """Whether the square that a generator sees has an animal, and something around it."""
-    square = ImageOps.fit(mask, (64, 64), Image.Resampling.NEAREST, 0, around_object(mask, 1.0))
-    share = sum(square.histogram()[128:]) / 64**2
-    return 0 < share <= MOST
 
 
 def check_settings(args: argparse.Namespace) -> None:
@@ -127,9 +95,9 @@ def convert(name: str, boxes: list[list[float]], args: argparse.Namespace) -> No
             corners = (x * width, y * height, (x + w) * width - 1, (y + h) * height - 1)
             ImageDraw.Draw(mask).rectangle(corners, fill=255)
         mask = mask.crop((0, top, width, bottom))
-        if is_usable(mask):
-            save(mask, mask_path)
-    save(image.crop((0, top, width, bottom)), target, quality=95)
+        if why_unusable(mask, MOST) is None:
+            write_image(mask_path, mask)
+    write_image(target, image.crop((0, top, width, bottom)), quality=95)
 
 
 def main() -> None:
@@ -150,7 +118,10 @@ def main() -> None:
     check_settings(args)
     columns = ('filename', 'y', 'split', 'location_remapped', 'sequence_remapped', 'datetime')
     rows = [row for row in read_csv(args.src / 'metadata.csv', columns) if row['y'] in ours]
-    boxes = detections(args.detections, args.min_confidence)
+    boxes = {}
+    if args.detections is not None:
+        found = megadetector(args.detections, args.min_confidence).boxes
+        boxes = {Path(file).name: rows for file, rows in found.items()}
     written = []
     for row in tqdm(rows, unit='image'):
         convert(row['filename'], boxes.get(row['filename'], []), args)
