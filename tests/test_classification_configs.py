@@ -109,6 +109,7 @@ def test_what_a_run_leaves(run):
     assert not list(run.glob('**/*.tmp'))
 
 
+@pytest.mark.smoke
 def test_vit(tmp_path, tiny_sd):
     data = draw_waterbirds(tmp_path / 'data', per_group=2)
     config = miniature_config('gap_vit-base-p16_waterbirds', data, tiny_sd, tmp_path / 'work')

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmgap import compat
 
+pytestmark = pytest.mark.smoke
+
 
 def test_only_empty_cast_warnings_are_silenced():
     compat.silence_empty_cast_warning()

@@ -89,6 +89,7 @@ def miniature(name: str, folder: Path, weights: Path, controlnet: Path) -> Confi
     return config
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize('name', TINY)
 def test_config(name, tmp_path, tiny_sd, tiny_controlnet):
     config = miniature(name, tmp_path, tiny_sd, tiny_controlnet)

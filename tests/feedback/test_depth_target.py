@@ -17,6 +17,8 @@ from mmgap.feedback import (
 )
 from tests.tiny import tiny_classifier, tiny_depth_config, tiny_depth_model
 
+pytestmark = pytest.mark.smoke
+
 SIZE = (32, 32)
 
 

@@ -19,6 +19,8 @@ from torch import nn
 from mmgap.feedback import TargetModel
 from tests.tiny import tiny_classifier
 
+pytestmark = pytest.mark.smoke
+
 CONFIGS = Path(mmpretrain.__file__).parent / '.mim' / 'configs' / '_base_' / 'datasets'
 
 

@@ -45,6 +45,7 @@ def train(config) -> Recorder:
     return recorder
 
 
+@pytest.mark.smoke
 def test_new_images_are_seen_and_nothing_else_changes(data, tiny_sd, tmp_path):
     plain = small_config(data, tiny_sd, tmp_path / 'plain')
     plain.custom_hooks = []

@@ -13,6 +13,8 @@ from mmengine.structures import PixelData
 import mmgap.models  # noqa: F401  before mmseg: see mmgap.compat
 from mmgap.feedback import masked_l1
 
+pytestmark = pytest.mark.smoke
+
 CONV = dict(
     backbone=dict(
         type='mmseg.ResNetV1c',
