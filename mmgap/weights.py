@@ -33,13 +33,13 @@ def resolve(name: str) -> str:
     if not name.startswith(PREFIX):
         return name
     stem = name[len(PREFIX) :]
+    for path in (FOLDER / stem, FOLDER / f'{stem}.safetensors'):
+        if stem and path.exists():
+            return str(path)
     if stem.endswith('.safetensors'):
         if not Path(stem).is_file():
             raise FileNotFoundError(f'{name!r}: there is no file {stem}')
         return stem
-    for path in (FOLDER / stem, FOLDER / f'{stem}.safetensors'):
-        if stem and path.exists():
-            return str(path)
     known = sorted(PREFIX + p.stem for p in FOLDER.glob('*') if p.is_dir() or p.suffix != '.json')
     raise FileNotFoundError(f'{name!r} names no packaged weights; there are {known}')
 

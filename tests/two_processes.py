@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 
 from mmgap.compat import start_processes
@@ -19,7 +18,6 @@ from tests.tiny_search import make
 
 def main(folder: Path, out: Path, launcher: str) -> None:
     start_processes(launcher, Config())
-    torch.set_num_threads(1)
     generator = InpaintingGenerator(str(folder / 'sd'), guidance_scale=3.0)
     sources = SourceSet(DrawnDataset(folder / 'drawn'), generator.size)
     search, prompts = make(generator, sources, steps=3, batch_size=4)

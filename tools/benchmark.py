@@ -73,30 +73,45 @@ def load_config(args: argparse.Namespace) -> Config:
     config = Config.fromfile(args.config, format_python_code=False)
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
-    methods = (config.get('benchmark') or {}).get('methods')
-    if not methods:
-        raise SystemExit(f'{args.config} has no `benchmark` section with `methods`')
-    known = '\n'.join(f'  {name:<12}{about.get("about", "")}' for name, about in methods.items())
-    unknown = [name for name in args.methods or [] if name not in methods]
-    if unknown:
-        raise SystemExit(f'unknown methods {unknown}; {args.config} has:\n{known}')
-    args.methods = args.methods or list(methods)
+    args.methods = check_config(args.config, config, args.methods, min(args.budgets))
     further = list(config.benchmark.get('evaluate') or {})
     if args.report not in (None, *further):
         raise SystemExit(f'--report {args.report!r} is not evaluated; the config has {further}')
+    return config
+
+
+def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget: int) -> list[str]:
+    """End with what is wrong where a config cannot be compared on.
+
+    Args:
+        path: Its file, for messages.
+        config: The config.
+        chosen: Methods; None for all that it has.
+        budget: The smallest number of images.
+
+    Returns:
+        The methods.
+    """
+    methods = (config.get('benchmark') or {}).get('methods')
+    if not methods:
+        raise SystemExit(f'{path} has no `benchmark` section with `methods`')
+    known = '\n'.join(f'  {name:<12}{about.get("about", "")}' for name, about in methods.items())
+    unknown = [name for name in chosen or [] if name not in methods]
+    if unknown:
+        raise SystemExit(f'unknown methods {unknown}; {path} has:\n{known}')
     hooks = [h for h in config.get('custom_hooks') or [] if h['type'] == 'mmgap.GAPHook']
     if len(hooks) != 1:
-        raise SystemExit(f'{args.config} must have one mmgap.GAPHook, it has {len(hooks)}')
+        raise SystemExit(f'{path} must have one mmgap.GAPHook, it has {len(hooks)}')
     search = hooks[0].get('search') or {}
     # Depth models have no classes; all their sources are of one.
     classes = (config.model.get('head') or {}).get('num_classes', 1)
     prompts = search.get('prompts_per_class', 4) * classes
-    if min(args.budgets) < prompts:
+    if budget < prompts:
         raise SystemExit(
-            f'budget {min(args.budgets)} is below the number of prompts ({prompts}): some would '
+            f'budget {budget} is below the number of prompts ({prompts}): some would '
             'not be drawn at all'
         )
-    return config
+    return list(chosen or methods)
 
 
 def process(launcher: str) -> tuple[int, int]:

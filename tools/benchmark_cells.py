@@ -152,7 +152,7 @@ class Benchmark:
             return cell
         pool = self.pool(method, seed) if self.makes_images(method) else None
         began = time.time()
-        images, dropped = (budget, 0) if pool is None else self._counts(pool, budget)
+        images, dropped = (budget, 0) if pool is None else self.counts(pool, budget)
         config = self.training(method, seed, layers, pool, images)
         report, others = self.run(config, evaluate=self.settings.get('evaluate') or {})
         cell = dict(method=method, budget=budget, seed=seed, layers=layers)
@@ -208,7 +208,7 @@ class Benchmark:
         return config
 
     @staticmethod
-    def _counts(pool: Path, budget: int) -> tuple[int, int]:
+    def counts(pool: Path, budget: int) -> tuple[int, int]:
         """Images kept and dropped until the budget was full, or all where it never is."""
         kept = dropped = 0
         for sample in SamplePool(pool).samples:

@@ -149,7 +149,7 @@ def _prompts(
         feedback = parts.feedback
         if 'feedback' in fragment:
             feedback = [TASK_UTILS.build(dict(term)) for term in fragment.feedback]
-            parts.prepare(feedback, benchmark.out / 'features', benchmark.evaluation())
+            parts.prepare(feedback, benchmark.out / 'features' / str(seed), benchmark.evaluation())
         search, found = _search(parts, target, settings, feedback, critic, number)
         bank = PromptBank(benchmark.folder('prompts', method, seed))
         # Goes on from its checkpoint, which knows whether it is still the same search.

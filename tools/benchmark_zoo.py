@@ -4,8 +4,9 @@
 
 A target is a name of the config's ``zoo``, which says what it changes there, or of MMPretrain's
 model list: then its model takes the place of the config's, with its published weights and the
-config's number of classes. Each is searched and evaluated as by tools/benchmark.py, under
-OUT/MODEL. Then every target meets the images of every other one, as it is and trained on them.
+config's number of classes; pipelines and optimisers stay the config's. Each is searched and
+evaluated as by tools/benchmark.py, under OUT/MODEL. Then every target meets the images of every
+other one, as it is and trained on them.
 Writes results.json, results.md, metafile.yml and meta.json; what is finished is not run again.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark import PROCESS, process, wait_for
+from benchmark import PROCESS, check_config, process, wait_for
 from benchmark_cells import Benchmark
 from benchmark_zoo_report import write_report
 from mmengine.config import Config, DictAction
@@ -33,6 +34,7 @@ from mmgap.compat import allow_checkpoint_history
 from mmgap.files import fingerprint, write_json
 from mmgap.hooks.summary import environment
 from mmgap.synthesis import SamplePool
+from mmgap.weights import PREFIX
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,12 +73,11 @@ def load_config(args: argparse.Namespace) -> Config:
     config = Config.fromfile(args.config, format_python_code=False)
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
-    methods = (config.get('benchmark') or {}).get('methods')
-    if not methods:
-        raise SystemExit(f'{args.config} has no `benchmark` section with `methods`')
-    unknown = sorted({*args.methods, args.transfer} - set(methods))
-    if unknown:
-        raise SystemExit(f'unknown methods {unknown}; {args.config} has {list(methods)}')
+    if args.transfer not in args.methods:
+        args.methods.append(args.transfer)
+    check_config(args.config, config, args.methods, args.budget)
+    if 'num_classes' not in (config.model.get('head') or {}):
+        raise SystemExit(f'{args.config} has no classifier: its model has no head.num_classes')
     args.models = args.models or list(config.get('zoo') or ())
     if not args.models:
         raise SystemExit(f'{args.config} has no `zoo`; name models of MMPretrain with --models')
@@ -95,20 +96,26 @@ def with_model(config: Config, name: str) -> Config:
     """
     config = copy.deepcopy(config)
     zoo = config.pop('zoo', None) or {}
-    changes = zoo[name] if name in zoo else listed_model(name, config.model.head.num_classes, zoo)
+    changes = zoo[name] if name in zoo else listed_model(name, config, zoo)
     for key, value in changes.items():
         parent: Any = config
         *way, last = key.split('.')
         for step in way:
-            parent = parent.get(step) if isinstance(parent, Mapping) else None
+            parent = parent.get(step) if isinstance(parent, (Config, Mapping)) else None
         if not isinstance(parent, (Config, Mapping)):
             raise ValueError(f'zoo[{name!r}] changes {key!r}, which the config does not have')
         parent[last] = copy.deepcopy(value)
     return config
 
 
-def listed_model(name: str, num_classes: int, zoo: Mapping[str, Any]) -> dict[str, Any]:
+def listed_model(name: str, config: Config, zoo: Mapping[str, Any]) -> dict[str, Any]:
     """A model of MMPretrain's list with its published weights, as an entry of a zoo.
+
+    Args:
+        name: Its name there.
+        config: The config whose model it replaces: it gets as many classes. What
+            ``benchmark.train`` changes in the model holds for the config's own and is left out.
+        zoo: For messages.
 
     Raises:
         ValueError: If there is no classifier of this name, or it has no weights.
@@ -124,14 +131,36 @@ def listed_model(name: str, num_classes: int, zoo: Mapping[str, Any]) -> dict[st
     meta = ModelHub._models_dict[name.lower()]
     if not meta.weights:
         raise ValueError(f'MMPretrain has no weights of {name!r} to start from')
-    config = Config.fromfile(meta.config, lazy_import=False)
-    model = copy.deepcopy(config.model)
+    listed = Config.fromfile(meta.config, lazy_import=False)
+    model = copy.deepcopy(listed.model)
     model.pop('train_cfg', None)  # Mixup and the like
-    model.setdefault('data_preprocessor', copy.deepcopy(config.get('data_preprocessor')))
+    model.setdefault('data_preprocessor', copy.deepcopy(listed.get('data_preprocessor')))
+    num_classes = config.model.head.num_classes
     model.data_preprocessor.update(num_classes=num_classes)
     model.head.update(num_classes=num_classes, topk=(1,))
     model.backbone.init_cfg = dict(type='Pretrained', checkpoint=meta.weights, prefix='backbone.')
-    return dict(model=model)
+    changes = dict(model=model)
+    train = (config.get('benchmark') or {}).get('train') or {}
+    if train:
+        kept = {key: value for key, value in train.items() if key.split('.')[0] != 'model'}
+        changes['benchmark.train'] = kept
+    return changes
+
+
+def check_weights(name: str, config: Config) -> None:
+    """See before the hours begin that a target's pretrained weights are there.
+
+    Raises:
+        FileNotFoundError: If they are to be in a file, and are not.
+    """
+    init = config.model.get('backbone', {}).get('init_cfg')
+    weights = init.get('checkpoint') or '' if isinstance(init, Mapping) else ''
+    path = weights.removeprefix(PREFIX)
+    if path.endswith(('.safetensors', '.pth')) and '://' not in path and not Path(path).is_file():
+        raise FileNotFoundError(
+            f'{name}: there is no {path}; pretrain it with tools/toyworld/train_backbone.py --zoo, '
+            'or name another checkpoint in its init_cfg'
+        )
 
 
 class Zoo:
@@ -146,7 +175,9 @@ class Zoo:
         self.args = args
         self.benchmarks = {}
         for name in args.models:
-            benchmark = Benchmark(with_model(config, name), args.out / name, [args.budget])
+            changed = with_model(config, name)
+            check_weights(name, changed)
+            benchmark = Benchmark(changed, args.out / name, [args.budget])
             benchmark.release()
             self.benchmarks[name] = benchmark
         first = self.benchmarks[args.models[0]]
@@ -185,7 +216,8 @@ class Zoo:
         if images_of == model:
             report = column.cell(args.transfer, args.budget, seed, args.layers)
         else:
-            config = column.training(args.transfer, seed, args.layers, folder, args.budget)
+            images, _ = column.counts(folder, args.budget)
+            config = column.training(args.transfer, seed, args.layers, folder, images)
             report, _ = column.run(config)
         cell = dict(images_of=images_of, model=model, seed=seed, loss=loss, accuracy=accuracy)
         cell.update({name: report[name] for name in ('worst_group', 'mean', 'groups', 'measure')})

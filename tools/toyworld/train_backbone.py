@@ -69,6 +69,9 @@ def main() -> None:
         if args.zoo
         else {args.out / 'toybirds-resnet18.safetensors': dict(BACKBONE, type='ResNet')}
     )
+    if not chosen:
+        print('all of them are there')
+        return
     with Pool(2) as pool:
         drawn = pool.map(draw, range(args.scenes + 500), 250)
     images = torch.from_numpy(np.stack([d[0] for d in drawn])).permute(0, 3, 1, 2)
@@ -112,8 +115,10 @@ def train(
     backbone = MODELS.build(settings)
     if path.stem != 'toybirds-resnet18':  # the packaged one was trained without
         backbone.init_weights()
+    backbone.eval()  # finding the width must not enter the statistics
     with torch.no_grad():
         width = pooled(backbone, images[:2].float()).shape[1]
+    backbone.train()
     sizes = (len(_KINDS), len(PLACES) + len(PATTERNS), len(TIMES), len(WEATHERS), len(COLOURS))
     weights = (1.0, 0.5, 0.2, 0.2, 0.1)
     heads = nn.ModuleList(nn.Linear(width, n) for n in sizes)
