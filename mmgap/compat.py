@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import inspect
 import itertools
@@ -54,7 +55,7 @@ def start_processes(launcher: str, config: Config) -> None:
     alone for gloo.
 
     Args:
-        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``, as MMEngine has them.
+        launcher: ``'none'``, ``'pytorch'`` (torchrun) or ``'slurm'``, as MMEngine has them.
         config: Its ``env_cfg.dist_cfg`` holds on GPUs; without one the backend is gloo, and
             ``model_wrapper_cfg`` is set if it says nothing.
 
@@ -64,15 +65,17 @@ def start_processes(launcher: str, config: Config) -> None:
     """
     if launcher == 'none':
         return
+    if launcher == 'pytorch' and not {'RANK', 'MASTER_ADDR'} <= set(os.environ):
+        raise ValueError("launcher 'pytorch' needs torchrun: torchrun --nproc_per_node=N tools/…")
     if torch.cuda.is_available():
         settings = (config.get('env_cfg') or {}).get('dist_cfg') or {}
         init_dist(launcher, **{'backend': 'nccl', **settings})
         return
     if launcher != 'pytorch':
         raise ValueError(f"launcher {launcher!r} needs GPUs; on CPUs use 'pytorch' with torchrun")
-    if 'RANK' not in os.environ or 'MASTER_ADDR' not in os.environ:
-        raise ValueError("launcher 'pytorch' needs torchrun: torchrun --nproc_per_node=N tools/…")
     torch.distributed.init_process_group('gloo')
+    # Else its threads outlive the interpreter now and then, and a run that is done ends in SIGABRT.
+    atexit.register(torch.distributed.destroy_process_group)
     wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
     wrapper.update(find_unused_parameters=config.get('find_unused_parameters', False))
     config.setdefault('model_wrapper_cfg', dict(wrapper, device_ids=None))

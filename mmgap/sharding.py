@@ -51,14 +51,17 @@ def failing_together(*kinds: type[Exception]) -> Iterator[None]:
     Otherwise the rest would wait for it for ever. The code inside must not talk to the others.
 
     Args:
-        *kinds: Errors with one message as their argument; any other ends its process at once.
+        *kinds: Errors with one message as their argument; any other ends its process at once. The
+            other processes raise the first of them that the error is an instance of.
     """
     error = None
     try:
         yield
     except kinds as caught:
         error = caught
-    known = None if error is None else (kinds.index(type(error)), str(error))
+    known = None
+    if error is not None:
+        known = next(i for i, kind in enumerate(kinds) if isinstance(error, kind)), str(error)
     first = next((found for found in dist.all_gather_object(known) if found is not None), None)
     if error is not None:
         raise error
@@ -67,13 +70,16 @@ def failing_together(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sum over processes of each tensor; they must be on one device."""
+    """The sum over processes of each tensor, where it was."""
     if dist.get_world_size() == 1:
         return list(tensors)
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    device = tensors[0].device
+    flat = torch.cat([tensor.flatten().to(device) for tensor in tensors])
     dist.all_reduce(flat)
     parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+    return [
+        part.view_as(tensor).to(tensor.device) for part, tensor in zip(parts, tensors, strict=True)
+    ]
 
 
 @contextmanager

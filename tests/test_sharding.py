@@ -81,21 +81,44 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert (apart <= 1).mean() >= 0.999
 
 
-def test_an_error_of_one_process_is_raised_by_all(tmp_path):
-    script = tmp_path / 'fails.py'
-    script.write_text(
-        'import sys\n'
-        'from mmengine import Config, dist\n'
-        'from mmgap.compat import start_processes\n'
-        'from mmgap.sharding import failing_together\n'
-        "start_processes('pytorch', Config())\n"
-        'try:\n'
-        '    with failing_together(OSError, ValueError):\n'
-        '        if dist.get_rank() == 1:\n'
-        "            raise ValueError('source 3 is bad')\n"
-        'except ValueError as error:\n'
-        "    open(f'{sys.argv[1]}/{dist.get_rank()}', 'w').write(str(error))\n"
-    )
+APART = """
+import json, sys
+import torch
+from mmengine import Config, dist
+from mmgap.compat import start_processes
+from mmgap.sharding import failing_together, gathered_on_main, same_buffers, summed
+
+start_processes('pytorch', Config())
+rank, said = dist.get_rank(), {}
+try:
+    with failing_together(OSError, ValueError):
+        if rank == 1:
+            raise UnicodeError('source 3 is bad')  # a kind of ValueError
+except ValueError as error:
+    said['error'] = type(error).__name__, str(error)
+norm = torch.nn.BatchNorm1d(2)
+norm.running_mean.fill_(rank + 1)
+with same_buffers(norm):
+    said['inside'] = norm.running_mean.tolist()
+    norm.running_mean.zero_()
+said['outside'] = norm.running_mean.tolist()
+parts = [torch.tensor([1.0, rank]), torch.tensor([[rank + 2.0]])]
+said['sums'] = [total.tolist() for total in summed(parts)]
+said['main'] = gathered_on_main([rank] * (rank + 1))
+json.dump(said, open(f'{sys.argv[1]}/{rank}', 'w'))
+"""
+
+
+def test_processes_agree_where_they_must(tmp_path):
+    """An error of one is raised by all; buffers are the main one's, then their own again."""
+    script = tmp_path / 'apart.py'
+    script.write_text(APART)
     done = torchrun(str(script), str(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:]
-    assert [(tmp_path / name).read_text() for name in '01'] == ['source 3 is bad'] * 2
+    main, other = (json.loads((tmp_path / name).read_text()) for name in '01')
+    assert main['error'] == ['ValueError', 'source 3 is bad']
+    assert other['error'] == ['UnicodeError', 'source 3 is bad']
+    assert main['inside'] == other['inside'] == [1, 1]
+    assert (main['outside'], other['outside']) == ([1, 1], [2, 2])
+    assert main['sums'] == other['sums'] == [[2, 1], [[5]]]
+    assert (main['main'], other['main']) == ([0, 1, 1], [])

@@ -41,7 +41,7 @@ from mmgap.hooks.summary import environment, group_report, summary_table
 from mmgap.prompts import PromptBank
 from mmgap.registry import HOOKS, TASK_UTILS
 from mmgap.seeds import derive_seed
-from mmgap.sharding import same_buffers
+from mmgap.sharding import of_main, same_buffers
 from mmgap.synthesis import SamplePool, round_report
 from mmgap.synthesis.contact_sheet import write_contact_sheet
 
@@ -221,9 +221,7 @@ class GAPHook(Hook):
 
     def _round(self, runner: Runner, position: dict[str, int]) -> None:
         number = self.state['rounds_done']
-        reason = [self._reason_to_stop(runner)]
-        dist.broadcast_object_list(reason)  # only the first process has searched and knows
-        self.state['stopped'] = reason[0]
+        self.state['stopped'] = of_main(self._reason_to_stop(runner))
         if self.state['stopped'] is not None:
             runner.logger.info(f'[gap] no further round: {self.state["stopped"]}')
             return
@@ -242,7 +240,8 @@ class GAPHook(Hook):
 
     def _reason_to_stop(self, runner: Runner) -> str | None:
         """Why the round that is due shall not begin; None if it shall."""
-        spent = self.seconds['search'] + self.seconds['synthesis']
+        # Each process has its own clock, and all must go the same way from here.
+        spent = of_main(self.seconds['search'] + self.seconds['synthesis'])
         if self.max_seconds is not None and spent > self.max_seconds:
             return f'{spent:.0f} s of {self.max_seconds} s are spent'
         if self.plateau is None:

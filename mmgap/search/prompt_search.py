@@ -27,7 +27,7 @@ from mmgap.search.judgement import Judge
 from mmgap.search.scorer import Job, Scorer
 from mmgap.search.state import FoundPrompt, NonFiniteLossError, SearchState
 from mmgap.seeds import derive_rng, derive_seed
-from mmgap.sharding import gathered
+from mmgap.sharding import gathered, of_main
 
 
 class PromptSearch:
@@ -180,7 +180,7 @@ class PromptSearch:
         for prompt in prompts:
             dist.broadcast(prompt.embeddings.data)  # drawn on devices that may round differently
         states = [SearchState(prompt, prompt.embeddings.detach().clone()) for prompt in prompts]
-        key = self._key(prompts) if checkpoint else ''
+        key = of_main(self._key(prompts)) if checkpoint else ''
         with self.target.frozen():
             optimizer = build_optim_wrapper(nn.ModuleList(prompts), self.optim_wrapper)
             schedulers = [
@@ -196,6 +196,8 @@ class PromptSearch:
                 )
             try:
                 self._loop(states, optimizer, schedulers, checkpoint, key)
+                for prompt in prompts:
+                    dist.broadcast(prompt.embeddings.data)
                 found = [self._judged(state) for state in states]
             except NonFiniteLossError:
                 for prompt in prompts if saves else ():

@@ -35,8 +35,8 @@ class Scorer:
         batch_size: Images drawn at a time, by each process of a distributed run.
 
     Attributes:
-        means: Mean of each term in each batch of the latest step that this process drew, for the
-            log.
+        means: Mean of each term in each batch of the latest step that this process drew, for its
+            own log: those of other processes are not in it.
     """
 
     def __init__(

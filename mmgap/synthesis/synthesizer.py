@@ -55,7 +55,8 @@ class Synthesizer:
         generator: Draws images.
         sources: Labelled, masked images.
         num_inference_steps: Denoising steps of an image.
-        batch_size: Images drawn at a time, by all processes together.
+        batch_size: Images drawn at a time, by all processes together: each image's last bits
+            depend on it. With fewer than processes, some have nothing to do.
         cross: Draw every prompt with sources of all classes. False draws a prompt only with the
             class that it was searched for, which makes the look of generated images predict the
             label.
@@ -180,9 +181,9 @@ class Synthesizer:
             work = _Work(
                 embeds=self.generator.prompts.encode(prompts),
                 numbers=[p.number for p in prompts],
-                names=[f'{p.id}@{_content(p)}' for p in prompts],
-                generator=self.generator.fingerprint(),
-                critic=self.critic.fingerprint() if self.critic is not None else None,
+                names=of_main([f'{p.id}@{_content(p)}' for p in prompts]),
+                generator=of_main(self.generator.fingerprint()),
+                critic=of_main(self.critic.fingerprint() if self.critic is not None else None),
                 round=round,
             )
             for start in range(0, len(plan), self.batch_size):

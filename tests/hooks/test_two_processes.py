@@ -44,3 +44,14 @@ def test_two_processes_train_with_what_one_finds(tmp_path, tiny_sd):
     assert summaries[1]['before'] == summaries[0]['before']
     assert summaries[1]['after']['groups'].keys() == summaries[0]['after']['groups'].keys()
     assert summaries[1]['images'] == 9
+    # Stopped after the first epoch and gone on with: as if nothing had happened.
+    resumed = tmp_path / 'resumed'
+    command = ('tools/train.py', str(tmp_path / 'two.py'), '--launcher', 'pytorch')
+    command = (*command, '--work-dir', str(resumed))
+    done = torchrun(*command, '--cfg-options', 'train_cfg.max_epochs=1')
+    assert done.returncode == 0, done.stdout[-6000:]
+    done = torchrun(*command, '--resume')
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert 'resumed epoch: 1' in done.stdout
+    again = json.loads((resumed / 'gap' / 'summary.json').read_text())
+    assert again['after'] == summaries[1]['after'] and len(again['rounds']) == 1
