@@ -67,6 +67,27 @@ def save_tiny_pipeline(
     return folder
 
 
+def save_tiny_sd2(folder: Path) -> Path:
+    """Save a tiny Stable Diffusion 2.1 of 16 pixels: velocities, OpenCLIP's text encoder."""
+    torch.manual_seed(4)
+    tokenizer = tiny_tokenizer('!', pad_token='!')
+    config = _text_config(tokenizer, 32)
+    config.hidden_act = 'gelu'
+    parts = _image_parts(
+        4, cross_attention_dim=32, use_linear_projection=True, attention_head_dim=(2, 8)
+    )
+    parts['scheduler'].register_to_config(prediction_type='v_prediction')
+    StableDiffusionInpaintPipeline(
+        text_encoder=CLIPTextModel(config),
+        tokenizer=tokenizer,
+        **parts,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
 def save_tiny_xl(folder: Path, in_channels: int = 4, eos_token_id: int | None = None) -> Path:
     """Save a tiny Stable Diffusion XL of 16 pixels, whose second tokenizer pads as the real one.
 
@@ -115,9 +136,8 @@ def _image_parts(
         out_channels=4,
         down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
         up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
-        attention_head_dim=4,
         norm_num_groups=8,
-        **unet,
+        **(dict(attention_head_dim=4) | unet),
     )
     vae = AutoencoderKL(
         block_out_channels=(16, 32),

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmgap.generators import InpaintingGenerator, SourceSet
 from mmgap.prompts import PromptBank
+from tests.tiny import save_tiny_sd2
 
 NEGATIVE = 'x y'
 
@@ -60,6 +61,23 @@ def test_images_equal_the_stock_pipeline(
     with_gradient = generator.draw(condition, embeds, seeds, 5)
     assert (with_gradient - reference).abs().max() <= 1e-5
     assert with_gradient.requires_grad
+
+
+def test_stable_diffusion_2(drawn, tmp_path):
+    """It predicts velocities, not noise, and its tokenizer pads with a word."""
+    folder = save_tiny_sd2(tmp_path / 'sd2')
+    settings = dict(guidance_scale=4.0, strength=0.8)
+    generator = InpaintingGenerator(str(folder), negative_prompt=NEGATIVE, **settings)
+    condition = SourceSet(drawn, generator.size).load([0, 3])
+    prompt = generator.prompts.random_prompt(3, seed=5, id='gap-a-0')
+    path = PromptBank(tmp_path).add(prompt, {})
+    images = generator.draw(condition, generator.prompts.encode([prompt] * 2), [1, 2], 4)
+    reference = stock_images(folder, condition, prompt.text, path, [1, 2], 4, **settings)
+    assert (images - reference).abs().max() <= 1e-5
+    generator.pipeline.scheduler.register_to_config(prediction_type='epsilon')
+    with torch.no_grad():
+        noise = generator.draw(condition, generator.prompts.encode([prompt] * 2), [1, 2], 4)
+    assert (noise - reference).abs().max() > 1e-2, 'the prediction type makes no difference here'
 
 
 def test_text_prompt_equals_the_text(tiny_sd, drawn):

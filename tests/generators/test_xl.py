@@ -54,7 +54,7 @@ def stock_images(kind, folder, given, bank, prompt, **settings):
         given: For each image, the pipeline's arguments made of its source.
         prompt: A sentence, or a soft prompt that is saved in the folder ``bank`` and loaded.
     """
-    loaded = {k: settings.pop(k) for k in ('controlnet',) if k in settings}
+    loaded = {k: settings.pop(k) for k in ('controlnet', 'torch_dtype') if k in settings}
     pipe = kind.from_pretrained(folder, add_watermarker=False, **loaded)
     pipe.set_progress_bar_config(disable=True)
     text = prompt
@@ -174,6 +174,22 @@ def assert_gradient(embeddings, evaluate, size, rel):
             embeddings.copy_(start)
         expected = (values[0] - values[1]) / (2 * size)
         assert float((gradient * direction).sum()) == pytest.approx(expected, rel=rel)
+
+
+def test_bfloat16_draws_what_the_stock_pipeline_draws_in_it(tiny_xl, drawn, tmp_path):
+    settings = dict(strength=0.5, guidance_scale=3.0)
+    generator = ImageToImageGenerator(str(tiny_xl), dtype='bfloat16', **settings)
+    condition = SourceSet(drawn, generator.size).load([0, 3])
+    prompt = generator.prompts.text_prompt('a bird', 'words')
+    with torch.no_grad():
+        images = generator.draw(condition, generator.prompts.encode([prompt] * 2), SEEDS, STEPS)
+    given = [dict(image=condition.images[i : i + 1].float() / 255) for i in range(2)]
+    settings.update(torch_dtype=torch.bfloat16)
+    stock = (StableDiffusionXLImg2ImgPipeline, tiny_xl, given, tmp_path, 'a bird')
+    reference = stock_images(*stock, **settings)
+    assert (images.float() - reference.float()).abs().max() < 0.05
+    other = generator.draw(condition, generator.prompts.encode([prompt] * 2), [1, 2], STEPS)
+    assert (other.float() - reference.float()).abs().max() > 0.2
 
 
 def test_gradient_of_images_equals_finite_differences(tiny_xl, drawn):
