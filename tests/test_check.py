@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image, ImageOps
 
-from tests.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
+from tests.miniature import convert_iwildcam, draw_iwildcam, draw_taskonomy, draw_waterbirds
 
 ROOT = Path(__file__).parents[1]
 WATERBIRDS = 'configs/gap_resnet50_waterbirds.py'
@@ -119,7 +121,7 @@ def other_column(rows: list[dict]) -> list[dict]:
         (
             rename_masks,
             ['train_dataloader.dataset.mask_dir=masks'],
-            ['18 of 18 masks of split', 'the first is', 'masks/'],
+            ['18 of 18 masks of split', 'the first is', 'masks/', 'other files like', '_mask.png'],
         ),
         (change_rows(only_landbirds), [], ['no images of class waterbird']),
         (change_rows(other_column), [], ["missing column(s) ['y']", 'label']),
@@ -143,6 +145,49 @@ def test_faults_of_the_machine_and_the_weights(check, monkeypatch):
     done = check(config, '--cfg-options', 'custom_hooks.0.generator.device=cuda')
     assert "['custom_hooks.0.generator.device'] ask for a GPU" in done.said
     assert 'to mend' in done.failed
+    faults = [
+        'optim_wrapper.type=AmpOptimWrapper',
+        'test_dataloader.dataset.pipeline.1.meta_keys=()',
+    ]
+    done = check(config, '--cfg-options', *faults)
+    assert "['optim_wrapper.type'] ask for a GPU" in done.said
+    assert 'WRONG  test sample: KeyError: GroupAccuracy: a sample has no `group`' in done.said
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_batch(check):
+    """With the packaged weights, nothing replaced."""
+    needed = []
+    for batch in (2, 24):
+        config = 'configs/gap_resnet18_toybirds.py'
+        done = check(config, '--cfg-options', f'custom_hooks.0.search.batch_size={batch}')
+        assert done.failed is None and done.said.endswith('ready\n'), done.said
+        needed.append(
+            float(re.search(rf'about (.*) GiB with search.batch_size={batch} ', done.said)[1])
+        )
+    assert needed[1] > needed[0] + 0.1
+
+
+@pytest.mark.slow
+def test_inverted_masks(check, drawn, tmp_path):
+    root = shutil.copytree(drawn, tmp_path / 'data')
+    for path in root.rglob('*_mask.png'):
+        ImageOps.invert(Image.open(path).convert('L')).save(path)
+    done = check(WATERBIRDS, *options(root))
+    assert 'WRONG  sources' in done.said and 'Are they inverted?' in done.said
+
+
+@pytest.mark.slow
+def test_depth(check, tmp_path):
+    buildings = ('allensville', 'collierville', 'ihlen')
+    data = draw_taskonomy(tmp_path / 'data', buildings=buildings, views=4, size=48)
+    config = 'configs/gap_unet_taskonomy-depth.py'
+    settings = [f'{part}_dataloader.dataset.data_root={data}' for part in ('train', 'val', 'test')]
+    settings += [f'{part}_dataloader.dataset.buildings=None' for part in ('train', 'val', 'test')]
+    settings += ['model.backbone.base_channels=4', 'model.decode_head.in_channels=4']
+    done = check(config, '--tiny', '--cfg-options', *settings, 'model.decode_head.channels=4')
+    assert done.failed is None, done.said
+    assert 'depth of' in done.said and 'test sample: went through' in done.said
 
 
 def test_too_little_memory(check):

@@ -4,17 +4,18 @@
 
 Finds the data and counts it by group, looks at masks or depth maps, loads all weights, sends one
 image through search and synthesis, and says from that how much memory and time the hook will take.
-``--tiny`` takes packaged tiny weights of the same classes instead of the config's, to look at data,
-masks and the way through search and synthesis without them; guidance, critic and starts are then
-left out. Ends with 1 if something is wrong.
+``--tiny`` takes packaged tiny weights (a Stable Diffusion 1.x of 64 pixels) instead of the
+config's, to look at data, masks and the way through search and synthesis without them; guidance,
+critic and starts are then left out. Ends with 1 if something is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
+import gc
 import os
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.dataset import pseudo_collate
+from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_with_prefix
@@ -35,6 +38,8 @@ from mmgap.search.state import SearchState
 
 FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError)
 LOOKED_AT = 16  # masks or depth maps
+RESET = Path('/proc/self/clear_refs')  # Linux
+MOST_KEPT = 0.75  # median share of the image that plausible masks keep
 
 
 class Checklist:
@@ -114,17 +119,19 @@ def devices(config: Config) -> tuple[None, str]:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return None, f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB'
-    asking = [path for path, value in leaves(config.to_dict()) if is_cuda(path, value)]
+    asking = [path for path, value in leaves(config.to_dict()) if needs_gpu(path, value)]
     if asking:
         raise ValueError(
             f'{asking} ask for a GPU, and this machine has none that PyTorch sees; take them out, '
-            "or set them to 'cpu'"
+            "or set devices to 'cpu' and optim_wrapper.type to 'OptimWrapper'"
         )
     return None, 'no GPU: all of it runs on the CPU'
 
 
-def is_cuda(path: str, value: Any) -> bool:
-    return path.endswith('device') and str(value).startswith('cuda')
+def needs_gpu(path: str, value: Any) -> bool:
+    if path == 'optim_wrapper.type':
+        return str(value) == 'AmpOptimWrapper'
+    return path.endswith('device') and str(value).startswith(('cuda', 'gpu'))
 
 
 def leaves(settings: Any, path: str = '') -> list[tuple[str, Any]]:
@@ -179,6 +186,11 @@ def look_at_sources(sources: Any) -> tuple[Any, str]:
             f'median {known.median():.2f} m, known in {share:.0%} of the pixels'
         )
     shares = condition.masks.float().mean(dim=(1, 2, 3))
+    if shares.median() > MOST_KEPT:
+        raise ValueError(
+            f'masks of {len(condition)} sources keep {shares.median():.0%} of the image (median), '
+            'so that little is drawn; the object must be bright, all else dark. Are they inverted?'
+        )
     return sources, (
         f'masks of {len(condition)} sources keep {shares.min():.0%} to {shares.max():.0%} of the '
         f'image, median {shares.median():.0%}'
@@ -225,6 +237,20 @@ def fitting_share(module: nn.Module, settings: Mapping[str, Any]) -> float:
     return 1 - len(set(missing) & set(counted)) / max(1, len(counted))
 
 
+def one_test_sample(config: Config, target: Any) -> tuple[None, str]:
+    """Send a test sample through the model and the metrics, which the hook asks before a round."""
+    loader = config.test_dataloader
+    dataset = DATASETS.build(loader.dataset)
+    settings = config.test_evaluator
+    evaluator = Evaluator(settings if isinstance(settings, list) else [settings])
+    evaluator.dataset_meta = dataset.metainfo
+    batch = pseudo_collate([dataset[0]])
+    with torch.no_grad(), target.frozen():
+        outputs = target.model.test_step(batch)
+    evaluator.process(data_samples=outputs, data_batch=batch)
+    return None, f'went through {names_of(evaluator.metrics)}'
+
+
 def names_of(parts: Sequence[Any]) -> str:
     return ', '.join(type(part).__name__ for part in parts if part is not None) or 'none'
 
@@ -250,6 +276,10 @@ def one_step(parts: Components, target: Any, tiny: bool) -> tuple[None, str]:
     if tiny:
         return None, 'one image went through generator, model and back; tiny weights tell no times'
     batch = min(batch, per_prompt * number)
+    rounds = duration(each * steps * number * per_prompt)
+    last = f'a round of {number} prompts takes at most {rounds} to search'
+    if not second:
+        return None, f'{each:.2f} s an image; {last}. This system does not tell the memory it takes'
     needed = first + max(0, second - first) * (batch - 1)
     free = memory()
     if needed > free:
@@ -261,19 +291,17 @@ def one_step(parts: Components, target: Any, tiny: bool) -> tuple[None, str]:
         )
     return None, (
         f'{each:.2f} s an image and about {needed / 2**30:.1f} GiB with search.batch_size={batch} '
-        f'(of {free / 2**30:.1f} GiB); a round of {number} prompts takes at most '
-        f'{duration(each * steps * number * per_prompt)} to search'
+        f'(of {free / 2**30:.1f} GiB); {last}'
     )
 
 
 def measure(
     parts: Components, target: Any, prompt: SoftPrompt, images: int, denoising: int
 ) -> tuple[float, int]:
-    """Seconds and peak bytes of a step with so many images."""
+    """Seconds and peak bytes of a step with so many images; 0 bytes where nothing tells them."""
     scorer = Scorer(parts.generator, target, parts.feedback, parts.sources, denoising, images)
     state = SearchState(prompt, prompt.embeddings.detach().clone())
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak()
     began = time.time()
     with target.frozen():
         _, _, (gradient,) = scorer(
@@ -283,8 +311,28 @@ def measure(
         raise ValueError('no gradient reaches the prompt; look at the terms of feedback')
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-        return time.time() - began, torch.cuda.max_memory_allocated()
-    return time.time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return time.time() - began, peak()
+
+
+def reset_peak() -> None:
+    """Forget how much memory was taken so far, as for loading the weights."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif RESET.exists():
+        gc.collect()
+        if hasattr(ctypes.CDLL(None), 'malloc_trim'):  # or what was freed would hide what is taken
+            ctypes.CDLL(None).malloc_trim(0)
+        RESET.write_text('5')
+
+
+def peak() -> int:
+    """Most bytes taken since :func:`reset_peak`; 0 on systems without /proc, on the CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if not RESET.exists():
+        return 0
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith('VmHWM'))
 
 
 def memory() -> int:
@@ -347,6 +395,8 @@ def main() -> None:
         check('sources', lambda: look_at_sources(parts.sources))
         checkpoint = args.checkpoint or config.get('load_from')
         target = check('model', lambda: load_target(parts, checkpoint))
+        if target and config.get('test_dataloader') is not None:
+            check('test sample', lambda: one_test_sample(config, target))
         terms = check('feedback', lambda: (parts.feedback, names_of(parts.feedback)))
         critic = check('critic', lambda: (True, names_of([parts.critic])))
         if target and terms and critic:

@@ -53,6 +53,7 @@ class IWildCam(BaseDataset):
         split: ``'train'``, ``'val'``, ``'test'``, ``'id_val'``, ``'id_test'`` or ``'guidance'``.
         locations: Take only images of these; all by default.
         time: ``'day'`` (9 to 17 o'clock), ``'night'`` (20 to 5 o'clock) or None for all hours.
+        hours: Take only images of these hours, 0 to 23, instead of a ``time``.
         guidance_share: Share of the test sequences that is held out for guidance, in [0, 1). Give
             the same to ``'test'`` and ``'guidance'``.
         with_masks: Whether data infos carry ``mask_path``: sources of generation need it. Animals
@@ -73,6 +74,7 @@ class IWildCam(BaseDataset):
         split: str,
         locations: Sequence[int] | None = None,
         time: str | None = None,
+        hours: Sequence[int] | None = None,
         guidance_share: float = 0.25,
         with_masks: bool = False,
         **kwargs: Any,
@@ -81,11 +83,16 @@ class IWildCam(BaseDataset):
             raise ValueError(f'IWildCam: split={split!r} must be one of {SPLITS}')
         if time is not None and time not in TIMES:
             raise ValueError(f'IWildCam: time={time!r} must be one of {sorted(TIMES)}, or None')
+        if hours is not None and (time is not None or not set(hours) <= set(range(24))):
+            raise ValueError(
+                f'IWildCam: hours={hours!r} must be from 0 to 23 and are given instead of a time, '
+                f'not beside time={time!r}'
+            )
         if not 0 <= guidance_share < 1:
             raise ValueError(f'IWildCam: guidance_share must be in [0, 1), got {guidance_share}')
         self.split = split
         self.locations = None if locations is None else {str(place) for place in locations}
-        self.hours = None if time is None else TIMES[time]
+        self.hours = hours if time is None else TIMES[time]
         self.guidance_share = guidance_share
         self.with_masks = with_masks
         super().__init__(ann_file='metadata.csv', data_root=osp.expanduser(data_root), **kwargs)

@@ -11,6 +11,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import exists, join_path, list_dir_or_file
 from mmengine.utils import is_abs
 
+from mmgap.datasets.mask_files import check_masks
 from mmgap.registry import DATASETS
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
@@ -87,7 +88,7 @@ class MaskedFolders(BaseDataset):
                     info['mask_path'] = self._mask_path(masks, f'{name}/{image}')
                 infos.append(info)
         if self.with_masks:
-            self._check_masks(infos)
+            check_masks(infos, self.data_root)
         return infos
 
     def get_cat_ids(self, idx: int) -> list[int]:
@@ -105,16 +106,6 @@ class MaskedFolders(BaseDataset):
         if masks is None:
             return join_path(self.data_root, stem + BESIDE)
         return join_path(masks, f'{stem}.png')
-
-    def _check_masks(self, infos: list[dict[str, Any]]) -> None:
-        # Without its mask an object would be painted over, so that the label no longer holds.
-        missing = [info['mask_path'] for info in infos if not exists(info['mask_path'])]
-        if missing:
-            raise FileNotFoundError(
-                f'{len(missing)} of {len(infos)} masks are missing, the first is {missing[0]}. Put '
-                'them there, make them with tools/dataset_converters/masks.py, name their folder '
-                'with mask_dir=…, or set with_masks=False if nothing is generated from these images'
-            )
 
     def _join_prefix(self) -> None:
         """Paths are complete already."""

@@ -12,6 +12,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import exists, get_text, join_path
 from mmengine.utils import is_abs
 
+from mmgap.datasets.mask_files import check_masks
 from mmgap.registry import DATASETS
 
 SPLITS = {'train': 0, 'val': 1, 'test': 2}
@@ -114,7 +115,7 @@ class Waterbirds(BaseDataset):
         if not data_list:
             raise ValueError(f'{self.ann_file}: no sample has split={SPLITS[self.split]}')
         if self.with_masks:
-            self._check_masks(data_list)
+            check_masks(data_list, f'split {self.split!r}')
         self._metainfo['train_group_counts'] = tuple(counts)
         return data_list
 
@@ -150,18 +151,6 @@ class Waterbirds(BaseDataset):
         if not is_abs(mask_dir):
             mask_dir = join_path(self.data_root, mask_dir)
         return join_path(mask_dir, f'{stem}.png')
-
-    def _check_masks(self, data_list: list[dict]) -> None:
-        # Without its mask an object would be painted over, so that the label no longer holds:
-        # a data set is complete or it is refused.
-        missing = [info['mask_path'] for info in data_list if not exists(info['mask_path'])]
-        if missing:
-            raise FileNotFoundError(
-                f'Waterbirds: {len(missing)} of {len(data_list)} masks of split {self.split!r} are '
-                f'missing, the first is {missing[0]}. Put them there, make them with '
-                'tools/dataset_converters/masks.py, name their folder with mask_dir=..., or set '
-                'with_masks=False if nothing is generated from this data set.'
-            )
 
 
 def group_of(row: dict) -> int:

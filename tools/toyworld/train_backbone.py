@@ -6,7 +6,9 @@ time and weather. Like ImageNet's weights, it has seen birds; unlike them, it ha
 Writes ``OUT/toybirds-resnet18.safetensors``, keys ``backbone.…`` of an mmpretrain classifier.
 
 With ``--zoo CONFIG`` it pretrains the backbones of the config's zoo instead, each into the file
-that its ``init_cfg`` names; those that are there stay.
+that its ``init_cfg`` names; those that are there stay. These get a few minutes each, in which
+transformers above all learn places long before birds, so birds weigh more and count as land or
+water birds too.
 """
 
 from __future__ import annotations
@@ -119,12 +121,18 @@ def train(
     with torch.no_grad():
         width = pooled(backbone, images[:2].float()).shape[1]
     backbone.train()
-    sizes = (len(_KINDS), len(PLACES) + len(PATTERNS), len(TIMES), len(WEATHERS), len(COLOURS))
-    weights = (1.0, 0.5, 0.2, 0.2, 0.1)
+    sizes = [len(_KINDS), len(PLACES) + len(PATTERNS), len(TIMES), len(WEATHERS), len(COLOURS)]
+    weights = [1.0, 0.5, 0.2, 0.2, 0.1]
+    if args.zoo:
+        weights[0] = 2.0
+        weights.append(0.5)
+        sizes.append(1 + len(BIRDS))
+        bird = torch.tensor([0] + [1 + BIRDS.index(name) for name, _ in _KINDS[1:]])
+        labels = torch.cat([labels, bird[labels[:, 0]][:, None]], dim=1)
     heads = nn.ModuleList(nn.Linear(width, n) for n in sizes)
     model = nn.ModuleDict({'backbone': backbone, 'heads': heads}).to(args.device)
     model.to(memory_format=torch.channels_last)
-    peak = 4e-3 if settings['type'] in ('ResNet', 'MobileNetV2') else 1.5e-3
+    peak = 4e-3 if settings['type'] in ('ResNet', 'MobileNetV2') else 1e-3
     optimizer = torch.optim.AdamW(model.parameters(), peak, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, args.steps, pct_start=0.15)
 
