@@ -10,6 +10,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
+from PIL import Image
 
 from mmgap.datasets.iwildcam import CLASSES
 from mmgap.prompts import load_prompts
@@ -145,6 +146,59 @@ def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
     style = config.train_dataloader.dataset
     style.pipeline = config.benchmark.methods.style.train['train_dataloader.dataset.pipeline']
     assert DATASETS.build(style)[0]['inputs'].shape == (3, 224, 224)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
+def test_methods_that_search(name, tmp_path, tiny_sd, monkeypatch):
+    """Each fragment finds its prompts and draws with them; no two methods have the same."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    from benchmark_cells import Benchmark
+
+    data = tmp_path / 'data'
+    if 'iwildcam' in name:
+        convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=3), data)
+    else:
+        draw_waterbirds(data, per_group=2)
+        guidance = tmp_path / 'guidance'
+        guidance.mkdir()
+        for i in range(3):
+            Image.effect_noise((32, 32), 50 + i).convert('RGB').save(guidance / f'{i}.png')
+    config = miniature_config(name, data, tiny_sd, tmp_path / 'work')
+    config.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
+    config.model.head.in_channels = 64
+    for fragment in config.benchmark.methods.values():
+        if 'search' in fragment:
+            fragment.search.update(steps=2)
+        for term in fragment.get('feedback', ()):
+            term.pop('start', None)
+            if 'clip' in term:
+                term.update(clip=dict(model='mmgap://toybirds-clip'))
+            if 'images' in term and 'iwildcam' in name:
+                term.images.data_root = str(data)
+                term.limit = 2
+            elif 'images' in term:
+                term.images = str(guidance)
+    config.default_scope = 'mmpretrain'
+    init_default_scope('mmpretrain')
+    benchmark = Benchmark(config, tmp_path / 'out', [7])
+    drawn = {}
+    for method, fragment in benchmark.methods.items():
+        if not {'search', 'initial', 'texts'} & set(fragment):
+            continue
+        pool = SamplePool(benchmark.pool(method, 0))
+        assert len(pool) >= 7 and all(sample.kept for sample in pool.samples)
+        drawn[method] = pool.samples[0].prompt_id.split('@')[1]  # names what the prompt says
+    assert len(drawn) >= 6 and len(set(drawn.values())) == len(drawn), list(drawn)
+
+
+def test_the_guided_config_has_the_methods_fragment():
+    config = Config.fromfile(ROOT / 'configs' / 'gap_resnet50_waterbirds_guided.py')
+    plain = Config.fromfile(ROOT / 'configs' / 'gap_resnet50_waterbirds.py')
+    (hook,), (own,) = config.custom_hooks, plain.custom_hooks
+    assert hook.feedback == config.benchmark.methods.gap.feedback != own.feedback
+    assert hook.search.stop_loss is None and hook.search.steps == own.search.steps
+    assert hook.generator == own.generator and hook.budget == own.budget
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from mmgap.registry import TASK_UTILS
 from tests.test_benchmark import QUICK, ROOT, run
 
 METHODS = 'none gap style real'.split()
-MORE = 'none agnostic ap-sdedit'.split()
+MORE = 'none agnostic random prompts guided ap ap-sdedit'.split()
 SHIFTS = ['clear', 'night', 'fog', 'corruptions']
 QUICK_DEPTH = [
     *(change for change in QUICK if 'evaluate' not in change),

@@ -283,9 +283,9 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         '# Which models can be targets',
         '',
         'Written by `python tools/architectures.py --out docs/results/architectures.md`. Of each',
-        "architecture the variant with the fewest parameters, as MMPretrain's list has them,",
-        'without weights; a model passes if its loss gives two images a finite gradient that is',
-        'not zero.',
+        "architecture the variant with the fewest parameters by MMPretrain's metafiles, a few of",
+        'which are wrong, without weights; a model passes if its loss gives two images a finite',
+        'gradient that is not zero.',
     ]
     for section, rows in results.items():
         passed = sum(row['passes'] for row in rows.values())

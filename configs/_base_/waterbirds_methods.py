@@ -1,6 +1,5 @@
 # The methods that tools/benchmark.py compares on Waterbirds. Each is a fragment: what it changes in
-# the hook of the config. To train with one of them, put its search and feedback into the hook:
-# --cfg-options takes them too.
+# the hook of the config. ../gap_resnet50_waterbirds_guided.py shows how to train with one of them.
 
 # What a user says of the places where the model will be used.
 descriptions = [
@@ -35,12 +34,12 @@ benchmark = dict(
         ),
         prompts=dict(about='the descriptions as they are', texts=descriptions),
         gp=dict(about='guidance alone', search=on_to_the_end, feedback=[text_guidance]),
-        # With pictures of the places, unlabelled and not of the test data:
-        #     inversion=dict(
-        #         about='textual inversion',
-        #         search=on_to_the_end,
-        #         feedback=[dict(type='mmgap.InversionGuidance', images=FOLDER)],
-        #     ),
+        inversion=dict(
+            about='textual inversion of pictures of the places',
+            search=on_to_the_end,
+            # Yours to bring: a folder of unlabelled pictures, none of them test data.
+            feedback=[dict(type='mmgap.InversionGuidance', images='data/waterbirds-guidance')],
+        ),
         ap=dict(about='adversarial prompts: the hook as it is', search=dict()),
         gap=dict(
             about='guided adversarial prompts',
