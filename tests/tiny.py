@@ -51,10 +51,11 @@ def save_tiny_pipeline(
     sample_size: int = 8,
     width: int = 32,
     blocks: tuple[int, int] = (32, 64),
+    tokens: int = 20,
 ) -> Path:
     """Save a tiny Stable Diffusion; images are ``2 * sample_size`` pixels wide."""
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(model_max_length=tokens)
     text_encoder = CLIPTextModel(_text_config(tokenizer, width))
     StableDiffusionInpaintPipeline(
         text_encoder=text_encoder,

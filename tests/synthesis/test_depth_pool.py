@@ -12,12 +12,12 @@ from PIL import Image
 
 from mmgap.compat import allow_mmcv_without_ops
 from mmgap.datasets import SyntheticDataset, SyntheticMixDataset
-from mmgap.feedback import DepthAdversarialLoss, DepthTarget
+from mmgap.feedback import DepthAdversarialLoss, DepthCritic, DepthTarget
 from mmgap.generators import ControlNetGenerator, DepthSourceSet
 from mmgap.search import Judge
 from mmgap.synthesis import SamplePool, Synthesizer
 from tests.pools import ABOUT
-from tests.tiny import tiny_depth_model
+from tests.tiny import save_tiny_pipeline, tiny_depth_model
 
 
 @pytest.fixture
@@ -48,6 +48,30 @@ def test_images_lie_beside_the_depth_that_they_were_drawn_for(parts, tmp_path):
     assert sorted(p.name for p in (tmp_path / 'pool' / 'depth').iterdir()) == [
         f'{i:06d}.png' for i in range(3)
     ]
+
+
+def test_what_a_depth_critic_drops_is_drawn_again(parts, tmp_path):
+    generator, sources, prompts = parts
+    settings = dict(num_inference_steps=2, batch_size=4)
+    target = DepthTarget(tiny_depth_model(), (32, 32))
+
+    def draw(name, threshold):
+        critic = DepthCritic('unused.py', 'unused.pth', threshold=threshold)
+        critic._target = target  # instead of a config and a checkpoint
+        pool = SamplePool(tmp_path / name)
+        Synthesizer(generator, sources, **settings, critic=critic).run(prompts, 8, pool)
+        return SamplePool(tmp_path / name).samples
+
+    recorded = draw('recorded', None)
+    assert len(recorded) == 8 and all(sample.kept for sample in recorded)
+    agreements = sorted(sample.agreement for sample in recorded)
+    assert 0 < agreements[0] < agreements[-1] < 1
+    threshold = agreements[3]
+    judged = draw('judged', threshold)
+    assert len(judged) > 8
+    assert all(sample.kept == (sample.agreement >= threshold) for sample in judged)
+    dropped = {sample.seed for sample in judged if not sample.kept}
+    assert dropped and dropped.isdisjoint(sample.seed for sample in judged if sample.kept)
 
 
 def test_judge_takes_the_share_of_right_pixels(parts):
@@ -169,6 +193,29 @@ def test_parts_for_classes_and_for_depth_do_not_mix(parts, drawn_depth):
     critic = ClipCritic(clip=dict(model='x'))
     with pytest.raises(ValueError, match='ClipCritic judges classes'):
         build_search(generator, target, [DepthAdversarialLoss()], *fixed, critic=critic)
+
+
+def test_prompts_of_many_lengths_in_one_search(tiny_controlnet, drawn_depth, tmp_path):
+    """The lengths of the depth configs, which need a text encoder of 77 tokens."""
+    from mmgap.hooks.components import build_search
+
+    folder = save_tiny_pipeline(tmp_path / 'sd', tokens=77)
+    generator = ControlNetGenerator(str(folder), str(tiny_controlnet), size=16, device='cpu')
+    sources = DepthSourceSet(drawn_depth, generator.size)
+    target, terms = DepthTarget(tiny_depth_model(), (32, 32)), [DepthAdversarialLoss('l1')]
+    lengths = [1, 8, 16, 32]
+    initial = dict(prompts_per_class=4, tokens=lengths)
+    settings = dict(steps=2, num_inference_steps=2, images_per_prompt=1, batch_size=3, holdout=2)
+    search, prompts = build_search(generator, target, terms, sources, initial, settings, 0)
+    before = [prompt.embeddings.detach().clone() for prompt in prompts]
+    assert [len(start) for start in before] == lengths
+    together = generator.prompts.encode(prompts).detach()
+    for prompt, hidden in zip(prompts, together, strict=True):
+        alone = generator.prompts.encode([prompt])[0]
+        torch.testing.assert_close(alone, hidden, atol=1e-5, rtol=0)
+    search.run(prompts)
+    for prompt, start in zip(prompts, before, strict=True):
+        assert (prompt.embeddings != start).any(dim=1).all(), 'a token that does not move'
 
 
 def test_search_finds_harder_images(parts):
