@@ -3,7 +3,12 @@
 #
 # Data: data/nyu, as MMSegmentation prepares it. Weights: folders or hub ids, in the hook's
 # generator; the ViT's as for MMSegmentation's DPT configs.
-_base_ = ['_base_/depth_runtime.py', '_base_/nyu.py', '_base_/depth_sd15.py']
+_base_ = [
+    '_base_/depth_runtime.py',
+    '_base_/nyu.py',
+    '_base_/depth_sd15.py',
+    '_base_/depth_methods.py',
+]
 custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)
@@ -81,3 +86,29 @@ custom_hooks = [
         budget=24000,
     )
 ]
+
+train_pipeline = _base_.train_pipeline
+benchmark = dict(
+    methods=dict(  # NYU has no split beside train and test that `real` could take
+        style=dict(
+            about='amplitude spectra mixed between training images, no new images',
+            train={
+                'train_dataloader.dataset.pipeline': [
+                    *train_pipeline[:2],
+                    # With another data_root: here, too.
+                    dict(
+                        type='mmgap.AmplitudeMix',
+                        images=dict(
+                            type='NYUDataset',
+                            data_root='data/nyu',
+                            data_prefix=dict(
+                                img_path='images/train', depth_map_path='annotations/train'
+                            ),
+                        ),
+                    ),
+                    *train_pipeline[2:],
+                ]
+            },
+        ),
+    )
+)

@@ -2,7 +2,12 @@
 # and search, also the loss at which a prompt is done. The training schedule is ours.
 #
 # Data: data/taskonomy (see mmgap.Taskonomy). Weights: folders or hub ids, in the hook's generator.
-_base_ = ['_base_/depth_runtime.py', '_base_/taskonomy.py', '_base_/depth_sd15.py']
+_base_ = [
+    '_base_/depth_runtime.py',
+    '_base_/taskonomy.py',
+    '_base_/depth_sd15.py',
+    '_base_/depth_methods.py',
+]
 custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)
@@ -60,3 +65,31 @@ custom_hooks = [
         budget=80000,
     )
 ]
+
+train_pipeline = _base_.train_pipeline
+benchmark = dict(
+    methods=dict(
+        style=dict(
+            about='amplitude spectra mixed between training images, no new images',
+            train={
+                'train_dataloader.dataset.pipeline': [
+                    *train_pipeline[:3],
+                    # With another data_root: here, too.
+                    dict(
+                        type='mmgap.AmplitudeMix',
+                        images=dict(
+                            type='mmgap.Taskonomy',
+                            data_root='data/taskonomy',
+                            buildings=_base_.train_buildings,
+                        ),
+                    ),
+                    *train_pipeline[3:],
+                ]
+            },
+        ),
+        real=dict(
+            about='real images of the validation data: the upper bound',
+            dataset=dict(buildings=_base_.val_buildings),
+        ),
+    )
+)

@@ -12,6 +12,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmgap.compat import allow_checkpoint_history
 from mmgap.datasets.iwildcam import CLASSES
 from mmgap.prompts import load_prompts
 from mmgap.registry import TASK_UTILS
@@ -181,6 +182,7 @@ def test_methods_that_search(name, tmp_path, tiny_sd, monkeypatch):
                 term.images = str(guidance)
     config.default_scope = 'mmpretrain'
     init_default_scope('mmpretrain')
+    allow_checkpoint_history()
     benchmark = Benchmark(config, tmp_path / 'out', [7])
     drawn = {}
     for method, fragment in benchmark.methods.items():

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
+from mmgap.compat import allow_checkpoint_history
 from mmgap.prompts import load_prompts
 from mmgap.synthesis import SamplePool
 from tests.miniature import draw_nyu, draw_taskonomy
@@ -120,3 +121,40 @@ def test_config(name, tmp_path, tiny_sd, tiny_controlnet):
         groups = summary['after']['groups']
         assert set(groups) == {'clear', 'night', 'fog', 'corruptions'}
         assert summary['after']['worst_group'] == max(groups.values())
+
+
+@pytest.mark.slow
+def test_methods_of_the_benchmark(tmp_path, tiny_sd, tiny_controlnet, monkeypatch):
+    """Each fragment makes its images, and trains the last layer on them."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    from benchmark_cells import Benchmark
+
+    config = miniature('gap_unet_taskonomy-depth', tmp_path, tiny_sd, tiny_controlnet)
+    data = config.train_dataloader.dataset
+    methods = config.benchmark.methods
+    step = methods.style.train['train_dataloader.dataset.pipeline'][3]
+    step.images.update(data_root=data.data_root, buildings=data.buildings)
+    methods.real.dataset.buildings = config.val_dataloader.dataset.buildings
+    config.benchmark.update(steps=1, autocast=None)
+    init_default_scope('mmseg')
+    allow_checkpoint_history()
+    benchmark = Benchmark(config, tmp_path / 'out', [4])
+    seen = {}
+    for method in methods:
+        cell = benchmark.cell(method, 4, 0, 'last')
+        assert cell['worst_group'] == cell['abs_rel']['all'] > 0
+        if benchmark.makes_images(method):
+            samples = SamplePool(benchmark.pool(method, 0)).samples
+            seen[method] = samples[0].prompt_id.split('@')[-1], samples[0].generator
+    assert list(methods)[0] == 'none' and len(seen) == 8
+    apart = ('agnostic', 'random', 'prompts', 'guided', 'ap-sdedit', 'real')
+    assert len({seen[method] for method in apart}) == 6  # the others stop where they start
+
+
+@pytest.mark.parametrize('name', [name for name in TINY if 'toydepth' not in name])
+def test_the_last_layer_is_one(name, tmp_path, tiny_sd, tiny_controlnet):
+    config = miniature(name, tmp_path, tiny_sd, tiny_controlnet)
+    init_default_scope('mmseg')
+    names = [n for n, _ in MODELS.build(config.model).named_parameters()]
+    last = [n for n in names if n.startswith(config.benchmark.last_layer)]
+    assert last == ['decode_head.conv_seg.weight', 'decode_head.conv_seg.bias']

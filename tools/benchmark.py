@@ -30,6 +30,7 @@ from mmgap.files import fingerprint, weights_fingerprint, write_json
 from mmgap.hooks.summary import environment
 
 LAYERS = ('last', 'all')
+GROUP_METRICS = ('mmgap.GroupAccuracy', 'mmgap.MacroF1', 'mmgap.GroupDepth')
 # Where launchers say which process this is, of how many, and which on its machine.
 PROCESS = dict(
     pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
@@ -102,6 +103,13 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
     hooks = [h for h in config.get('custom_hooks') or [] if h['type'] == 'mmgap.GAPHook']
     if len(hooks) != 1:
         raise SystemExit(f'{path} must have one mmgap.GAPHook, it has {len(hooks)}')
+    metrics = config.test_evaluator
+    metrics = [m['type'] for m in (metrics if isinstance(metrics, list) else [metrics])]
+    if not set(metrics) & set(GROUP_METRICS):
+        raise SystemExit(
+            f'{path} has the test_evaluator {metrics}; the benchmark compares groups and needs one '
+            f'of {list(GROUP_METRICS)}'
+        )
     search = hooks[0].get('search') or {}
     # Depth models have no classes; all their sources are of one.
     classes = (config.model.get('head') or {}).get('num_classes', 1)

@@ -51,7 +51,7 @@ val_dataloader = dict(
     ),
 )
 val_evaluator = dict(
-    type='DepthMetric', min_depth_eval=0.001, max_depth_eval=10.0, crop_type='nyu_crop'
+    type='mmgap.GroupDepth', min_depth_eval=0.001, max_depth_eval=10.0, crop_type='nyu_crop'
 )
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

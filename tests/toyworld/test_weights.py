@@ -38,6 +38,8 @@ def test_hashes_and_size():
     for name, path in files.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == frozen['sha256'][name], name
     assert sum(p.stat().st_size for p in files.values()) <= 32 * 2**20
+    controlnet = [p for name, p in files.items() if 'controlnet' in str(name)]
+    assert 0 < sum(p.stat().st_size for p in controlnet) <= 8e6
     assert not [name for name in files if name.endswith(('.bin', '.pt', '.pth', '.pkl'))]
 
 
