@@ -60,9 +60,7 @@ custom_hooks = [
     dict(
         type='mmgap.GAPHook',
         generator={{_base_.generator}},
-        # For guided prompts, in the paper's weights, stop_loss=None and instead
-        #     dict(type='mmgap.DepthAdversarialLoss', loss='ssi', floor=-0.5),
-        #     dict(type='mmgap.TextGuidance', descriptions=['at night', 'in fog'], weight=1.0),
+        # For guided prompts stop_loss=None and the feedback of the method `gap` in the benchmark
         # or, with 100 unlabelled pictures,
         #     dict(type='mmgap.ImageGuidance', images=FOLDER, limit=100, weight=5.0, clip=CLIP),
         feedback=[dict(type='mmgap.DepthAdversarialLoss', loss='ssi')],

@@ -40,9 +40,7 @@ custom_hooks = [
     dict(
         type='mmgap.GAPHook',
         generator={{_base_.generator}},
-        # For guided prompts, in the paper's weights, stop_loss=None and instead
-        #     dict(type='mmgap.DepthAdversarialLoss', loss='l1', floor=-1.25),
-        #     dict(type='mmgap.TextGuidance', descriptions=['at night', 'in fog'], weight=1.0),
+        # For guided prompts stop_loss=None and the feedback of the method `gap` in the benchmark
         # or, with 100 unlabelled pictures,
         #     dict(type='mmgap.ImageGuidance', images=FOLDER, limit=100, weight=5.0, clip=CLIP),
         feedback=[dict(type='mmgap.DepthAdversarialLoss', loss='l1')],
@@ -69,6 +67,12 @@ custom_hooks = [
 train_pipeline = _base_.train_pipeline
 benchmark = dict(
     methods=dict(
+        gap=dict(
+            feedback=[
+                dict(type='mmgap.DepthAdversarialLoss', loss='l1', floor=-1.25),
+                _base_.text_guidance,
+            ]
+        ),
         style=dict(
             about='amplitude spectra mixed between training images, no new images',
             train={

@@ -34,7 +34,7 @@ from mmgap.generators import InverseDepth
 from mmgap.toyworld.renderer import Scene, caption
 
 
-def depth_reader(number: int = 4000, steps: int = 800) -> nn.Module:
+def depth_reader(number: int, steps: int) -> nn.Module:
     """The depth model of the config, trained on rendered scenes of all times and weathers."""
     from mmseg.structures import SegDataSample
 
@@ -124,7 +124,9 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('docs/toyworld'))
     parser.add_argument('--steps', type=int, default=10)
     parser.add_argument('--guidance-scale', type=float, default=5.0)
-    parser.add_argument('--conditioning-scale', type=float, default=1.0)
+    parser.add_argument('--conditioning-scale', type=float, default=1.5, help='as ToyDepth draws')
+    parser.add_argument('--reader-scenes', type=int, default=8000, help='it is trained on')
+    parser.add_argument('--reader-steps', type=int, default=2400)
     args = parser.parse_args()
 
     # Other scenes than those of any split and of any training.
@@ -140,7 +142,7 @@ def main() -> None:
 
     net = scene_classifier(args.weights / 'toybirds-resnet18.safetensors')
     right = classify(net, drawn) == np.array([scene_labels(s) for s in scenes])
-    model = depth_reader()
+    model = depth_reader(args.reader_scenes, args.reader_steps)
     result = dict(zip(('place', 'time', 'weather'), right.mean(0).round(4).tolist(), strict=True))
     found, known = read(model, drawn), truth > 0
     scale = torch.stack(
@@ -156,6 +158,7 @@ def main() -> None:
         result[name] = round(float(np.mean(values)), 4)
     result.update(pictures=len(scenes), steps=args.steps, guidance_scale=args.guidance_scale)
     result['conditioning_scale'] = args.conditioning_scale
+    result.update(reader_scenes=args.reader_scenes, reader_steps=args.reader_steps)
     args.out.mkdir(parents=True, exist_ok=True)
     write_meta(args.out / 'controlnet.json', **result)
     temporary = args.out / 'controlnet.tmp.png'
