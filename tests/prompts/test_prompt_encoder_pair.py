@@ -71,9 +71,7 @@ def test_saved_prompt_means_the_same_in_diffusers(tokens, template, old, tiny_xl
     with torch.no_grad():
         states = encoder.encode([prompt])
     file = load_file(PromptBank(tmp_path).add(prompt, {}))
-    if (
-        old
-    ):  # what docs/generators.md says for such models: a placeholder would be taken for the end
+    if old:  # as docs/generators.md says: a placeholder would be taken for the end
         pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id
     parts = dict(clip_l=(pipe.tokenizer, pipe.text_encoder))
     parts['clip_g'] = (pipe.tokenizer_2, pipe.text_encoder_2)
