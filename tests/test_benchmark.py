@@ -137,6 +137,7 @@ def check_pairs(text: str, cells: list[dict]) -> None:
         (['--methods', 'none', 'magic'], "unknown methods ['magic']"),
         (['--seeds', '1', '1'], '--seeds names something twice'),
         (['--budgets', '7'], 'budget 7 is below the number of prompts (8)'),
+        (['--cfg-options', 'test_evaluator.0.type=Accuracy'], 'the benchmark compares groups'),
     ],
 )
 def test_bad_arguments(options, words, tmp_path):

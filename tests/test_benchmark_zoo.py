@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tests.test_benchmark import QUICK, ROOT
 
 sys.path.insert(0, str(ROOT / 'tools'))
-from benchmark_zoo import with_model  # noqa: E402
+from benchmark_zoo import check_weights, with_model  # noqa: E402
 from benchmark_zoo_report import write_report  # noqa: E402
 
 CONFIG = ROOT / 'configs' / 'gap_zoo_toybirds.py'
@@ -56,8 +56,20 @@ def test_a_model_of_mmpretrain_takes_the_place_of_the_config_s(config):
     changed = with_model(config, 'resnet50_8xb32_in1k')
     assert changed.model.head.num_classes == changed.model.data_preprocessor.num_classes == 2
     assert changed.model.backbone.init_cfg.checkpoint.startswith('https://')
+    # It is of the config's own model, and the rest of the benchmark stays.
+    assert 'model.backbone.norm_eval' in config.benchmark.train
+    assert 'model.backbone.norm_eval' not in changed.benchmark.train
+    assert changed.benchmark.methods == config.benchmark.methods
     init_default_scope('mmpretrain')
     assert MODELS.build(changed.model).head.fc.out_features == 2
+
+
+def test_weights_that_are_not_there_are_named(config):
+    with pytest.raises(FileNotFoundError, match='vit-tiny: .*no/vit.safetensors; pretrain it with'):
+        changed = with_model(config, 'vit-tiny')
+        changed.model.backbone.init_cfg.checkpoint = 'mmgap://no/vit.safetensors'
+        check_weights('vit-tiny', changed)
+    check_weights('resnet18', with_model(config, 'resnet18'))
 
 
 def test_unknown_names_are_refused(config):

@@ -155,17 +155,18 @@ def test_faults_of_the_machine_and_the_weights(check, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='memory is read from /proc')
 def test_memory_grows_with_the_batch(check):
     """With the packaged weights, nothing replaced."""
     needed = []
-    for batch in (2, 24):
+    for batch in (24, 2):  # what the first leaves behind must not help
         config = 'configs/gap_resnet18_toybirds.py'
         done = check(config, '--cfg-options', f'custom_hooks.0.search.batch_size={batch}')
         assert done.failed is None and done.said.endswith('ready\n'), done.said
         needed.append(
             float(re.search(rf'about (.*) GiB with search.batch_size={batch} ', done.said)[1])
         )
-    assert needed[1] > needed[0] + 0.1
+    assert needed[0] > needed[1] + 0.5
 
 
 @pytest.mark.slow
@@ -174,7 +175,7 @@ def test_inverted_masks(check, drawn, tmp_path):
     for path in root.rglob('*_mask.png'):
         ImageOps.invert(Image.open(path).convert('L')).save(path)
     done = check(WATERBIRDS, *options(root))
-    assert 'WRONG  sources' in done.said and 'Are they inverted?' in done.said
+    assert done.failed is None and 'Are they inverted?' in done.said
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,23 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
     hooks = [h for h in config.get('custom_hooks') or [] if h['type'] == 'mmgap.GAPHook']
     if len(hooks) != 1:
         raise SystemExit(f'{path} must have one mmgap.GAPHook, it has {len(hooks)}')
-    metrics = config.test_evaluator
-    metrics = [m['type'] for m in (metrics if isinstance(metrics, list) else [metrics])]
+    metrics = config.get('test_evaluator') or []
+    if isinstance(metrics, Mapping):
+        metrics = metrics.get('metrics', [metrics])
+    metrics = [metric['type'] for metric in metrics]
     if not set(metrics) & set(GROUP_METRICS):
         raise SystemExit(
             f'{path} has the test_evaluator {metrics}; the benchmark compares groups and needs one '
             f'of {list(GROUP_METRICS)}'
         )
+    for name in chosen or methods:
+        for term in methods[name].get('feedback', ()):
+            folder = term.get('images')
+            if isinstance(folder, str) and '://' not in folder and not Path(folder).exists():
+                raise SystemExit(
+                    f'method {name!r} takes images from {folder}, which does not exist; put some '
+                    'there, or leave it out of --methods'
+                )
     search = hooks[0].get('search') or {}
     # Depth models have no classes; all their sources are of one.
     classes = (config.model.get('head') or {}).get('num_classes', 1)
@@ -186,7 +196,7 @@ def main() -> None:
         if world > 1:
             wait_for(*(benchmark.path(*job) for job in cells_of(benchmark, args, args.seeds)))
             run(benchmark, args, args.seeds, report)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
     print(f'results in {folder}')
 

@@ -34,7 +34,7 @@ from mmgap.compat import allow_checkpoint_history
 from mmgap.files import fingerprint, write_json
 from mmgap.hooks.summary import environment
 from mmgap.synthesis import SamplePool
-from mmgap.weights import PREFIX
+from mmgap.weights import resolve
 
 
 def parse_args() -> argparse.Namespace:
@@ -155,12 +155,15 @@ def check_weights(name: str, config: Config) -> None:
     """
     init = config.model.get('backbone', {}).get('init_cfg')
     weights = init.get('checkpoint') or '' if isinstance(init, Mapping) else ''
-    path = weights.removeprefix(PREFIX)
-    if path.endswith(('.safetensors', '.pth')) and '://' not in path and not Path(path).is_file():
+    try:
+        path = resolve(weights)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
-            f'{name}: there is no {path}; pretrain it with tools/toyworld/train_backbone.py --zoo, '
-            'or name another checkpoint in its init_cfg'
-        )
+            f'{name}: {error}; pretrain it with tools/toyworld/train_backbone.py --zoo, or name '
+            'another checkpoint in its init_cfg'
+        ) from error
+    if path.endswith('.pth') and '://' not in path and not Path(path).expanduser().is_file():
+        raise FileNotFoundError(f'{name}: there is no {path}, which its init_cfg names')
 
 
 class Zoo:

@@ -57,7 +57,7 @@ benchmark = dict(
         ),
         real=dict(
             about='real images of the validation data: the upper bound',
-            dataset=dict(split='val', locations=None, time=None),
+            dataset=dict(split='val', locations=None, time=None, hours=None),
         ),
     ),
 )

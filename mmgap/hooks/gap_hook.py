@@ -297,7 +297,8 @@ class GAPHook(Hook):
         began = time.time()
         loop = getattr(runner, f'{split}_loop')
         # A loop of validation would save the best checkpoint and step schedules.
-        metrics = TestLoop(runner, loop.dataloader, loop.evaluator).run()
+        with same_buffers(runner.model):  # those of the checkpoint
+            metrics = TestLoop(runner, loop.dataloader, loop.evaluator).run()
         self.seconds['evaluation'] += time.time() - began
         return group_report(metrics)
 

@@ -74,6 +74,7 @@ def test_places_hours_and_masks(root):
     night = IWildCam(str(root), 'train', time='night')
     assert {night.get_data_info(i)['hour'] for i in range(len(night))} == {3}
     assert len(night) == len(IWildCam(str(root), 'train', time='day')) == 42
+    assert len(IWildCam(str(root), 'train', hours=[3])) == len(night)
     assert len(IWildCam(str(root), 'val', locations=[101])) == 84
     with pytest.raises(ValueError, match=r"no image of split 'val' is left at locations \['7'\]"):
         IWildCam(str(root), 'val', locations=[7])
@@ -96,6 +97,8 @@ def test_bad_input(root, source, tmp_path):
     for wrong, words in (
         (dict(split='night'), "split='night' must be one of"),
         (dict(split='test', time='noon'), "time='noon' must be one of"),
+        (dict(split='test', hours=[24]), r'hours=\[24\] must be from 0 to 23'),
+        (dict(split='test', hours=[3], time='day'), "not beside time='day'"),
         (dict(split='test', guidance_share=1.0), r'guidance_share must be in \[0, 1\), got 1.0'),
     ):
         with pytest.raises(ValueError, match=words):
