@@ -22,7 +22,8 @@ QUICK_DEPTH = [
 ]
 
 
-@pytest.mark.parametrize('layers', ['all', pytest.param('last', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('layers', ['all', 'last'])
 def test_quick_benchmark(layers, tmp_path):
     methods = METHODS if layers == 'all' else MORE
     options = ['--methods', *methods, '--budgets', '4', '--seeds', '0', '--layers', layers]
