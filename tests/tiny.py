@@ -57,10 +57,15 @@ def save_tiny_pipeline(
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(model_max_length=tokens)
     text_encoder = CLIPTextModel(_text_config(tokenizer, width))
+    parts = _image_parts(in_channels, sample_size, cross_attention_dim=width, blocks=blocks)
+    return _save(folder, tokenizer, text_encoder, parts)
+
+
+def _save(folder: Path, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, parts: dict) -> Path:
     StableDiffusionInpaintPipeline(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        **_image_parts(in_channels, sample_size, cross_attention_dim=width, blocks=blocks),
+        **parts,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -78,15 +83,7 @@ def save_tiny_sd2(folder: Path) -> Path:
         4, cross_attention_dim=32, use_linear_projection=True, attention_head_dim=(2, 8)
     )
     parts['scheduler'].register_to_config(prediction_type='v_prediction')
-    StableDiffusionInpaintPipeline(
-        text_encoder=CLIPTextModel(config),
-        tokenizer=tokenizer,
-        **parts,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
+    return _save(folder, tokenizer, CLIPTextModel(config), parts)
 
 
 def save_tiny_xl(folder: Path, in_channels: int = 4, eos_token_id: int | None = None) -> Path:

@@ -30,7 +30,7 @@ from mmgap.files import fingerprint, weights_fingerprint, write_json
 from mmgap.hooks.summary import environment
 
 LAYERS = ('last', 'all')
-GROUP_METRICS = ('mmgap.GroupAccuracy', 'mmgap.MacroF1', 'mmgap.GroupDepth')
+GROUP_METRICS = ('GroupAccuracy', 'MacroF1', 'GroupDepth')  # mmgap's, by name or class
 # Where launchers say which process this is, of how many, and which on its machine.
 PROCESS = dict(
     pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
@@ -106,11 +106,12 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
     metrics = config.get('test_evaluator') or []
     if isinstance(metrics, Mapping):
         metrics = metrics.get('metrics', [metrics])
-    metrics = [metric['type'] for metric in metrics]
+    kinds = [metric['type'] for metric in metrics]
+    metrics = [k.rpartition('.')[2] if isinstance(k, str) else k.__name__ for k in kinds]
     if not set(metrics) & set(GROUP_METRICS):
         raise SystemExit(
             f'{path} has the test_evaluator {metrics}; the benchmark compares groups and needs one '
-            f'of {list(GROUP_METRICS)}'
+            f"of mmgap's {list(GROUP_METRICS)}"
         )
     for name in chosen or methods:
         for term in methods[name].get('feedback', ()):
