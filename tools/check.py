@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
-import gc
 import os
 import time
 from collections import Counter
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import memory, peak, reset_peak
 from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
@@ -36,7 +35,6 @@ from mmgap.search.scorer import Job, Scorer
 from mmgap.search.state import SearchState
 
 LOOKED_AT = 16  # masks or depth maps
-RESET = Path('/proc/self/clear_refs')  # Linux
 MOST_KEPT = 0.75  # median share of the image that most objects stay below
 
 
@@ -311,34 +309,6 @@ def measure(parts: Components, target: Any, images: int, denoising: int) -> tupl
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.time() - began, peak()
-
-
-def reset_peak() -> None:
-    """Forget how much memory was taken so far, as for loading the weights."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif RESET.exists():
-        gc.collect()
-        if hasattr(ctypes.CDLL(None), 'malloc_trim'):  # or what was freed would hide what is taken
-            ctypes.CDLL(None).malloc_trim(0)
-        RESET.write_text('5')
-
-
-def peak() -> int:
-    """Most bytes taken since :func:`reset_peak`; 0 on systems without /proc, on the CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if not RESET.exists():
-        return 0
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith('VmHWM'))
-
-
-def memory() -> int:
-    """Bytes that a process can have: of the GPU, or else of the machine."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 # Small relatives of MMPretrain's models for tools/benchmark_zoo.py, and what each changes in the
 # config: `model` and dotted keys replace what stands there. Their backbones are pretrained on the
-# embedded world in less than three minutes each, with one thread, by
+# embedded world for three to four minutes each, with one thread, by
 # python tools/toyworld/train_backbone.py --zoo configs/gap_zoo_toybirds.py --batch 32 --steps N
 # with 1500 steps for the convolutional ones and 850 for vit-tiny and swin-tiny (--models NAME …).
 preprocessor = dict(num_classes=2, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)
