@@ -39,7 +39,7 @@ from tqdm import tqdm
 from mmgap.compat import differentiable_call
 from mmgap.feedback import adversarial_loss
 from mmgap.files import fingerprint, write_bytes, write_json
-from mmgap.hooks.components import Components, split_search
+from mmgap.hooks.components import Components, prepare_feedback, split_search
 from mmgap.hooks.summary import environment
 from mmgap.search.scorer import Job, Scorer
 from mmgap.search.state import SearchState
@@ -177,14 +177,15 @@ class Case:
         self.prompts = [
             self.encoder.random_prompt(5, seed=i, id=f'p{i}') for i in range(self.images)
         ]
-        for term in parts.feedback:
+        self.feedback = parts.hook.feedback
+        prepare_feedback(self.feedback, self.generator, parts.sources.classes, [])
+        for term in self.feedback:
             term.start, term.end = 0, None
 
     def search_step(self, number: int) -> list[Tensor]:
         """The gradient of a step of mmgap's search, each image of another prompt."""
-        parts = self.parts
-        terms = (self.target, parts.feedback, parts.sources, self.search_steps, self.images)
-        scorer = Scorer(self.generator, *terms)
+        terms = (self.feedback, self.parts.sources, self.search_steps, self.images)
+        scorer = Scorer(self.generator, self.target, *terms)
         states = [SearchState(p, p.embeddings.detach().clone()) for p in self.prompts]
         jobs = [Job(i, source, i) for i, source in enumerate(self._sources(number))]
         with self.target.frozen():
@@ -264,6 +265,7 @@ def measure(config: Config, case: str, numbers: str, repeats: int) -> dict[str, 
             seconds.append(time.perf_counter() - began)
             bytes_.append(peak())
     return dict(
+        size=list(ready.generator.size),
         images=ready.images * (BATCHES if case in (STOCK, SYNTHESIS) else 1),
         seconds=statistics.median(seconds[1:]),
         slowest=max(seconds[1:]),
@@ -296,12 +298,12 @@ def in_a_process(args: argparse.Namespace, case: str, numbers: str) -> dict[str,
     Raises:
         SystemExit: If it failed for another reason than memory.
     """
-    command = [sys.executable, *sys.argv, '--only', case, numbers]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, *sys.argv[1:], '--only', case, numbers]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == -9:  # by a system that had no more to give
         return dict(failed=OUT_OF_MEMORY)
     if done.returncode:
-        raise SystemExit(f'{case} in {numbers} failed; see above')
+        raise SystemExit(f'{done.stderr}\n{case} in {numbers} failed: see above')
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -311,12 +313,14 @@ def table(results: dict[str, Any]) -> str:
     searches = [row for row in rows if row['case'] not in (STOCK, SYNTHESIS)]
     draws = [row for row in rows if row['case'] in (STOCK, SYNTHESIS)]
     about = results['about']
+    size = next(
+        (f'{row["size"][0]}x{row["size"][1]} pixels, ' for row in rows if 'size' in row), ''
+    )
     lines = [
         f'# {about["device"]}',
         '',
-        f'`{about["config"]}`{about["changes"]}; {about["weights"]}, {about["size"]} pixels, '
-        f'{about["repeats"]} steps each after one to warm up, medians. Memory is the peak of '
-        f'{about["memory"]}.',
+        f'`{about["config"]}`{about["changes"]}; {about["weights"]}, {size}median of '
+        f'{about["repeats"]} after one to warm up. Memory is the peak of {about["memory"]}.',
         '',
     ]
     if searches:
@@ -360,7 +364,6 @@ def describe(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         config=args.config,
         changes=f' with {changes}' if changes else '',
         weights='random weights' if args.random else str(hook.generator.model),
-        size=hook.generator.get('size'),
         search_steps=(hook.get('search') or {}).get('num_inference_steps', 5),
         steps=(hook.get('synthesis') or {}).get('num_inference_steps', 15),
         repeats=args.repeats,
