@@ -303,8 +303,8 @@ def measure(parts: Components, target: Any, images: int, denoising: int) -> tupl
     reset_peak()
     began = time.time()
     with target.frozen():
-        _, _, gradients = scorer(states, [Job(i, i % len(parts.sources), i) for i in range(images)])
-    if not all(gradient.abs().sum() > 0 for gradient in gradients):
+        scores = scorer(states, [Job(i, i % len(parts.sources), i) for i in range(images)])
+    if not all(gradient.abs().sum() > 0 for gradient in scores.gradients):
         raise ValueError('no gradient reaches the prompt; look at the terms of feedback')
     if torch.cuda.is_available():
         torch.cuda.synchronize()

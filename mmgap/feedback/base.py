@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,20 +101,32 @@ class Feedback:
         raise NotImplementedError(f'{type(self).__name__} says nothing of a draft')
 
 
+class Total(NamedTuple):
+    """What all terms together say of a batch.
+
+    Attributes:
+        loss: ``(B,)`` with gradient, the weighted sum.
+        attack: ``(B,)``, of it the terms that ask the target; NaN for images that none does.
+        means: Mean of each term by name, for the log.
+    """
+
+    loss: Tensor
+    attack: Tensor
+    means: dict[str, float]
+
+
 def total_feedback(
     feedback: Sequence[Feedback], draft: Draft, steps: Sequence[int] | None = None
-) -> tuple[Tensor, dict[str, float]]:
+) -> Total:
     """Weighted sum of the terms.
 
     Args:
         feedback: The terms.
         draft: The batch.
         steps: Step of each image's prompt; None takes all terms whatever their start and end.
-
-    Returns:
-        ``(B,)`` with gradient, and the mean of each term by name, for the log.
     """
     total = torch.zeros(len(draft), device=draft.hidden.device)
+    attack = torch.full_like(total, float('nan'))
     means: dict[str, float] = {}
     for term in feedback:
         counts = [
@@ -125,5 +137,8 @@ def total_feedback(
         where = torch.tensor(counts, device=total.device)
         loss = term(draft).to(total.device)
         total = total + torch.where(where, term.weight * loss, 0.0)
+        if term.needs == 'target':
+            more = attack.nan_to_num() + term.weight * loss.detach()
+            attack = torch.where(where, more, attack)
         means[type(term).__name__] = float(loss.detach()[where].mean())
-    return total, means
+    return Total(total, attack, means)

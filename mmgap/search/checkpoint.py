@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmgap.files import write_bytes
 
-PLAIN = ('losses', 'hits', 'total', 'restarts', 'done')
+PLAIN = ('losses', 'attacks', 'hits', 'total', 'restarts', 'done')
 
 
 def save_search(
@@ -73,6 +73,8 @@ def load_search(
     except (SafetensorError, TypeError, KeyError, ValueError):  # truncated, or not a search's
         return False
     if not isinstance(meta, dict) or meta.get('key') != key:
+        return False
+    if any(set(about) != set(PLAIN) for about in meta['states']):  # of another version of mmgap
         return False
     for i, (state, about) in enumerate(zip(states, meta['states'], strict=True)):
         state.prompt.embeddings.data.copy_(tensors[f'embeddings/{i}'])

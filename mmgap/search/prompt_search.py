@@ -24,7 +24,7 @@ from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.search.alignment import AlignmentAlarm
 from mmgap.search.checkpoint import load_search, save_search
 from mmgap.search.judgement import Judge
-from mmgap.search.scorer import Job, Scorer
+from mmgap.search.scorer import Job, Scorer, Scores
 from mmgap.search.state import FoundPrompt, NonFiniteLossError, SearchState
 from mmgap.seeds import derive_rng, derive_seed
 from mmgap.sharding import gathered, of_main
@@ -48,9 +48,10 @@ class PromptSearch:
         batch_size: Images drawn at a time, by each process.
         optim_wrapper: Config of MMEngine's optimiser wrapper.
         param_scheduler: Configs of MMEngine's parameter schedulers, counted in steps.
-        stop_loss: A prompt stops when its loss falls below this; it keeps the embeddings that
-            reached it, those before that step's update.
-        stop_window: Latest steps whose mean loss is compared with ``stop_loss``: with few images
+        stop_loss: A prompt stops when its attack falls below this: the weighted sum of the terms
+            that ask the target, without guidance. It keeps the embeddings that reached it, those
+            before that step's update.
+        stop_window: Latest steps whose mean is compared with ``stop_loss``: with few images
             per step, a single one may be low by luck.
         fresh: Whether each step has its own sources and noise. With the same ones throughout, a
             prompt fits itself to these few images.
@@ -67,7 +68,8 @@ class PromptSearch:
         seed: Seed of every draw.
 
     Raises:
-        ValueError: If a count is not positive, or a step has no active feedback.
+        ValueError: If a count is not positive, a step has no active feedback, or there is a
+            ``stop_loss`` and no term that asks the target.
     """
 
     def __init__(
@@ -114,6 +116,12 @@ class PromptSearch:
                     f'search feedback is empty at step {step}: there would be nothing to minimise; '
                     'look at the weights, starts and ends of its terms'
                 )
+        asks = any(term.needs == 'target' and term.weight > 0 for term in feedback)
+        if stop_loss is not None and not asks:
+            raise ValueError(
+                f'search stop_loss={stop_loss} is compared with the terms that ask the target, and '
+                'feedback has none; take stop_loss=None'
+            )
         self.generator = generator
         self.target = target
         self.feedback = list(feedback)
@@ -223,9 +231,8 @@ class PromptSearch:
     ) -> None:
         started, first = time.time(), self._progress(states)
         while active := [state for state in states if not state.done]:
-            losses, hits, gradients = self._step(active)
-            for state, loss, hit, gradient in zip(active, losses, hits, gradients, strict=True):
-                self._take(state, optimizer, loss, hit, gradient)
+            for state, *scores in zip(active, *self._step(active), strict=True):
+                self._take(state, optimizer, *scores)
             optimizer.step()
             optimizer.zero_grad()
             for scheduler in schedulers:
@@ -240,7 +247,13 @@ class PromptSearch:
                 save_search(checkpoint, key, states, optimizer, schedulers)
 
     def _take(
-        self, state: SearchState, optimizer: Any, loss: float, hit: float, gradient: Tensor
+        self,
+        state: SearchState,
+        optimizer: Any,
+        loss: float,
+        attack: float,
+        hit: float,
+        gradient: Tensor,
     ) -> None:
         """Book one step of one prompt: stop it, start it again, or let the optimiser move it."""
         step = len(state.losses)
@@ -248,6 +261,7 @@ class PromptSearch:
             state.snapshots[step] = state.prompt.embeddings.detach().clone()
         state.total += 1
         state.losses.append(loss)
+        state.attacks.append(attack)
         state.hits.append(hit)
         if self._reached(state):
             state.done = True
@@ -258,7 +272,7 @@ class PromptSearch:
             state.done = len(state.losses) >= self.steps
 
     def _reached(self, state: SearchState) -> bool:
-        recent = state.losses[-self.stop_window :]
+        recent = state.attacks[-self.stop_window :]
         if self.stop_loss is None or len(recent) < self.stop_window:
             return False
         return sum(recent) / self.stop_window < self.stop_loss
@@ -282,11 +296,11 @@ class PromptSearch:
         dist.broadcast(prompt.embeddings.data)
         optimizer.optimizer.state.pop(prompt.embeddings, None)
         state.initial = prompt.embeddings.detach().clone()
-        state.losses, state.hits, state.snapshots = [], [], {}
+        state.losses, state.attacks, state.hits, state.snapshots = [], [], [], {}
         self._log(f'{prompt.id} did not move and starts again ({state.restarts})')
 
-    def _step(self, active: list[SearchState]) -> tuple[list[float], list[float], list[Tensor]]:
-        """Mean loss, share of right answers, and gradient of each active prompt."""
+    def _step(self, active: list[SearchState]) -> Scores:
+        """Draw images with each active prompt and score them."""
         jobs = []
         for place, state in enumerate(active):
             name = (state.prompt.id, state.restarts, len(state.losses) if self.fresh else 0)

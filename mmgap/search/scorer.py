@@ -23,6 +23,22 @@ class Job(NamedTuple):
     seed: int
 
 
+class Scores(NamedTuple):
+    """What a step says of each active prompt.
+
+    Attributes:
+        losses: Mean loss.
+        attacks: Of it the terms that ask the target; NaN if none does.
+        hits: Share of images that the target names right; NaN if no term asks it.
+        gradients: The loss's gradient.
+    """
+
+    losses: list[float]
+    attacks: list[float]
+    hits: list[float]
+    gradients: list[Tensor]
+
+
 class Scorer:
     """Draw images where a prompt's terms need them, ask the terms, take the gradient.
 
@@ -56,24 +72,18 @@ class Scorer:
         self.batch_size = batch_size
         self.means: dict[str, list[float]] = {}
 
-    def __call__(
-        self, active: Sequence[SearchState], jobs: Sequence[Job]
-    ) -> tuple[list[float], list[float], list[Tensor]]:
+    def __call__(self, active: Sequence[SearchState], jobs: Sequence[Job]) -> Scores:
         """Score the images of a step; the processes of a distributed run share them.
 
         Args:
             active: The prompts that are searched, at their own steps.
             jobs: The images, as many for each prompt.
 
-        Returns:
-            For each prompt: mean loss, share of images that the target names right (NaN if no
-            term asks it), and the loss's gradient.
-
         Raises:
             NonFiniteLossError: If a loss or a gradient is NaN or Inf.
         """
         count, jobs = len(jobs) // len(active), jobs[own_part(len(jobs))]
-        losses, hits = torch.zeros(len(active)), torch.zeros(len(active))
+        sums = torch.zeros(3, len(active))  # loss, attack, hit
         gradients = [torch.zeros_like(state.prompt.embeddings) for state in active]
         self.means = {}
         needs = [self._needs(state) for state in active]
@@ -83,9 +93,9 @@ class Scorer:
                 part = [job for job in jobs if (needs[job.place] != 'prompt') == kind]
                 for start in range(0, len(part), self.batch_size):
                     batch = part[start : start + self.batch_size]
-                    self._add(batch, active, needs, count, losses, hits, gradients)
-        losses, hits = summed([losses, hits])
-        return (losses / count).tolist(), (hits / count).tolist(), summed(gradients)
+                    self._add(batch, active, needs, count, sums, gradients)
+        means = (summed([sums])[0] / count).tolist()
+        return Scores(*means, summed(gradients))
 
     def _add(
         self,
@@ -93,20 +103,18 @@ class Scorer:
         active: Sequence[SearchState],
         needs: Sequence[str],
         count: int,
-        losses: Tensor,
-        hits: Tensor,
+        sums: Tensor,
         gradients: list[Tensor],
     ) -> None:
         """Add what a batch says to the sums of each prompt."""
         places = sorted({job.place for job in batch})
         need = 'target' if any(needs[p] == 'target' for p in places) else needs[places[0]]
-        loss, right = self._score(batch, active, places, need)
+        loss, seen = self._score(batch, active, places, need)
         prompts = [active[place].prompt.embeddings for place in places]
         grads = torch.autograd.grad(loss.sum() / count, prompts)
         self._check_finite(batch, active, loss, places, grads)
         where = torch.tensor([job.place for job in batch])
-        losses.index_add_(0, where, loss.detach().float().cpu())
-        hits.index_add_(0, where, right)
+        sums.index_add_(1, where, torch.stack([loss.detach().float().cpu(), *seen]))
         for place, grad in zip(places, grads, strict=True):
             gradients[place] += grad
 
@@ -118,8 +126,8 @@ class Scorer:
     @torch.enable_grad()
     def _score(
         self, batch: Sequence[Job], active: Sequence[SearchState], places: list[int], need: str
-    ) -> tuple[Tensor, Tensor]:
-        """Loss of each image, and whether the target is right (NaN where it is not asked)."""
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Loss of each image; then the attack's, and whether the target is right, or NaN."""
         embeds = self.generator.prompts.encode([active[place].prompt for place in places])
         row = torch.tensor([places.index(job.place) for job in batch], device=embeds.device)
         chosen, seeds = [job.source for job in batch], [job.seed for job in batch]
@@ -134,10 +142,10 @@ class Scorer:
             draft.output = self.target(draft.images, condition.truth)
             hits = draft.output.hits(condition.truth)
         steps = [len(active[job.place].losses) for job in batch]
-        loss, means = total_feedback(self.feedback, draft, steps)
-        for name, value in means.items():
+        total = total_feedback(self.feedback, draft, steps)
+        for name, value in total.means.items():
             self.means.setdefault(name, []).append(value)
-        return loss, hits
+        return total.loss, [total.attack.float().cpu(), hits]
 
     @staticmethod
     def _check_finite(

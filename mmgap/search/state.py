@@ -24,6 +24,7 @@ class SearchState:
         prompt: The prompt itself.
         initial: ``(n, width)``, its embeddings at the latest (re)start.
         losses: Feedback loss of each step since then, mean over the step's images.
+        attacks: The part of these losses that asks the target; NaN where none does.
         hits: Share of each step's images that the target still names right; NaN where no active
             feedback asks it.
         total: Steps in all, those before the restarts included.
@@ -35,6 +36,7 @@ class SearchState:
     prompt: SoftPrompt
     initial: Tensor
     losses: list[float] = field(default_factory=list)
+    attacks: list[float] = field(default_factory=list)
     hits: list[float] = field(default_factory=list)
     total: int = 0
     restarts: int = 0

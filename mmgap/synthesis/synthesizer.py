@@ -357,7 +357,7 @@ class Synthesizer:
             source = target(condition.images.float() / 255, condition.truth)
             image = draft.output = target(draft.images, condition.truth)
         seeing = [term for term in feedback if term.needs != 'prompt']
-        total, _ = total_feedback(seeing, draft)
+        total = total_feedback(seeing, draft).loss
         return dict(
             judged,
             target_loss_source=source.loss.tolist(),

@@ -10,6 +10,8 @@ from mmgap.feedback import AdversarialLoss, TargetModel, TextGuidance
 from mmgap.generators import InpaintingGenerator, SourceSet
 from mmgap.prompts import PromptBank, load_prompt
 from mmgap.search import NonFiniteLossError, PromptSearch, initial_prompts
+from mmgap.search.scorer import Scores
+from mmgap.search.state import SearchState
 from tests.conftest import DrawnDataset
 from tests.tiny import tiny_classifier
 from tests.tiny_search import SCHEDULE, make
@@ -207,7 +209,7 @@ def test_early_stop_keeps_the_embeddings_that_reached_it(generator, sources, mon
         count = len(seen)
         losses = [0.05 if s.prompt.id == 'a-0' and count == 3 else 1.0 / count for s in active]
         ones = [torch.ones_like(state.prompt.embeddings) for state in active]
-        return losses, [0.0] * len(active), ones
+        return Scores([9.0] * len(active), losses, [0.0] * len(active), ones)
 
     monkeypatch.setattr(PromptSearch, '_step', falling)
     search, prompts = make(generator, sources, steps=5, stop_loss=0.1)
@@ -218,12 +220,33 @@ def test_early_stop_keeps_the_embeddings_that_reached_it(generator, sources, mon
     assert [result.steps for result in found] == [3, 5]
 
 
+def test_guidance_does_not_keep_a_prompt_from_stopping(generator, sources):
+    """The attack alone is compared with the threshold, also in a resumed search."""
+    text = TextGuidance(['a b'], weight=1e-6)
+    text.prepare(generator, sources.classes)
+    attack = AdversarialLoss('flip', weight=0.5)
+    alone, prompts = make(generator, sources, [attack], steps=2)
+    first = alone._step([SearchState(prompt, prompt.embeddings) for prompt in prompts])
+    assert first.attacks == first.losses
+    text.weight = 1e3
+    both, prompts = make(generator, sources, [attack, text], steps=2)
+    again = both._step([SearchState(prompt, prompt.embeddings) for prompt in prompts])
+    assert again.attacks == pytest.approx(first.attacks) and min(again.losses) > max(first.losses)
+    search, prompts = make(
+        generator, sources, [attack, text], steps=2, stop_loss=1.01 * max(first.attacks)
+    )
+    assert [result.steps for result in search.run(prompts)] == [1, 1]
+    with pytest.raises(ValueError, match='stop_loss=0.1 is compared with'):
+        make(generator, sources, [text], steps=2, stop_loss=0.1)
+
+
 def test_one_lucky_step_does_not_stop_a_prompt(generator, sources, monkeypatch):
     losses = [0.05, 1.0, 0.05, 0.06, 0.0]
 
     def lucky(self, active):
         ones = [torch.ones_like(state.prompt.embeddings) for state in active]
-        return [losses[len(s.losses)] for s in active], [0.0] * len(active), ones
+        step = [losses[len(s.losses)] for s in active]
+        return Scores(step, step, [0.0] * len(active), ones)
 
     monkeypatch.setattr(PromptSearch, '_step', lucky)
     search, prompts = make(generator, sources, steps=5, stop_loss=0.1, stop_window=2)
@@ -238,7 +261,8 @@ def test_prompts_that_do_not_move_start_again(generator, sources, monkeypatch):
         tried.append({s.prompt.id: s.prompt.embeddings.detach().clone() for s in active})
         losses = [1 / (1 + len(s.losses)) if s.prompt.id == 'b-0' else 1.0 for s in active]
         hits = [0.2 if s.prompt.id == 'a-1' else 1.0 for s in active]
-        return losses, hits, [torch.zeros_like(s.prompt.embeddings) for s in active]
+        gradients = [torch.zeros_like(s.prompt.embeddings) for s in active]
+        return Scores(losses, losses, hits, gradients)
 
     monkeypatch.setattr(PromptSearch, '_step', stuck)
     search, _ = make(generator, sources, steps=6, patience=4, max_restarts=2)
