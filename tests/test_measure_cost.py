@@ -31,10 +31,11 @@ def arguments(tool, monkeypatch, out: Path, *options: str):
 
 def test_plain_loop_has_the_gradient_of_a_search_step(tool, monkeypatch, tmp_path):
     config = tool.load(arguments(tool, monkeypatch, tmp_path))
-    config.custom_hooks[0].generator.update(tool.FORMATS['float32'])
+    generator = config.custom_hooks[0].generator
+    generator.update(tool.FORMATS['float32'], gradient=dict())
     loop = tool.Case(config, tool.LOOP).loop_step(1)
-    step = tool.Case(config, 'full, checkpointed').search_step(1)
-    other = tool.Case(config, 'full, checkpointed').search_step(0)
+    generator.gradient = dict(checkpoint='blocks')
+    step, other = (tool.Case(config, 'full').search_step(number) for number in (1, 0))
     assert len(loop) == len(step) == 2
     for a, b, c in zip(loop, step, other, strict=True):
         size = float(b.abs().max())
@@ -62,7 +63,7 @@ def test_all_cases_and_going_on(tool, monkeypatch, tmp_path, capsys):
     assert all(row['seconds'] > 0 and row['peak'] > 2**20 for row in rows)
     assert [row['images'] for row in rows[-2:]] == [2 * tool.BATCHES] * 2
     said = (tmp_path / 'results.md').read_text()
-    assert '| shortcut, checkpointed | float32 | 2 |' in said
+    assert '| shortcut, blocks checkpointed | float32 | 2 |' in said
     arguments(tool, monkeypatch, tmp_path, *options[:-1], '2')
     with pytest.raises(SystemExit, match='other settings'):
         tool.main()

@@ -50,11 +50,12 @@ LOOP, STOCK, SYNTHESIS = 'plain loop', 'stock pipeline', 'synthesis'
 # Of a search step: arguments of GradientPolicy.
 GRADIENTS: dict[str, dict[str, Any]] = {
     'full': dict(mode='full'),
-    'full, checkpointed': dict(mode='full', checkpoint=True),
+    'full, steps checkpointed': dict(mode='full', checkpoint='steps'),
+    'full, blocks checkpointed': dict(mode='full', checkpoint='blocks'),
     'last_k, k=2': dict(mode='last_k', k=2),
-    'last_k, k=2, checkpointed': dict(mode='last_k', k=2, checkpoint=True),
+    'last_k, k=2, blocks checkpointed': dict(mode='last_k', k=2, checkpoint='blocks'),
     'shortcut': dict(mode='shortcut'),
-    'shortcut, checkpointed': dict(mode='shortcut', checkpoint=True),
+    'shortcut, blocks checkpointed': dict(mode='shortcut', checkpoint='blocks'),
 }
 CASES = (LOOP, *GRADIENTS, STOCK, SYNTHESIS)
 # Of weights and of matrix products.
@@ -170,7 +171,6 @@ class Case:
         self.images = (search if searches else synthesis).get('batch_size', 8)
         self.target = parts.target() if searches else None
         self.generator, self.encoder = parts.generator, parts.generator.prompts
-        self.generator.gradient = type(self.generator.gradient)(**GRADIENTS.get(case, {}))
         if case in (LOOP, STOCK):
             # What encodes sources anew: diffusers' own method, instead of the cache over it.
             del self.generator.pipeline.vae.encode
@@ -189,7 +189,7 @@ class Case:
         states = [SearchState(p, p.embeddings.detach().clone()) for p in self.prompts]
         jobs = [Job(i, source, i) for i, source in enumerate(self._sources(number))]
         with self.target.frozen():
-            return scorer(states, jobs)[2]
+            return scorer(states, jobs).gradients
 
     def loop_step(self, number: int) -> list[Tensor]:
         """The same by the stock pipeline, its whole graph kept, for an attack that flips labels."""
@@ -247,7 +247,8 @@ class Case:
 
 def measure(config: Config, case: str, numbers: str, repeats: int) -> dict[str, Any]:
     """Seconds and peak bytes of one case; one run before warms up."""
-    config.custom_hooks[0].generator.update(FORMATS[numbers])
+    changes = dict(FORMATS[numbers], gradient=GRADIENTS.get(case, {}))
+    config.custom_hooks[0].generator.update(changes)
     ready = Case(config, case)
     with tempfile.TemporaryDirectory() as folder:
         run = {

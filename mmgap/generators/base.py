@@ -94,6 +94,7 @@ class DiffusionGenerator:
         if pipe.unet.dtype != torch.float64:
             for network in (*self._denoisers(), pipe.vae):
                 network.to(memory_format=torch.channels_last)
+        self.gradient.prepare([*self._denoisers(), pipe.vae])
         own_size = pipe.unet.config.sample_size * pipe.vae_scale_factor
         self.size = (size, size) if isinstance(size, int) else tuple(size or (own_size, own_size))
         step = pipe.vae_scale_factor

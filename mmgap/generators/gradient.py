@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 MODES = ('full', 'last_k', 'shortcut')
+CHECKPOINTS = (False, True, 'steps', 'blocks')
 
 
 class GradientPolicy:
@@ -27,15 +29,19 @@ class GradientPolicy:
         k: Number of steps for ``last_k``.
         step: Index of the step for ``shortcut``; 0 is the first one drawn, which decides the
             layout.
-        checkpoint: Keep only the inputs of each step and compute it again on the way back: memory
-            hardly grows with the number of steps, for about a third more time.
+        checkpoint: What to keep only the inputs of, and to compute again on the way back, for
+            about a third more time. ``'steps'``, or True: each denoising step, and the VAE's
+            decoder; memory hardly grows with the number of steps, and its peak is what one whole
+            step takes. ``'blocks'``: each block in the networks, by diffusers' own gradient
+            checkpointing; for large networks far less.
 
     Raises:
-        ValueError: If ``mode`` is unknown, ``k`` is not positive or ``step`` is negative.
+        ValueError: If ``mode`` or ``checkpoint`` is unknown, ``k`` is not positive or ``step`` is
+            negative.
     """
 
     def __init__(
-        self, mode: str = 'full', k: int = 1, step: int = 0, checkpoint: bool = False
+        self, mode: str = 'full', k: int = 1, step: int = 0, checkpoint: bool | str = False
     ) -> None:
         if mode not in MODES:
             raise ValueError(f'gradient mode must be one of {MODES}, got {mode!r}')
@@ -43,10 +49,23 @@ class GradientPolicy:
             raise ValueError(f'gradient k must be at least 1, got {k}')
         if step < 0:
             raise ValueError(f'gradient step must not be negative, got {step}')
+        if checkpoint not in CHECKPOINTS:
+            raise ValueError(
+                f'gradient checkpoint must be one of {CHECKPOINTS}, got {checkpoint!r}'
+            )
         self.mode = mode
         self.k = k
         self.step = step
-        self.checkpoint = checkpoint
+        self.checkpoint = 'steps' if checkpoint is True else checkpoint
+
+    def prepare(self, networks: Sequence[Any]) -> None:
+        """Set up models of diffusers, once and for all: without gradient it changes nothing.
+
+        Args:
+            networks: All that gradient goes through: the UNet, a ControlNet, the VAE.
+        """
+        for network in networks if self.checkpoint == 'blocks' else ():
+            network.enable_gradient_checkpointing(_again)
 
     def keeps(self, call: int, num_calls: int) -> bool:
         """Whether call number ``call`` of ``num_calls`` keeps its graph."""
@@ -70,14 +89,14 @@ class GradientPolicy:
         with ExitStack() as stack:
             for network in denoisers:
                 stack.enter_context(_patched_forward(network, self._stepped(network, num_calls)))
-            if self.checkpoint:
+            if self.checkpoint == 'steps':
                 again = _checkpointed(decoder.forward)
                 stack.enter_context(_patched_forward(decoder, again))
             yield
 
     def _stepped(self, network: nn.Module, num_calls: int) -> Callable[..., Any]:
         forward = network.forward
-        plain = _checkpointed(forward) if self.checkpoint else forward
+        plain = _checkpointed(forward) if self.checkpoint == 'steps' else forward
         calls = 0
 
         def stepped(*args: Any, **kwargs: Any) -> Any:
@@ -91,13 +110,13 @@ class GradientPolicy:
         return stepped
 
 
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def again(*args: Any, **kwargs: Any) -> Any:
-        return run_checkpointed(
-            forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-        )
+def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    settings = dict(use_reentrant=False, preserve_rng_state=False)
+    return run_checkpointed(forward, *args, **settings, **kwargs)
 
-    return again
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(_again, forward)
 
 
 @contextmanager

@@ -102,9 +102,10 @@ def test_last_k_equals_finite_differences_with_early_steps_held(tiny_sd, drawn, 
 
 
 @pytest.mark.parametrize('mode', ['full', 'last_k', 'shortcut'])
-def test_checkpointed_equals_plain(mode, tiny_sd, drawn):
+@pytest.mark.parametrize('checkpoint', [True, 'blocks'])
+def test_checkpointed_equals_plain(mode, checkpoint, tiny_sd, drawn):
     plain = gradient_of(tiny_sd, drawn, mode=mode)
-    again = gradient_of(tiny_sd, drawn, mode=mode, checkpoint=True)
+    again = gradient_of(tiny_sd, drawn, mode=mode, checkpoint=checkpoint)
     torch.testing.assert_close(again, plain, rtol=1e-9, atol=1e-12)
     assert plain.abs().max() > 0
 
@@ -136,7 +137,7 @@ torch.set_num_threads(1)
 from tests.conftest import DrawnDataset
 from pathlib import Path
 from mmgap.generators import InpaintingGenerator, SourceSet
-generator = InpaintingGenerator({folder!r}, gradient=dict(checkpoint={checkpoint}))
+generator = InpaintingGenerator({folder!r}, gradient=dict(checkpoint={checkpoint!r}))
 condition = SourceSet(DrawnDataset(Path({drawn!r}), count=2), generator.size).load([0, 1])
 prompt = generator.prompts.random_prompt(2, 3, 'p')
 generator(condition, generator.prompts.encode([prompt] * 2).detach(), [1, 2], 1)
@@ -151,7 +152,7 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_checkpointed_memory_hardly_grows_with_steps(tmp_path):
     folder = save_tiny_pipeline(tmp_path / 'wide', sample_size=64, blocks=(64, 64))
 
-    def peak(steps: int, checkpoint: bool) -> int:
+    def peak(steps: int, checkpoint: bool | str) -> int:
         code = MEMORY.format(
             root=str(Path(__file__).parents[2]),
             folder=str(folder),
@@ -174,6 +175,7 @@ def test_checkpointed_memory_hardly_grows_with_steps(tmp_path):
     assert long <= 1.15 * short, f'{short} kB for 2 steps, {long} kB for 12'
     # The measure sees activations: without checkpoints they pile up.
     assert peak(6, False) > 1.5 * long
+    assert peak(2, 'blocks') < short
 
 
 def test_bad_settings():
@@ -181,3 +183,5 @@ def test_bad_settings():
         GradientPolicy(mode='sideways')
     with pytest.raises(ValueError, match='k must be'):
         GradientPolicy(mode='last_k', k=0)
+    with pytest.raises(ValueError, match='layers'):
+        GradientPolicy(checkpoint='layers')
