@@ -60,25 +60,62 @@ def test_two_processes_do_what_one_does(tmp_path):
     two_processes.main(tmp_path, tmp_path / 'one', 'none')
     done = torchrun('-m', 'tests.two_processes', str(tmp_path), str(tmp_path / 'two'), 'pytorch')
     assert done.returncode == 0, done.stdout[-3000:]
-    for file in (tmp_path / 'one' / 'bank').glob('*.safetensors'):
-        one, two = load_file(file), load_file(tmp_path / 'two' / 'bank' / file.name)
+    assert_same_prompts(tmp_path / 'one' / 'bank', tmp_path / 'two' / 'bank')
+    samples = assert_same_pools(tmp_path / 'one' / 'pool', tmp_path / 'two' / 'pool')
+    assert len(samples[0]) == 7
+    for one, two in zip(*samples, strict=True):
+        assert one['target_loss_image'] == pytest.approx(two['target_loss_image'], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_tools_do_what_one_does(tmp_path):
+    """search_prompts.py, then generate.py; depth, whose labels move with the pictures."""
+    config, hook = 'configs/gap_resnet18_toydepth.py', 'custom_hooks.0'
+    settings = dict(prompts_per_class=2, steps=2, tokens=2, batch_size=2, holdout=3)
+    changes = [f'{hook}.search.{name}={value}' for name, value in settings.items()]
+    changes += [f'{hook}.generator.autocast=None', f'{hook}.synthesis.num_inference_steps=3']
+    changes += [f'{hook}.synthesis.batch_size=3', 'train_dataloader.dataset.size=12']
+    out = {name: (tmp_path / name / 'prompts', tmp_path / name / 'pool') for name in ('one', 'two')}
+    for name, processes in (('one', 1), ('two', 2)):
+        prompts, pool = map(str, out[name])
+        first = str(out['one'][0])  # searched alike or not, both draw with the same ones
+        for command in (
+            ['search_prompts.py', config, '--out', prompts],
+            ['generate.py', config, '--prompts', first, '--num', '7', '--out', pool],
+        ):
+            command = [f'tools/{command[0]}', *command[1:], '--launcher', 'pytorch']
+            done = torchrun(*command, '--cfg-options', *changes, processes=processes)
+            assert done.returncode == 0, done.stdout[-3000:]
+    assert_same_prompts(out['one'][0], out['two'][0])
+    samples, _ = assert_same_pools(out['one'][1], out['two'][1])
+    assert len(samples) == 7
+    for sample in samples:
+        one, two = (np.array(Image.open(out[name][1] / sample['depth_file'])) for name in out)
+        np.testing.assert_array_equal(one, two)
+
+
+def assert_same_prompts(first: Path, second: Path) -> None:
+    names = sorted(path.name for path in first.glob('*.safetensors'))
+    assert names and names == sorted(path.name for path in second.glob('*.safetensors'))
+    for file in names:
+        one, two = load_file(first / file), load_file(second / file)
         for name, embeddings in one.items():
             np.testing.assert_allclose(two[name], embeddings, atol=1e-4)
-    manifests = [
-        [json.loads(line) for line in (tmp_path / name / 'pool' / 'manifest.jsonl').open()]
-        for name in ('one', 'two')
-    ]
-    assert len(manifests[0]) == len(manifests[1]) == 7
+
+
+def assert_same_pools(first: Path, second: Path) -> list[list[dict]]:
+    pools = (first, second)
+    manifests = [[json.loads(line) for line in (pool / 'manifest.jsonl').open()] for pool in pools]
     alike = ('file', 'label', 'source_index', 'seed', 'generator', 'kept')
     for one, two in zip(*manifests, strict=True):
         assert {name: one[name] for name in alike} == {name: two[name] for name in alike}
-        assert one['target_loss_image'] == pytest.approx(two['target_loss_image'], abs=1e-3)
     pixels = [
-        np.stack([np.array(Image.open(tmp_path / name / 'pool' / s['file'])) for s in manifest])
-        for name, manifest in zip(('one', 'two'), manifests, strict=True)
+        np.stack([np.array(Image.open(pool / sample['file'])) for sample in manifest])
+        for pool, manifest in zip(pools, manifests, strict=True)
     ]
     apart = np.abs(pixels[0].astype(int) - pixels[1])
     assert (apart <= 1).mean() >= 0.999
+    return manifests
 
 
 APART = """
