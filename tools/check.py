@@ -283,7 +283,7 @@ def one_step(parts: Components, target: Any, tiny: bool) -> tuple[None, str]:
         raise ValueError(
             f'a step with search.batch_size={batch} would take about {needed / 2**30:.1f} GiB, and '
             f'there are {free / 2**30:.1f} GiB; set search.batch_size={min(fits, batch - 1) or 1}, '
-            "or gradient=dict(mode='shortcut', checkpoint=True) in the generator"
+            "or gradient=dict(checkpoint='blocks') in the generator"
         )
     return None, (
         f'{each:.2f} s an image and about {needed / 2**30:.1f} GiB with search.batch_size={batch} '

@@ -15,6 +15,6 @@ generator = dict(
     scheduler=dict(type='DDIMScheduler'),
     negative_prompt='comic, cartoon, synthetic, rendered, animated, painting, sketch, '
     'drawing, highly saturated, humans, people',
-    gradient=dict(mode='full', checkpoint=True),
+    gradient=dict(mode='full', checkpoint='steps'),  # 'blocks' takes far less memory, and longer
     autocast='bfloat16',
 )

@@ -3,8 +3,9 @@
 # results cannot be compared with the paper's. The training schedule, the ratio of images to real
 # ones, images_per_prompt and patience are ours. Of background nothing is kept: it has no masks.
 #
-# Weights: a folder or hub id. On a GPU of less than 24 GB lower search.batch_size first, then set
-# gradient=dict(mode='shortcut', checkpoint=True).
+# Weights: a folder or hub id. Made for a GPU of 24 GB. On less set
+# gradient=dict(checkpoint='blocks'), then lower search.batch_size; what was measured is in
+# docs/results/README.md#cost-time-and-memory.
 _base_ = ['mmpretrain::_base_/default_runtime.py', 'iwildcam.py', 'iwildcam_methods.py']
 
 stable_diffusion = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
@@ -28,7 +29,7 @@ custom_hooks = [
             scheduler=dict(type='DDIMScheduler'),
             negative_prompt='comic, cartoon, synthetic, rendered, animated, painting, sketch, '
             'drawing, highly saturated, humans, people',
-            gradient=dict(mode='full', checkpoint=True),
+            gradient=dict(mode='full', checkpoint='steps'),
             autocast='bfloat16',
         ),
         feedback=[

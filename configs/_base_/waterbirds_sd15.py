@@ -2,8 +2,9 @@
 # (arXiv 2403.15309), but prompts are drawn with the birds of both classes (cross=True).
 # The training schedule, images_per_prompt and patience are ours.
 #
-# Weights: a folder or hub id. On a GPU of less than 24 GB lower search.batch_size first, then set
-# gradient=dict(mode='shortcut', checkpoint=True).
+# Weights: a folder or hub id. Made for a GPU of 24 GB. On less set
+# gradient=dict(checkpoint='blocks'), then lower search.batch_size; what was measured is in
+# docs/results/README.md#cost-time-and-memory.
 _base_ = ['mmpretrain::_base_/default_runtime.py', 'waterbirds.py', 'waterbirds_methods.py']
 
 stable_diffusion = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
@@ -27,7 +28,7 @@ custom_hooks = [
             scheduler=dict(type='DDIMScheduler'),
             negative_prompt='comic, cartoon, synthetic, rendered, animated, painting, sketch, '
             'drawing, highly saturated, humans, people',
-            gradient=dict(mode='full', checkpoint=True),
+            gradient=dict(mode='full', checkpoint='steps'),
             autocast='bfloat16',
         ),
         feedback=[dict(type='mmgap.AdversarialLoss', mode='flip')],

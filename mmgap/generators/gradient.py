@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 MODES = ('full', 'last_k', 'shortcut')
@@ -29,11 +29,11 @@ class GradientPolicy:
         k: Number of steps for ``last_k``.
         step: Index of the step for ``shortcut``; 0 is the first one drawn, which decides the
             layout.
-        checkpoint: What to keep only the inputs of, and to compute again on the way back, for
-            about a third more time. ``'steps'``, or True: each denoising step, and the VAE's
-            decoder; memory hardly grows with the number of steps, and its peak is what one whole
-            step takes. ``'blocks'``: each block in the networks, by diffusers' own gradient
-            checkpointing; for large networks far less.
+        checkpoint: What to keep only the inputs of, and to compute again on the way back.
+            ``'steps'``, or True: each denoising step, and the VAE's decoder image by image; memory
+            hardly grows with the number of steps, for about a third more time. ``'blocks'``: the
+            same, and in it each block of the networks by diffusers' own gradient checkpointing;
+            memory hardly grows with the number of images either, for as much time again.
 
     Raises:
         ValueError: If ``mode`` or ``checkpoint`` is unknown, ``k`` is not positive or ``step`` is
@@ -89,14 +89,14 @@ class GradientPolicy:
         with ExitStack() as stack:
             for network in denoisers:
                 stack.enter_context(_patched_forward(network, self._stepped(network, num_calls)))
-            if self.checkpoint == 'steps':
-                again = _checkpointed(decoder.forward)
+            if self.checkpoint:
+                again = _one_by_one(_checkpointed(decoder.forward))
                 stack.enter_context(_patched_forward(decoder, again))
             yield
 
     def _stepped(self, network: nn.Module, num_calls: int) -> Callable[..., Any]:
         forward = network.forward
-        plain = _checkpointed(forward) if self.checkpoint == 'steps' else forward
+        plain = _checkpointed(forward) if self.checkpoint else forward
         calls = 0
 
         def stepped(*args: Any, **kwargs: Any) -> Any:
@@ -117,6 +117,15 @@ def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return partial(_again, forward)
+
+
+def _one_by_one(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The VAE's decoder works at full size: with eight images it would take more than the UNet."""
+
+    def each(sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.cat([forward(one, *args, **kwargs) for one in sample.split(1)])
+
+    return each
 
 
 @contextmanager

@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import mmpretrain
 import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -79,3 +84,21 @@ def test_trains_with_the_hook_added(base, backbone, by_epoch, tmp_path, tiny_sd)
     assert summary['before']['mean'] is not None and summary['after']['mean'] is not None
     (mix,) = [runner.train_loop.dataloader.dataset]
     assert mix.num_synthetic == 4 and len(mix) == len(mix.dataset)
+
+
+@pytest.mark.slow
+def test_own_tool_of_mmpretrain_trains_with_the_hook(tmp_path, tiny_sd):
+    tool = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'train.py'
+    if not tool.exists():
+        pytest.skip('this installation of MMPretrain comes without its tools')
+    config = small_config(draw_waterbirds(tmp_path / 'data', per_group=2), tiny_sd, tmp_path)
+    config.train_cfg.max_epochs = 2
+    config.custom_hooks[0].update(rounds=1, budget=4)
+    config.dump(tmp_path / 'config.py')
+    subprocess.run(
+        [sys.executable, str(tool), str(tmp_path / 'config.py')],
+        check=True,
+        timeout=240,
+        env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])),
+    )
+    assert json.loads((tmp_path / 'gap' / 'summary.json').read_text())['images'] == 4
