@@ -105,6 +105,8 @@ def load(args: argparse.Namespace) -> Config:
     config.model = without_pretrained(config.model)
     config.load_from = None
     hook.critic = False
+    for name in ('gradient', 'dtype', 'autocast'):  # each case has its own
+        hook.generator.pop(name, None)
     if args.random is not None:  # its tokenizer knows few words; the cost is that of a sentence
         hook.generator.update(model=str(args.random), negative_prompt='', lora=None)
         if not (args.random / 'model_index.json').exists():
