@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -112,6 +112,22 @@ def replace_dataset(loader: DataLoader, dataset: Any) -> None:
     object.__setattr__(loader, 'dataset', dataset)
 
 
+def allow_nondeterministic_resize(logger: logging.Logger) -> None:
+    """Let a run with ``randomness=dict(deterministic=True)`` search on a GPU.
+
+    Cause: MMEngine makes PyTorch refuse all that has no deterministic kernel, as differentiating a
+    bilinear resize on CUDA, which a model is asked through. Only warned of from here on. Can go
+    when PyTorch has such a kernel.
+    """
+    refuses = torch.are_deterministic_algorithms_enabled()
+    if torch.cuda.is_available() and refuses:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        logger.warning(
+            '[gap] the search differentiates a resize, for which CUDA has no deterministic kernel: '
+            'deterministic=True only warns from here on'
+        )
+
+
 def restart_workers(loader: DataLoader) -> None:
     """Make the next ``iter(loader)`` start new worker processes.
 
@@ -125,8 +141,9 @@ def restart_infinite_iterator(loop: Any, consumed: int) -> None:
     """Give an iteration-based loop new worker processes that go on after ``consumed`` batches.
 
     Cause: MMEngine's InfiniteSampler hands out one endless stream, of which the old workers have
-    prefetched some batches already; a new iterator would skip those. Can go if MMEngine's
-    iteration-based loop offers to restart its loader.
+    prefetched some batches already; a new iterator would skip those. It also names a sample alike
+    in each pass, though its random draws shall be others: each index has the dataset's length on
+    it for each pass before. Can go if MMEngine's iteration-based loop offers to restart its loader.
 
     Args:
         loop: MMEngine's IterBasedTrainLoop.
@@ -137,8 +154,16 @@ def restart_infinite_iterator(loop: Any, consumed: int) -> None:
     sampler = loader.sampler
     if hasattr(sampler, '_indices_of_rank'):
         samples = consumed * (loader.batch_size or loader.batch_sampler.batch_size)
-        sampler.indices = itertools.islice(sampler._indices_of_rank(), samples, None)
+        sampler.indices = _with_passes(sampler, samples)
     loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
+
+
+def _with_passes(sampler: Any, start: int) -> Iterator[int]:
+    """An InfiniteSampler's indices from place ``start`` on, each plus size x passes before it."""
+    stream = enumerate(sampler._indices_of_rank())
+    for place, index in itertools.islice(stream, start, None):
+        passes = (place * sampler.world_size + sampler.rank) // sampler.size
+        yield index + sampler.size * passes
 
 
 def allow_checkpoint_history() -> None:
@@ -186,7 +211,7 @@ def repair_last_checkpoint(work_dir: str | Path) -> None:
     if not note.is_file():
         return
     name = note.read_text().strip()
-    if name and Path(name).exists():
+    if name and ('://' in name or Path(name).exists()):
         return
     # Checkpoints are zip files, whose directory comes last: a truncated one is none.
     whole = [path for path in Path(work_dir).glob('[!.]*.pth') if zipfile.is_zipfile(path)]

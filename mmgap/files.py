@@ -72,16 +72,19 @@ def fingerprint(value: Any) -> str:
 def weights_fingerprint(module: Any) -> str:
     """Sixteen hex digits that name the weights and buffers of a ``torch.nn.Module``.
 
-    Every tensor enters with its name, shape, and up to 4096 evenly spaced values plus its sum, so
-    that a billion parameters take a second and any training step still changes the result.
+    Every tensor enters with its name, shape, and up to 4096 evenly spaced values plus the sum of
+    all bits, so that a billion parameters take a second and any training step changes the result.
+    A sum of floats would depend on the number of threads, and on the GPU.
     """
     import torch
 
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         flat = tensor.detach().reshape(-1)
         digest.update(f'{name}{tuple(tensor.shape)}'.encode())
         stride = max(1, flat.numel() // 4096)
-        sample = torch.cat([flat[::stride].double(), flat.sum(dtype=torch.float64)[None]])
-        digest.update(sample.cpu().numpy().tobytes())
+        digest.update(flat[::stride].cpu().double().numpy().tobytes())
+        bits = flat.view(integers[flat.element_size()]) if flat.is_floating_point() else flat
+        digest.update(str(int(bits.sum(dtype=torch.int64))).encode())
     return digest.hexdigest()[:16]

@@ -94,6 +94,8 @@ def test_rounds_and_other_generators(tmp_path):
     options = ['--methods', *methods, '--budgets', '4', '--seeds', '0', '--layers', 'last']
     quick = [*QUICK, 'benchmark.methods.ap-rounds.search.prompts_per_class=1']
     quick += ['custom_hooks.0.synthesis.batch_size=2']
+    # The base model of a config whose training counts iterations.
+    quick += ['train_cfg.by_epoch=False', 'train_dataloader.sampler.type=InfiniteSampler']
     done = run(tmp_path, *options, '--cfg-options', *quick, config='gap_resnet18_toybirds_variants')
     assert done.returncode == 0, done.stderr[-3000:]
     facts = {}

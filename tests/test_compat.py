@@ -113,12 +113,15 @@ def test_infinite_stream_goes_on_where_training_stands(workers):
         return [next(loop.dataloader_iterator) for _ in range(count)]
 
     expected = [indices.tolist() for indices, _ in batches(stream(), 9)]
+    size = len(stream().dataloader.dataset)
     loop = stream()
     seen = batches(loop, 4)
     loop.dataloader.dataset.version = 1
     compat.restart_infinite_iterator(loop, consumed=4)
     seen += batches(loop, 5)
-    assert [indices.tolist() for indices, _ in seen] == expected
+    assert [(indices % size).tolist() for indices, _ in seen] == expected
+    passes = [place // size for place in range(12, 27)]  # from the restart on
+    assert torch.cat([indices for indices, _ in seen[4:]]).div(size).int().tolist() == passes
     assert [int(versions[0]) for _, versions in seen] == [0] * 4 + [1] * 5
 
 

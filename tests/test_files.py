@@ -82,6 +82,26 @@ def test_any_weight_changes_the_fingerprint(index):
     assert len({before, changed, weights_fingerprint(model)}) == 3
 
 
+def test_fingerprint_does_not_depend_on_how_sums_are_split(monkeypatch):
+    """Half of a sum by each of two threads has other last bits than the sum by one."""
+    torch.manual_seed(0)
+    model = nn.Linear(2000, 1000)
+    before, threads = weights_fingerprint(model), torch.get_num_threads()
+    total = torch.Tensor.sum
+
+    def split(self, **kwargs):
+        return sum(total(part, **kwargs) for part in self.flatten().chunk(7))
+
+    try:
+        torch.set_num_threads(3)
+        assert weights_fingerprint(model) == before
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr(torch.Tensor, 'sum', split)
+    assert weights_fingerprint(model) == before
+    assert weights_fingerprint(model.half()) != before
+
+
 def test_seeds_depend_on_all_their_parts_and_on_nothing_else():
     parts = [(0,), (1,), (0, 'a'), ('a', 0), (0, 'a', 1), (0, 'a1')]
     seeds = [derive_seed(*p) for p in parts]

@@ -43,6 +43,13 @@ KEYS = (
 FIXED = ('train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks', 'load_from', 'randomness')
 
 
+def is_by_epoch(train_cfg: Mapping[str, Any]) -> bool:
+    """Whether a config's training counts epochs, as MMEngine's Runner reads it."""
+    if 'type' in train_cfg:
+        return 'IterBased' not in str(train_cfg['type'])
+    return train_cfg.get('by_epoch', True)
+
+
 def measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The group report; for depth also ``abs_rel`` and ``rmse`` (metres) of each group."""
     report = group_report(metrics)
@@ -184,9 +191,12 @@ class Benchmark:
         for changes in (self.settings, self.methods[method]):
             config.merge_from_dict(copy.deepcopy(dict(changes.get('train', {}))))
         if pool is not None:
-            config.train_dataloader.dataset = dict(
+            place = config.train_dataloader
+            while 'dataset' in place.dataset:  # inside of wrappers, which a mix must be
+                place = place.dataset
+            place.dataset = dict(
                 type='mmgap.SyntheticMixDataset',
-                dataset=config.train_dataloader.dataset,
+                dataset=place.dataset,
                 pool=str(pool),
                 budget=images,
                 ratio=self.hook.get('ratio', 0.5),
@@ -223,7 +233,10 @@ class Benchmark:
         path = self.out / 'base' / f'seed_{seed}.pth'
         if not path.exists():
             config = self.train_config(seed)
-            config.train_cfg = dict(by_epoch=True, max_epochs=self.hook.get('start', 1))
+            start = self.hook.get('start', 1)
+            by_epoch = is_by_epoch(self.config.train_cfg)
+            length = dict(max_epochs=start) if by_epoch else dict(max_iters=start)
+            config.train_cfg = dict(by_epoch=by_epoch, **length)
             report, _ = self.run(config, keep=path)
             write_json(path.with_suffix('.json'), report)
         return path

@@ -325,6 +325,8 @@ def one_image(parts: Components, tiny: bool) -> tuple[None, str]:
         for _ in range(2):  # the first one warms up
             began = time.time()
             image = generator(condition, embeds, [0], settings.get('num_inference_steps', 15))
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             seconds = time.time() - began
     if not torch.isfinite(image).all():
         raise ValueError(f'{generator} draws NaN; take another dtype or autocast')

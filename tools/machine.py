@@ -26,9 +26,9 @@ def device_name() -> str:
 
 
 def memory() -> int:
-    """Bytes that a process can have."""
+    """Bytes that this process can have, with what it has already."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 

@@ -6,7 +6,8 @@ Time and peak memory of a step of the search, by how the gradient goes back thro
 chain and by number format, beside a plain loop that keeps the whole graph of the stock pipeline
 and encodes sources and negative prompt anew; and images per second of the synthesis beside the
 stock pipeline. Generator, target, feedback and batch sizes are the config's; its data is not
-needed: sources are birds of the embedded world. Each case runs in a process of its own.
+needed: sources are birds of the embedded world, and terms of guidance are left out. Each case runs
+in a process of its own.
 
 ``--random FOLDER`` measures without weights: a Stable Diffusion 1.5 of random weights, in its real
 layer sizes, is written there. ``--cfg-options custom_hooks.0.search.batch_size=1`` changes the
@@ -179,7 +180,7 @@ class Case:
         self.prompts = [
             self.encoder.random_prompt(5, seed=i, id=f'p{i}') for i in range(self.images)
         ]
-        self.feedback = parts.hook.feedback
+        self.feedback = [term for term in parts.hook.feedback if term.needs == 'target']
         prepare_feedback(self.feedback, self.generator, parts.sources.classes, [])
         for term in self.feedback:
             term.start, term.end = 0, None
@@ -203,7 +204,8 @@ class Case:
         with self.target.frozen():
             labels = condition.labels
             logits = self.target(images, labels).logits
-            loss = adversarial_loss(logits, labels, 'flip').sum()
+            mode = 'flip' if logits.shape[1] == 2 else 'uniform'
+            loss = adversarial_loss(logits, labels, mode).sum()
             return list(torch.autograd.grad(loss, [p.embeddings for p in self.prompts]))
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ import argparse
 import os
 import os.path as osp
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -36,6 +37,16 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def set_loader_defaults(config: Config) -> None:
+    """What MMPretrain's own tool gives to data loaders that say nothing of it."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = config.get(name)
+        if loader is not None:
+            loader.setdefault('pin_memory', torch.cuda.is_available())
+            loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+
+
 def main() -> None:
     """Build the Runner from the config and train."""
     args = parse_args()
@@ -58,7 +69,10 @@ def main() -> None:
     if args.resume is not None:
         config.resume = True
         config.load_from = None if args.resume == 'auto' else args.resume
-    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    scope = config.get('default_scope', 'mmpretrain')
+    init_default_scope(scope)
+    if scope == 'mmpretrain':
+        set_loader_defaults(config)
     allow_checkpoint_history()
     start_processes(config.launcher, config)
     Runner.from_cfg(config).train()

@@ -11,7 +11,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.fileio import get as read_bytes
 from mmengine.registry import DATASETS
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmgap.registry import TRANSFORMS
 
@@ -69,7 +69,8 @@ class AmplitudeMix(BaseTransform):
             self._paths = [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
         path = self._paths[np.random.randint(len(self._paths))]
         height, width = results['img'].shape[:2]
-        other = Image.open(io.BytesIO(read_bytes(path))).convert('RGB').resize((width, height))
+        other = ImageOps.exif_transpose(Image.open(io.BytesIO(read_bytes(path))))
+        other = other.convert('RGB').resize((width, height))
         share = np.random.uniform(0, self.max_share)
         results['img'] = mix_amplitude(results['img'], np.array(other)[..., ::-1], share)
         return results

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset, force_full_init
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS as ROOT_DATASETS
 
 from mmgap.datasets.synthetic import SyntheticDataset
@@ -33,7 +34,7 @@ class SyntheticMixDataset:
       ``ratio``.
     - ``extend``: ``round(real / (1 - ratio))`` long; the places after the real ones are synthetic.
 
-    While the pool is empty, every place is a real sample.
+    While the pool is empty, every place is a real sample; with a ``budget`` it must not be.
 
     Args:
         dataset: The wrapped dataset or its config.
@@ -44,7 +45,9 @@ class SyntheticMixDataset:
         lazy_init: Do not load annotations yet.
 
     Raises:
-        ValueError: If ``ratio`` is outside [0, 1) or ``mode`` is unknown.
+        FileNotFoundError: If there is a ``budget`` and the pool has no samples.
+        ValueError: If ``ratio`` is outside [0, 1), ``mode`` is unknown, or the pool has fewer
+            samples than ``budget``.
         TypeError: If ``dataset`` is neither a dataset with a pipeline nor a config of one.
     """
 
@@ -107,7 +110,11 @@ class SyntheticMixDataset:
             raise ValueError('this mix has no pool yet; call refresh(pool) with its folder')
         self.pool = str(pool)
         self._synthetic = None
-        if SamplePool(self.pool).kept:
+        if self.budget is None and not SamplePool(self.pool).kept:
+            MMLogger.get_current_instance().warning(
+                f'[gap] pool={self.pool!r} has no samples yet: all that is trained on is real'
+            )
+        else:
             self._synthetic = SyntheticDataset(self.pool, self.budget, metainfo=self._metainfo)
             self._synthetic.read_with(self.dataset.pipeline)
 
@@ -124,6 +131,10 @@ class SyntheticMixDataset:
             return self._synthetic.get_data_info(self._slot(idx))
         return self.dataset.get_data_info(idx % self._num_real)
 
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Classes of place ``idx``, which MMEngine's ClassBalancedDataset asks for."""
+        return self.dataset.get_cat_ids(idx % self._num_real)
+
     @force_full_init
     def __getitem__(self, idx: int) -> Any:
         if self._synthetic is not None:
@@ -134,15 +145,8 @@ class SyntheticMixDataset:
         return self.dataset[idx % self._num_real]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """A batch, whose random draws depend on (seed, epoch, indices) alone when a seed is set.
-
-        PyTorch's loaders ask for whole batches where they can. The same batch then comes out of
-        any worker, also in a run that was interrupted and resumed.
-        """
-        if self.seed is None:
-            return [self[idx] for idx in indices]
-        with _seeded(derive_seed(self.seed, self.epoch, *indices)):
-            return [self[idx] for idx in indices]
+        """A batch, see :func:`batch_of`."""
+        return batch_of(self, self, indices)
 
     def get_subset_(self, indices: Sequence[int] | int) -> None:
         """Not supported, as in MMEngine's wrappers: a subset of a mix is ambiguous."""
@@ -160,6 +164,32 @@ class SyntheticMixDataset:
 
     def _slot(self, idx: int) -> int:
         return (idx - self._num_real) % len(self._synthetic)
+
+
+def mixes_in(dataset: Any) -> list[SyntheticMixDataset]:
+    """The mixes in a dataset and in MMEngine's wrappers around it."""
+    if isinstance(dataset, SyntheticMixDataset):
+        return [dataset]
+    parts = [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())]
+    return [mix for part in parts if part is not None for mix in mixes_in(part)]
+
+
+def batch_of(mix: SyntheticMixDataset, dataset: Any, indices: Sequence[int]) -> list[Any]:
+    """A batch, whose random draws depend on (seed, epoch, indices) alone when a seed is set.
+
+    PyTorch's loaders ask for whole batches where they can. The same batch then comes out of any
+    worker, also in a run that was interrupted and resumed.
+
+    Args:
+        mix: Has seed and epoch.
+        dataset: The mix, or what is wrapped around it.
+        indices: Places in ``dataset``, plus its length for each pass of an endless loop so far.
+    """
+    places = [idx % len(dataset) for idx in indices]
+    if mix.seed is None:
+        return [dataset[place] for place in places]
+    with _seeded(derive_seed(mix.seed, mix.epoch, *indices)):
+        return [dataset[place] for place in places]
 
 
 @contextmanager

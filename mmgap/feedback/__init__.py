@@ -2,7 +2,7 @@
 """Feedback: what the model in training and the target distribution say of an image."""
 
 from mmgap.feedback.adversarial_loss import AdversarialLoss, adversarial_loss
-from mmgap.feedback.base import Draft, Feedback, total_feedback
+from mmgap.feedback.base import Draft, Feedback, least_attack, total_feedback
 from mmgap.feedback.clip_model import ClipModel
 from mmgap.feedback.critics import ClipCritic, Critic, DepthCritic, ModelCritic, diversity
 from mmgap.feedback.depth_adversarial_loss import DepthAdversarialLoss
@@ -41,5 +41,6 @@ __all__ = [
     'read_sentences',
     'scale_shift_invariant_mae',
     'silog',
+    'least_attack',
     'total_feedback',
 ]

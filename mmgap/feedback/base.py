@@ -101,6 +101,17 @@ class Feedback:
         raise NotImplementedError(f'{type(self).__name__} says nothing of a draft')
 
 
+def least_attack(feedback: Sequence[Feedback]) -> float:
+    """The least that the weighted terms which ask the target can come to; inf without any."""
+    attack = [term for term in feedback if term.needs == 'target' and term.weight > 0]
+    floors = [getattr(term, 'floor', None) for term in attack]
+    if None in floors:
+        return -float('inf')
+    return (
+        sum(t.weight * f for t, f in zip(attack, floors, strict=True)) if attack else float('inf')
+    )
+
+
 class Total(NamedTuple):
     """What all terms together say of a batch.
 

@@ -84,7 +84,8 @@ class TargetImages:
         Returns:
             ``(3, H, W)`` RGB in [0, 1].
         """
-        image = Image.open(io.BytesIO(self._data[index])).convert('RGB')
+        image = Image.open(io.BytesIO(self._data[index]))
+        image = ImageOps.exif_transpose(image).convert('RGB')
         if size is not None:
             image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

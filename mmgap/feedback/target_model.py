@@ -74,8 +74,8 @@ class TargetModel:
         The last resize or centre crop says the size; where there is none, images stay as they are.
 
         Raises:
-            ValueError: If the pipeline does not start from an image file, or gives images no fixed
-                size.
+            ValueError: If the pipeline does not start from an image file, gives images no fixed
+                size, or normalises them.
         """
         size, ratio, order, loads = None, None, 'bgr', False
         for transform in pipeline:
@@ -84,6 +84,11 @@ class TargetModel:
             name = re.split(r'[./]', kind)[-1]
             loads = loads or name == 'LoadImageFromFile'
             order = transform.get('channel_order', order)
+            if name in ('Normalize', 'ToTensor'):
+                raise ValueError(
+                    f'the test pipeline has {kind}, which feedback cannot follow; leave that to '
+                    'mean and std of the data_preprocessor, as MMPretrain does'
+                )
             if not (name.startswith('Resize') or name.endswith('CenterCrop')):
                 continue
             if kind.startswith('torchvision/'):  # (height, width), where mmcv has (width, height)
@@ -92,7 +97,8 @@ class TargetModel:
             else:
                 value = transform.get('crop_size') or transform.get('scale')
             # A crop after it would fix the size again.
-            ratio = value if transform.get('keep_ratio') else None
+            edge = name == 'ResizeEdge' or (kind == 'torchvision/Resize' and isinstance(value, int))
+            ratio = value if transform.get('keep_ratio') or edge else None
             if value:
                 size = (value, value) if isinstance(value, int) else tuple(value)[::-1]
         if not loads:

@@ -75,6 +75,12 @@ class SourceSet:
         self.dataset = dataset
         self.size = size
         infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+        strange = [info for info in infos if np.size(info['gt_label']) != 1]
+        if strange:
+            raise ValueError(
+                f'gt_label={strange[0]["gt_label"]} of {strange[0].get("img_path")!r} is not one '
+                'class; images with several labels cannot be sources'
+            )
         self.labels = np.array([int(info['gt_label']) for info in infos])
         self.classes = tuple(dataset.metainfo.get('classes') or map(str, sorted(set(self.labels))))
         strange = [i for i, label in enumerate(self.labels) if not 0 <= label < len(self.classes)]
@@ -178,4 +184,5 @@ def _best(counts: np.ndarray, length: int) -> float:
 
 def open_image(path: str) -> Image.Image:
     """An image from wherever MMEngine's file client can read it."""
-    return Image.open(io.BytesIO(read_bytes(path)))
+    # As mmcv does for the model: cameras store how they were held beside the pixels.
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(read_bytes(path))))

@@ -38,8 +38,9 @@ class PosteriorCache:
             self._known.move_to_end(key)
         else:
             with torch.no_grad():
-                self._known[key] = self._encode(image).latent_dist.parameters
+                # On a GPU thousands would take gigabytes from training.
+                self._known[key] = self._encode(image).latent_dist.parameters.cpu()
             if len(self._known) > self._size:
                 self._known.popitem(last=False)
-        posterior = DiagonalGaussianDistribution(self._known[key])
+        posterior = DiagonalGaussianDistribution(self._known[key].to(image.device))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from operator import gt, lt
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from mmengine.runner import Runner, TestLoop
 
 from mmgap.compat import (
     allow_checkpoint_history,
+    allow_nondeterministic_resize,
     repair_last_checkpoint,
     replace_dataset,
     restart_infinite_iterator,
     restart_workers,
 )
-from mmgap.datasets import SyntheticMixDataset
+from mmgap.datasets.synthetic_mix import SyntheticMixDataset, batch_of, mixes_in
 from mmgap.feedback import Critic
 from mmgap.files import write_bytes, write_json
 from mmgap.generators import SourceSet
@@ -162,7 +164,8 @@ class GAPHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Wrap the training data and check the plan."""
         self._began = time.time()
-        self.seed = runner.seed if self.seed is None else self.seed
+        # The Runner's own may differ between processes (diff_rank_seed), and all must draw alike.
+        self.seed = of_main(runner.seed if self.seed is None else self.seed)
         self.folder = Path(runner.work_dir) / 'gap'
         self._by_epoch = not hasattr(runner.train_loop, 'dataloader_iterator')
         length = runner.max_epochs if self._by_epoch else runner.max_iters
@@ -173,10 +176,12 @@ class GAPHook(Hook):
                 f'{"epochs" if self._by_epoch else "iterations"}, but training ends after {length};'
                 ' lower start, rounds or interval'
             )
+        self._check_past(runner.epoch if self._by_epoch else runner.iter)
         if self.plateau is not None and runner._val_loop is None:
             raise ValueError(f'plateau={self.plateau} needs a val_dataloader to watch')
         self._mix = self._mix_in(runner.train_loop.dataloader)
         self._mix.seed = self.seed
+        allow_nondeterministic_resize(runner.logger)
         if self.state['rounds_done'] < self.rounds:
             self._prepare(runner)  # what is wrong shall show now, not after the first epochs
         self._read_pool()
@@ -278,7 +283,8 @@ class GAPHook(Hook):
         if dist.is_main_process():
             sheet = self.folder / f'round_{number}.png'
             steps = search.num_inference_steps
-            write_contact_sheet(sheet, pool, sources, generator, found, steps, number)
+            parts = (pool, sources, generator, found, steps, number, search.batch_size)
+            write_contact_sheet(sheet, *parts)
         dist.barrier()
         seconds = dict(search=searched - began, synthesis=drawn - searched)
         for name, value in seconds.items():
@@ -334,19 +340,33 @@ class GAPHook(Hook):
 
     def _mix_in(self, loader: Any) -> SyntheticMixDataset:
         """The mix in the loader's dataset; made if the config names none."""
-        dataset = loader.dataset
-        while dataset is not None:
-            if isinstance(dataset, SyntheticMixDataset):
-                return dataset
-            dataset = getattr(dataset, 'dataset', None)
-        mix = SyntheticMixDataset(loader.dataset, ratio=self.ratio)
-        replace_dataset(loader, mix)
-        return mix
+        outer = loader.dataset
+        found = mixes_in(outer)
+        if len(found) > 1:
+            raise ValueError(
+                f'the training data has {len(found)} SyntheticMixDatasets; GAPHook fills one'
+            )
+        if not found:
+            found = [SyntheticMixDataset(outer, ratio=self.ratio)]
+            replace_dataset(loader, found[0])
+        elif found[0] is not outer:  # PyTorch asks the outermost for a batch
+            outer.__getitems__ = partial(batch_of, found[0], outer)
+        return found[0]
 
     def _read_pool(self) -> None:
-        if self.state['rounds_done']:
+        if self.state['images']:
             self._mix.budget = self.state['images']
             self._mix.refresh(str(self.folder / 'pool'))
+
+    def _check_past(self, position: int) -> None:
+        due = self._due(self.state['rounds_done'])
+        over = self.state['rounds_done'] >= self.rounds or self.state['stopped'] is not None
+        if not over and due < position:
+            raise ValueError(
+                f'round {self.state["rounds_done"]} was due after {due} '
+                f'{"epochs" if self._by_epoch else "iterations"}, and the run that is resumed has '
+                f'done {position}; give GAPHook a later start or interval'
+            )
 
     def _due(self, number: int) -> int:
         return self.start + number * self.interval

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 # By the metric that shows that it is there.
 MEASURES = dict(abs_rel='abs_rel', f1='f1_macro')
 TITLES = dict(
@@ -25,7 +27,7 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
         :class:`mmgap.GroupDepth`; ``'f1'`` where it has a :class:`mmgap.MacroF1`, whose classes are
         then the groups and whose macro F1 is the mean. In it ``worst_group``, ``mean``,
         ``adjusted`` and ``groups``; accuracies as fractions in [0, 1]; None where the evaluator
-        knows no groups. And all ``metrics`` as they were.
+        knows no groups. And all ``metrics`` that are a number, None for NaN and Inf.
     """
     report: dict[str, Any] = dict(worst_group=None, mean=None, adjusted=None, groups={})
     last = {name.rpartition('/')[2] for name in metrics}
@@ -34,8 +36,10 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
     report['measure'] = next((m for m, key in MEASURES.items() if key in last), 'accuracy')
     plain = {}
     for name, value in metrics.items():
+        if np.size(value) != 1:  # a list for each class, a confusion matrix
+            continue
         value = float(value)
-        plain[name] = None if math.isnan(value) else value
+        plain[name] = value if math.isfinite(value) else None
         parts = name.split('/')
         if parts[-1] in ('worst_group', 'mean', 'adjusted'):
             report[parts[-1]] = plain[name]

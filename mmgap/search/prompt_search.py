@@ -17,7 +17,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import Tensor, nn
 
-from mmgap.feedback import Critic, Feedback, TargetModel
+from mmgap.feedback import Critic, Feedback, TargetModel, least_attack
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators import SourceSet
 from mmgap.prompts import PromptBank, SoftPrompt
@@ -69,7 +69,7 @@ class PromptSearch:
 
     Raises:
         ValueError: If a count is not positive, a step has no active feedback, or there is a
-            ``stop_loss`` and no term that asks the target.
+            ``stop_loss`` that the terms which ask the target cannot reach.
     """
 
     def __init__(
@@ -116,11 +116,10 @@ class PromptSearch:
                     f'search feedback is empty at step {step}: there would be nothing to minimise; '
                     'look at the weights, starts and ends of its terms'
                 )
-        asks = any(term.needs == 'target' and term.weight > 0 for term in feedback)
-        if stop_loss is not None and not asks:
+        if stop_loss is not None and least_attack(feedback) >= stop_loss:
             raise ValueError(
-                f'search stop_loss={stop_loss} is compared with the terms that ask the target, and '
-                'feedback has none; take stop_loss=None'
+                f'search stop_loss={stop_loss} cannot be reached: the terms that ask the target '
+                f'fall to {least_attack(feedback):g} by their floors (inf: there are none)'
             )
         self.generator = generator
         self.target = target

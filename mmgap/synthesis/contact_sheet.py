@@ -29,6 +29,7 @@ def write_contact_sheet(
     found: Sequence[FoundPrompt],
     num_inference_steps: int,
     round: int,
+    batch_size: int = 8,
     pairs: int = 16,
 ) -> None:
     """Draw and write the picture of a round.
@@ -41,6 +42,7 @@ def write_contact_sheet(
         found: The round's prompts with their snapshots.
         num_inference_steps: Denoising steps of the search's images.
         round: Number of the round.
+        batch_size: Images drawn at a time.
         pairs: Number of source and generated pairs.
     """
     samples = [sample for sample in pool.samples if sample.round == round]
@@ -56,7 +58,7 @@ def write_contact_sheet(
         notes = [sources.classes[chosen[i].label] for i in part]
         rows.append(('generated', made, notes))
     for result in found:
-        images = _along_the_search(generator, sources, result, num_inference_steps)
+        images = _along_the_search(generator, sources, result, num_inference_steps, batch_size)
         title = (
             f'{result.prompt.id}: target loss {result.target_loss_before:.2f} -> '
             f'{result.target_loss_after:.2f}, accuracy {result.accuracy_before:.2f} -> '
@@ -68,17 +70,24 @@ def write_contact_sheet(
 
 @torch.no_grad()
 def _along_the_search(
-    generator: Any, sources: SourceSet, result: FoundPrompt, num_inference_steps: int
+    generator: Any,
+    sources: SourceSet,
+    result: FoundPrompt,
+    num_inference_steps: int,
+    batch_size: int,
 ) -> list[np.ndarray]:
     found = result.prompt
     about = dict(template=found.template, joiner=found.joiner, widths=found.widths)
     prompts = [SoftPrompt(state, 'snapshot', **about) for state in result.snapshots.values()]
     source = int(sources.of_class(result.prompt.label)[0])
-    condition = sources.load([source] * len(prompts))
-    seeds = [derive_seed('contact sheet', result.prompt.id)] * len(prompts)
-    images = generator(condition, generator.prompts.encode(prompts), seeds, num_inference_steps)
-    drawn = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [condition.images[0].permute(1, 2, 0).numpy(), *drawn]
+    seed = derive_seed('contact sheet', result.prompt.id)
+    shown = [sources.load([source]).images[0].permute(1, 2, 0).numpy()]
+    for start in range(0, len(prompts), batch_size):
+        part = prompts[start : start + batch_size]
+        condition, embeds = sources.load([source] * len(part)), generator.prompts.encode(part)
+        images = generator(condition, embeds, [seed] * len(part), num_inference_steps)
+        shown += [*(images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()]
+    return shown
 
 
 def draw_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) -> Image.Image:

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import BaseDataset, RepeatDataset
+from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.runner import Runner
 
 from mmgap.compat import restart_workers
 from mmgap.datasets import SyntheticMixDataset
+from mmgap.datasets.synthetic_mix import batch_of, mixes_in
 from mmgap.registry import DATASETS
 from tests.pools import fill_pool
 
@@ -100,6 +102,8 @@ def test_bad_input():
         SyntheticMixDataset(real(), mode='add')
     with pytest.raises(ValueError, match='no pool yet'):
         SyntheticMixDataset(real()).refresh()
+    with pytest.raises(FileNotFoundError, match="pool='nowhere' has no samples"):
+        SyntheticMixDataset(real(), pool='nowhere', budget=5)
 
 
 @pytest.mark.parametrize('mode, length', [('replace', 40), ('extend', 133)])
@@ -208,6 +212,37 @@ def test_a_batch_depends_on_seed_epoch_and_indices_alone(pool):
     assert len(draws[0] | draws[1]) == 80  # no draw twice, within an epoch or between epochs
     made = [[row[1] for row in epoch] for epoch in expected]
     assert made[0] != made[1]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_mix_inside_a_wrapper_draws_anew_in_each_epoch(pool, workers):
+    """Also workers that start anew, which MMEngine seeds without the epoch."""
+    mix = SyntheticMixDataset(real(), pool)
+    loader = loader_of(RepeatDataset(mix, times=2), workers)
+    loader.dataset.__getitems__ = partial(batch_of, mix, loader.dataset)
+    mix.seed, rows = 0, []
+    for mix.epoch in range(2):
+        restart_workers(loader)
+        rows.append(epoch_of(loader))
+    assert all(len(epoch) == 80 for epoch in rows)
+    assert len({draw for epoch in rows for _, _, draw in epoch}) == 160
+    assert mixes_in(loader.dataset) == [mix]
+    assert mixes_in(ConcatDataset([mix, Real(pipeline=[pack])])) == [mix]
+
+
+def test_each_pass_of_an_endless_loop_has_draws_of_its_own(pool):
+    mix = SyntheticMixDataset(real(), pool)
+    mix.seed = 0
+    draws = {mix.__getitems__([7 + 40 * number])[0]['draws'] for number in range(50)}
+    made = [mix.__getitems__([7 + 40 * number])[0]['made'] for number in range(50)]
+    assert len(draws) == 50 and 10 < sum(made) < 40
+
+
+def test_classes_for_a_balanced_wrapper(pool):
+    mix = SyntheticMixDataset(real(), pool)
+    mix.dataset.get_cat_ids = lambda idx: [mix.dataset.get_data_info(idx)['gt_label']]
+    balanced = ClassBalancedDataset(mix, oversample_thr=0.9)
+    assert len(balanced) >= 40 and balanced[0]['path']
 
 
 def test_global_generators_are_untouched(pool):

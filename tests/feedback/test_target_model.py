@@ -260,6 +260,12 @@ def test_bad_targets():
     resize = dict(type='Resize', scale=(2000, 480), keep_ratio=True)
     with pytest.raises(ValueError, match='keeps the ratio.*give target=dict'):
         TargetModel.from_pipeline(model, [dict(type='LoadImageFromFile'), resize])
+    edge = dict(type='ResizeEdge', scale=256)
+    with pytest.raises(ValueError, match='resizes to 256 and keeps the ratio'):
+        TargetModel.from_pipeline(model, [dict(type='LoadImageFromFile'), edge])
+    for kind in ('Normalize', 'torchvision/Normalize', 'torchvision/ToTensor'):
+        with pytest.raises(ValueError, match=f'the test pipeline has {kind}'):
+            TargetModel.from_pipeline(model, [dict(type='LoadImageFromFile'), dict(type=kind)])
     crop = dict(type='CenterCrop', crop_size=224)
     cropped = TargetModel.from_pipeline(model, [dict(type='LoadImageFromFile'), resize, crop])
     assert cropped.input_size == (224, 224)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import mmcv
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import ExifTags, Image
 
 from mmgap.generators import SourceSet
 
@@ -44,3 +46,26 @@ def test_mask_of_another_size_is_an_error(drawn):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(drawn.infos[0]['mask_path'])
     with pytest.raises(ValueError, match='0_mask.png is 9x9'):
         SourceSet(drawn, (16, 16)).load([0])
+
+
+@pytest.mark.parametrize('orientation', [1, 3, 6, 8])
+def test_images_stand_as_cameras_say(orientation, drawn):
+    """As the model sees them through mmcv; masks are of the upright image."""
+    path = drawn.infos[0]['img_path']
+    pixels = np.zeros((40, 20, 3), np.uint8)
+    pixels[:12, :8] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+    upright = mmcv.imread(path)
+    mask = upright[..., 0] > 127
+    Image.fromarray(mask).convert('L').save(drawn.infos[0]['mask_path'])
+    condition = SourceSet(drawn, upright.shape[:2]).load([0])
+    assert torch.equal(condition.masks[0, 0], torch.from_numpy(mask))
+    assert condition.images[0][:, mask].min() > 200 and condition.images[0][:, ~mask].max() < 50
+
+
+def test_several_labels_are_an_error(drawn):
+    drawn.infos[4]['gt_label'] = [0, 1]
+    with pytest.raises(ValueError, match=r'gt_label=\[0, 1\] of .*4.png.* is not one class'):
+        SourceSet(drawn, (16, 16))

@@ -210,6 +210,33 @@ def test_bad_settings(data, tiny_sd, tmp_path):
         Runner.from_cfg(config).train()
 
 
+def test_round_whose_time_has_passed(data, tiny_sd, tmp_path):
+    """A hook that is added to a run which goes on must not do nothing."""
+    config = small_config(data, tiny_sd, tmp_path)
+    hooks, config.custom_hooks = config.custom_hooks, []
+    config.train_cfg.max_epochs = 2
+    Runner.from_cfg(config).train()
+    config.custom_hooks, config.resume = hooks, True
+    config.train_cfg.max_epochs = 6
+    with pytest.raises(ValueError, match='round 0 was due after 1 epochs, .* has done 2'):
+        Runner.from_cfg(config).train()
+
+
+def test_mix_inside_another_wrapper(data, tiny_sd, tmp_path):
+    config = small_config(data, tiny_sd, tmp_path)
+    mix = dict(type='mmgap.SyntheticMixDataset', dataset=config.train_dataloader.dataset)
+    config.train_dataloader.dataset = dict(type='RepeatDataset', dataset=mix, times=2)
+    config.train_cfg.max_epochs = 2
+    config.custom_hooks[0].update(rounds=1)
+    recorder = train(config)
+    made = ['/gap/pool/' in path for path in recorder.epochs[1]]
+    assert not any('/gap/pool/' in path for path in recorder.epochs[0])
+    assert 0.2 < sum(made) / len(made) < 0.8
+    config.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[mix, mix])
+    with pytest.raises(ValueError, match='2 SyntheticMixDatasets'):
+        Runner.from_cfg(config).train()
+
+
 def test_three_classes_with_flip(data, tiny_sd, tmp_path):
     config = small_config(data, tiny_sd, tmp_path)
     config.model.head.num_classes = 3
@@ -230,6 +257,10 @@ def test_report_and_table():
     assert report['groups'] == {'a-b': 0.1, 'c-d': None} and report['adjusted'] is None
     other = group_report({'accuracy/top1': 91.0})
     assert other['metrics'] == {'accuracy/top1': 91.0} and other['groups'] == {}
+    stock = {'single-label/recall_classwise': [1.0, 2.0], 'confusion_matrix/result': torch.eye(2)}
+    other = group_report({'accuracy/top1': torch.tensor(91.0), 'loss': float('inf'), **stock})
+    assert other['metrics'] == {'accuracy/top1': 91.0, 'loss': None}
+    other = group_report({'accuracy/top1': 91.0})
     summary = dict(before=report, after=report, rounds=[], seconds=dict(total=1.0))
     assert '0.100' in summary_table(summary) and 'worst group' in summary_table(summary)
     plain = dict(before=other, after=None, rounds=[], seconds=dict(total=1.0))

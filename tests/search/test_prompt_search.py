@@ -236,7 +236,7 @@ def test_guidance_does_not_keep_a_prompt_from_stopping(generator, sources):
         generator, sources, [attack, text], steps=2, stop_loss=1.01 * max(first.attacks)
     )
     assert [result.steps for result in search.run(prompts)] == [1, 1]
-    with pytest.raises(ValueError, match='stop_loss=0.1 is compared with'):
+    with pytest.raises(ValueError, match='stop_loss=0.1 cannot be reached'):
         make(generator, sources, [text], steps=2, stop_loss=0.1)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import DictAction
 from objects import MOST, Boxes, read_boxes, why_unusable
-from PIL import Image, ImageFilter, ImageOps
+from PIL import ExifTags, Image, ImageFilter, ImageOps
 from tqdm import tqdm
 
 from mmgap.datasets.masked_folders import BESIDE, list_images
@@ -186,7 +186,9 @@ def look(maker: Segmentations | Prompted, images: Path, names: Sequence[str]) ->
     for name in tqdm(names, desc='look', unit='image'):
         try:
             with Image.open(images / name) as image:
-                fault = maker.fault(name, image.size)
+                width, height = image.size
+                on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                fault = maker.fault(name, (height, width) if on_its_side else (width, height))
         except UNREADABLE as error:
             fault = f'it cannot be read: {error}'
         if fault is not None:
@@ -202,7 +204,7 @@ def make(
     for name, path in tqdm(todo.items(), desc='masks', unit='image'):
         try:
             with Image.open(images / name) as image:
-                mask = maker(name, image)
+                mask = maker(name, ImageOps.exif_transpose(image))
         except UNREADABLE as error:
             faults[name] = f'it cannot be read: {error}'
             continue
@@ -219,7 +221,8 @@ def make(
 def outlined(path: Path, mask: Image.Image) -> np.ndarray:
     """A thumbnail with the mask's outline in red, and dark where it is not."""
     with Image.open(path) as opened:
-        picture = np.array(ImageOps.pad(opened.convert('RGB'), THUMBNAIL))
+        upright = ImageOps.exif_transpose(opened).convert('RGB')
+    picture = np.array(ImageOps.pad(upright, THUMBNAIL))
     small = ImageOps.pad(mask, THUMBNAIL, Image.Resampling.NEAREST)
     inside, core = (np.array(m) > 127 for m in (small, small.filter(ImageFilter.MinFilter(3))))
     picture[~inside] //= 2
