@@ -29,6 +29,9 @@ class Real(BaseDataset):
     def load_data_list(self) -> list[dict]:
         return [dict(img_path=f'real{i}', gt_label=i % 2) for i in range(40)]
 
+    def get_cat_ids(self, idx: int) -> list[int]:
+        return [int(idx % 7 > 4)]  # other than half and half
+
 
 def real(**kwargs) -> dict:
     return dict(type=Real, pipeline=[pack], **kwargs)
@@ -217,8 +220,9 @@ def test_a_batch_depends_on_seed_epoch_and_indices_alone(pool):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_mix_inside_a_wrapper_draws_anew_in_each_epoch(pool, workers):
     """Also workers that start anew, which MMEngine seeds without the epoch."""
-    mix = SyntheticMixDataset(real(), pool)
-    loader = loader_of(RepeatDataset(mix, times=2), workers)
+    config = dict(type=SyntheticMixDataset, dataset=real(), pool=pool)
+    loader = loader_of(RepeatDataset(config, times=2), workers)
+    (mix,) = mixes_in(loader.dataset)
     loader.dataset.__getitems__ = partial(batch_of, mix, loader.dataset)
     mix.seed, rows = 0, []
     for mix.epoch in range(2):
@@ -226,8 +230,7 @@ def test_a_mix_inside_a_wrapper_draws_anew_in_each_epoch(pool, workers):
         rows.append(epoch_of(loader))
     assert all(len(epoch) == 80 for epoch in rows)
     assert len({draw for epoch in rows for _, _, draw in epoch}) == 160
-    assert mixes_in(loader.dataset) == [mix]
-    assert mixes_in(ConcatDataset([mix, Real(pipeline=[pack])])) == [mix]
+    assert len(mixes_in(ConcatDataset([config, real()]))) == 1
 
 
 def test_each_pass_of_an_endless_loop_has_draws_of_its_own(pool):
@@ -239,10 +242,9 @@ def test_each_pass_of_an_endless_loop_has_draws_of_its_own(pool):
 
 
 def test_classes_for_a_balanced_wrapper(pool):
-    mix = SyntheticMixDataset(real(), pool)
-    mix.dataset.get_cat_ids = lambda idx: [mix.dataset.get_data_info(idx)['gt_label']]
-    balanced = ClassBalancedDataset(mix, oversample_thr=0.9)
-    assert len(balanced) >= 40 and balanced[0]['path']
+    config = dict(type=SyntheticMixDataset, dataset=real(), pool=pool)
+    balanced = ClassBalancedDataset(config, oversample_thr=0.9)
+    assert len(balanced) > 40 and balanced[0]['path']
 
 
 def test_global_generators_are_untouched(pool):

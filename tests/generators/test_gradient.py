@@ -110,6 +110,26 @@ def test_checkpointed_equals_plain(mode, checkpoint, tiny_sd, drawn):
     assert plain.abs().max() > 0
 
 
+def test_weights_cast_once_are_those_that_autocast_casts(tiny_sd, drawn, monkeypatch):
+    def drawn_and_gradient():
+        generator = InpaintingGenerator(str(tiny_sd), guidance_scale=3.0, autocast='bfloat16')
+        prompt = generator.prompts.random_prompt(2, 3, 'p')
+        condition = SourceSet(drawn, generator.size).load([0, 1])
+        embeds = generator.prompts.encode([prompt, prompt])
+        images = generator(condition, embeds, [7, 8], STEPS)
+        return generator, images, torch.autograd.grad(images.sum(), prompt.embeddings)[0]
+
+    once, *found = drawn_and_gradient()
+    assert once.pipeline.unet.dtype == once.pipeline.vae.dtype == torch.float32
+    weights = [p.dtype for p in once.pipeline.unet.parameters() if p.ndim > 1]
+    assert weights.count(torch.bfloat16) == len(weights) - 1
+    monkeypatch.setattr('mmgap.generators.base.cast_once', lambda *_: None)
+    each_time, *expected = drawn_and_gradient()
+    assert {p.dtype for p in each_time.pipeline.unet.parameters()} == {torch.float32}
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b) and a.abs().max() > 0
+
+
 def test_modes_differ_where_they_should(tiny_sd, drawn):
     full = gradient_of(tiny_sd, drawn)
     torch.testing.assert_close(gradient_of(tiny_sd, drawn, mode='last_k', k=STEPS), full)
