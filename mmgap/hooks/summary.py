@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 # By the metric that shows that it is there.
 MEASURES = dict(abs_rel='abs_rel', f1='f1_macro')
 TITLES = dict(
@@ -36,9 +34,10 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
     report['measure'] = next((m for m, key in MEASURES.items() if key in last), 'accuracy')
     plain = {}
     for name, value in metrics.items():
-        if np.size(value) != 1:  # a list for each class, a confusion matrix
+        try:
+            value = float(value)
+        except (TypeError, ValueError, RuntimeError):  # a list for each class, a confusion matrix
             continue
-        value = float(value)
         plain[name] = value if math.isfinite(value) else None
         parts = name.split('/')
         if parts[-1] in ('worst_group', 'mean', 'adjusted'):
