@@ -62,6 +62,7 @@ def test_ready(check, drawn):
     assert said.endswith('ready\n')
 
 
+@pytest.mark.slow
 def test_terms_that_begin_late(check, tmp_path):
     convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=2), tmp_path / 'data')
     config = 'configs/gap_resnet50_iwildcam.py'
