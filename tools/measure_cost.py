@@ -34,6 +34,7 @@ from machine import device_name, memory, peak, reset_peak
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from PIL import Image
+from random_sd15 import random_pipeline
 from torch import Tensor
 from tqdm import tqdm
 
@@ -45,7 +46,6 @@ from mmgap.hooks.summary import environment
 from mmgap.search.scorer import Job, Scorer
 from mmgap.search.state import SearchState
 from mmgap.synthesis import SamplePool
-from mmgap.weights import resolve
 
 LOOP, STOCK, SYNTHESIS = 'plain loop', 'stock pipeline', 'synthesis'
 # Of a search step: arguments of GradientPolicy.
@@ -115,51 +115,6 @@ def load(args: argparse.Namespace) -> Config:
             random_pipeline().to(torch.float16).save_pretrained(temporary)
             temporary.replace(args.random)
     return config
-
-
-def random_pipeline() -> Any:
-    """A Stable Diffusion 1.5 in its layer sizes, with random weights."""
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(resolve('mmgap://toybirds-sd') + '/tokenizer')
-    tokenizer.model_max_length = 77
-    text = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        projection_dim=768,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    blocks = ('DownEncoderBlock2D',) * 4, ('UpDecoderBlock2D',) * 4
-    return StableDiffusionPipeline(
-        tokenizer=tokenizer,
-        text_encoder=CLIPTextModel(text),
-        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-        vae=AutoencoderKL(
-            down_block_types=blocks[0],
-            up_block_types=blocks[1],
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            sample_size=512,
-        ),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', clip_sample=False
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 class Case:
