@@ -207,8 +207,14 @@ class Case:
 def measure(config: Config, case: str, numbers: str, repeats: int) -> dict[str, Any]:
     """Seconds and peak bytes of one case; one run before warms up."""
     changes = dict(FORMATS[numbers], gradient=GRADIENTS.get(case, {}))
-    config.custom_hooks[0].generator.update(changes)
+    autocast = changes.pop('autocast')
+    stock = case in (
+        LOOP,
+        STOCK,
+    )  # which has autocast around it, and weights that know nothing of it
+    config.custom_hooks[0].generator.update(changes, autocast=None if stock else autocast)
     ready = Case(config, case)
+    ready.generator.autocast = getattr(torch, autocast) if autocast else None
     with tempfile.TemporaryDirectory() as folder:
         run = {
             LOOP: ready.loop_step,
