@@ -67,7 +67,7 @@ def test_nothing_of_the_loop_touches_training(data, tiny_sd, tmp_path):
     runs = []
     for name, rounds in (('one', 1), ('two', 2)):
         config = small_config(data, tiny_sd, tmp_path / name)
-        config.train_cfg.max_epochs = 4
+        config.train_cfg.max_epochs = 3
         config.custom_hooks[0].update(ratio=0.0, rounds=rounds, interval=1)
         runner = Runner.from_cfg(config)
         runner.train()
