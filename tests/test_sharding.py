@@ -71,10 +71,11 @@ def test_two_processes_do_what_one_does(tmp_path):
 def test_two_processes_of_the_tools_do_what_one_does(tmp_path):
     """search_prompts.py, then generate.py; depth, whose labels move with the pictures."""
     config, hook = 'configs/gap_resnet18_toydepth.py', 'custom_hooks.0'
-    settings = dict(prompts_per_class=2, steps=2, tokens=2, batch_size=2, holdout=3)
+    settings = dict(prompts_per_class=2, steps=2, tokens=4, batch_size=2, holdout=3)
     changes = [f'{hook}.search.{name}={value}' for name, value in settings.items()]
-    changes += [f'{hook}.generator.autocast=None', f'{hook}.synthesis.num_inference_steps=3']
-    changes += [f'{hook}.synthesis.batch_size=3', 'train_dataloader.dataset.size=12']
+    changes += [f'{hook}.generator.autocast=None', f'{hook}.synthesis.num_inference_steps=5']
+    changes += [f'{hook}.synthesis.batch_size=3', f'{hook}.synthesis.aim=0']
+    changes += ['train_dataloader.dataset.size=12']
     out = {name: (tmp_path / name / 'prompts', tmp_path / name / 'pool') for name in ('one', 'two')}
     for name, processes in (('one', 1), ('two', 2)):
         prompts, pool = map(str, out[name])
@@ -83,7 +84,8 @@ def test_two_processes_of_the_tools_do_what_one_does(tmp_path):
             ['search_prompts.py', config, '--out', prompts],
             ['generate.py', config, '--prompts', first, '--num', '7', '--out', pool],
         ):
-            command = [f'tools/{command[0]}', *command[1:], '--launcher', 'pytorch']
+            # Or torchrun takes --num for an option of its own that it cannot tell from another.
+            command = ['--', f'tools/{command[0]}', *command[1:], '--launcher', 'pytorch']
             done = torchrun(*command, '--cfg-options', *changes, processes=processes)
             assert done.returncode == 0, done.stdout[-3000:]
     assert_same_prompts(out['one'][0], out['two'][0])
