@@ -33,7 +33,7 @@ class GradientPolicy:
             ``'steps'``, or True: each denoising step, and the VAE's decoder image by image; memory
             hardly grows with the number of steps, for about a third more time. ``'blocks'``: the
             same, and in it each block of the networks by diffusers' own gradient checkpointing;
-            memory hardly grows with the number of images either, for as much time again.
+            memory hardly grows with the number of images either, for about half more time.
 
     Raises:
         ValueError: If ``mode`` or ``checkpoint`` is unknown, ``k`` is not positive or ``step`` is
