@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib.util
 import inspect
 import itertools
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmgap.files import write_bytes
@@ -79,6 +81,54 @@ def start_processes(launcher: str, config: Config) -> None:
     wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
     wrapper.update(find_unused_parameters=config.get('find_unused_parameters', False))
     config.setdefault('model_wrapper_cfg', dict(wrapper, device_ids=None))
+
+
+def keep_ddim_finite(scheduler: Any, eta: float) -> None:
+    """Keep DDIM from drawing NaN where the rounding of its noise leaves less than nothing.
+
+    Cause: DDIM takes the root of ``1 - a_prev - std**2``. At the first step of a schedule with zero
+    terminal SNR and ``eta=1`` that is 0, and rounded it is about -6e-8 for some numbers of steps,
+    which depend on the processor. There the variance is taken to the nearest lower number until it
+    is not negative; all other values stay as they are, bit for bit. Can go when diffusers clamps.
+
+    Args:
+        scheduler: Any scheduler, changed in place; others than DDIM stay as they are.
+        eta: The noise that it will be told to add, 0 to 1.
+    """
+    from diffusers import DDIMParallelScheduler, DDIMScheduler
+
+    if eta == 0 or not isinstance(scheduler, (DDIMScheduler, DDIMParallelScheduler)):
+        return
+    stock = scheduler._get_variance
+
+    def variance(timestep: int, prev_timestep: int) -> Tensor:
+        value, alphas = stock(timestep, prev_timestep), scheduler.alphas_cumprod
+        before = alphas[prev_timestep] if prev_timestep >= 0 else scheduler.final_alpha_cumprod
+        for _ in range(4):  # without asking, so that a GPU need not be waited for
+            lower = torch.nextafter(value, torch.zeros_like(value))
+            value = torch.where(1 - before - (eta * value**0.5) ** 2 < 0, lower, value)
+        return value
+
+    scheduler._get_variance = variance
+
+
+def keep_timesteps_on_cpu(scheduler: Any) -> None:
+    """Let a scheduler look up its tables without waiting for the GPU.
+
+    Cause: pipelines put the timesteps on the GPU, and schedulers index tables with them and compare
+    them with numbers, each of which waits until the GPU has done all its work. Networks take
+    timesteps from either. Can go when pipelines keep them on the CPU.
+
+    Args:
+        scheduler: Any scheduler, changed in place.
+    """
+    stock = scheduler.set_timesteps
+
+    @functools.wraps(stock)
+    def set_timesteps(*args: Any, device: Any = None, **kwargs: Any) -> None:
+        stock(*args, device='cpu', **kwargs)
+
+    scheduler.set_timesteps = set_timesteps
 
 
 def silence_empty_cast_warning() -> None:

@@ -63,6 +63,11 @@ def write_image(path: str | Path, image: Any, **settings: Any) -> None:
     write_bytes(path, buffer.getvalue(), sync=False)
 
 
+def plain(value: Any) -> Any:
+    """``value`` as JSON knows it: configs may hold classes and tuples, files may not."""
+    return json.loads(json.dumps(value, default=str))
+
+
 def fingerprint(value: Any) -> str:
     """Sixteen hex digits that name a JSON-serialisable ``value`` (key order does not matter)."""
     text = json.dumps(value, sort_keys=True, default=str)

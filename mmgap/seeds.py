@@ -8,8 +8,12 @@ draws what it would have drawn.
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -21,3 +25,15 @@ def derive_seed(*parts: int | str) -> int:
 def derive_rng(*parts: int | str) -> np.random.Generator:
     """A NumPy generator seeded by :func:`derive_seed`."""
     return np.random.default_rng(derive_seed(*parts))
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Put the random state of Python, NumPy and PyTorch back afterwards, on all devices."""
+    plain, array = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(array)

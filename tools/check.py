@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import memory, peak, reset_peak
 from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
@@ -31,6 +30,7 @@ from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_with_p
 from torch import nn
 
 from mmgap.hooks.components import Components, split_search
+from mmgap.machine import memory, peak, reset_peak
 from mmgap.search.scorer import Job, Scorer
 from mmgap.search.state import SearchState
 

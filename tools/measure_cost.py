@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 from check import without_pretrained
-from machine import device_name, memory, peak, reset_peak
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from PIL import Image
@@ -43,6 +42,7 @@ from mmgap.feedback import adversarial_loss
 from mmgap.files import fingerprint, write_bytes, write_json
 from mmgap.hooks.components import Components, prepare_feedback, split_search
 from mmgap.hooks.summary import environment
+from mmgap.machine import device_name, memory, peak, reset_peak
 from mmgap.search.scorer import Job, Scorer
 from mmgap.search.state import SearchState
 from mmgap.synthesis import SamplePool

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmgap.feedback.target_model import TargetOutput
+from mmgap.files import plain
 
 NEEDS = ('prompt', 'image', 'target')
 
@@ -24,7 +24,7 @@ class Draft:
     Attributes:
         hidden: ``(B, length, width)``, hidden states of each image's prompt, from the generator's
             prompt encoder.
-        labels: ``(B,)`` classes.
+        labels: ``(B,)`` classes, on the CPU.
         seeds: One seed per image.
         numbers: Number of each image's prompt, see :class:`~mmgap.prompts.SoftPrompt`.
         images: ``(B, 3, H, W)`` RGB in [0, 1]; None where no feedback needs images.
@@ -94,7 +94,7 @@ class Feedback:
     def about(self) -> dict[str, Any]:
         """Type and settings as plain data, for provenance and fingerprints."""
         settings = {name: value for name, value in vars(self).items() if name[0] != '_'}
-        return json.loads(json.dumps(dict(settings, type=type(self).__name__), default=str))
+        return plain(dict(settings, type=type(self).__name__))
 
     def __call__(self, draft: Draft) -> Tensor:
         """``(B,)``: the loss of each image, without the weight, to be minimised."""
@@ -118,12 +118,12 @@ class Total(NamedTuple):
     Attributes:
         loss: ``(B,)`` with gradient, the weighted sum.
         attack: ``(B,)``, of it the terms that ask the target; NaN for images that none does.
-        means: Mean of each term by name, for the log.
+        means: Mean of each term by name, for the log; still on the device.
     """
 
     loss: Tensor
     attack: Tensor
-    means: dict[str, float]
+    means: dict[str, Tensor]
 
 
 def total_feedback(
@@ -138,7 +138,7 @@ def total_feedback(
     """
     total = torch.zeros(len(draft), device=draft.hidden.device)
     attack = torch.full_like(total, float('nan'))
-    means: dict[str, float] = {}
+    means: dict[str, Tensor] = {}
     for term in feedback:
         counts = [
             term.weight > 0 if steps is None else term.active(s) for s in steps or draft.seeds
@@ -151,5 +151,6 @@ def total_feedback(
         if term.needs == 'target':
             more = attack.nan_to_num() + term.weight * loss.detach()
             attack = torch.where(where, more, attack)
-        means[type(term).__name__] = float(loss.detach()[where].mean())
+        sum_ = torch.where(where, loss.detach(), 0.0).sum()
+        means[type(term).__name__] = sum_ / sum(counts)
     return Total(total, attack, means)

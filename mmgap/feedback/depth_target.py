@@ -31,12 +31,12 @@ class DepthOutput:
     loss: Tensor
 
     def hits(self, _: Tensor | None = None) -> Tensor:
-        """``(B,)`` on the CPU: share of known pixels within a factor of 1.25 of the truth."""
+        """``(B,)``: share of known pixels within a factor of 1.25 of the truth."""
         known = self.depth > 0
         ratio = self.prediction.detach().clamp(min=1e-6) / torch.where(known, self.depth, 1.0)
         right = (torch.maximum(ratio, 1 / ratio) < RIGHT_WITHIN) & known
         counts = known.flatten(1).sum(dim=1).clamp(min=1)
-        return (right.flatten(1).sum(dim=1) / counts).float().cpu()
+        return (right.flatten(1).sum(dim=1) / counts).float()
 
 
 class DepthTarget(TargetModel):

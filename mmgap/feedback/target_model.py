@@ -33,8 +33,8 @@ class TargetOutput:
         return self.logits.argmax(dim=1)
 
     def hits(self, labels: Tensor) -> Tensor:
-        """``(B,)`` on the CPU: 1 where the class is the true one, else 0."""
-        return (self.predictions.cpu() == labels.cpu()).float()
+        """``(B,)``: 1 where the class is the true one, else 0."""
+        return (self.predictions == labels.to(self.logits.device)).float()
 
 
 class TargetModel:

@@ -11,11 +11,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmgap.compat import differentiable_call, silence_empty_cast_warning
+from mmgap.compat import (
+    differentiable_call,
+    keep_ddim_finite,
+    keep_timesteps_on_cpu,
+    silence_empty_cast_warning,
+)
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators.condition import Condition
 from mmgap.generators.denoising import denoising_loss
 from mmgap.generators.gradient import GradientPolicy
+from mmgap.generators.posterior_cache import PosteriorCache
+from mmgap.generators.schedulers import (
+    SchedulerError,
+    build_scheduler,
+    check_scheduler,
+    check_steps,
+)
 from mmgap.prompts import PromptEncoder, PromptEncoderPair
 from mmgap.weights import load_pretrained
 
@@ -36,7 +48,8 @@ class DiffusionGenerator:
             model: zeros for most of Stable Diffusion XL (``force_zeros_for_empty_prompt``),
             otherwise the empty sentence.
         scheduler: Config of another scheduler, e.g. ``dict(type='DDIMScheduler')``; what it does
-            not name is taken from the model's own.
+            not name is taken from the model's own. It must know the noise that the model was
+            trained on and what the model predicts; see :mod:`mmgap.generators.schedulers`.
         lora: LoRA weights on top: a folder, file or hub id, or
             ``dict(path=…, scale=1.0, weight_name=…)``, or a list of these. They are merged into the
             model's own; needs the package peft.
@@ -45,10 +58,14 @@ class DiffusionGenerator:
             1.5 to 2 times faster on CPUs that have it. Latents and norms stay in the model's dtype.
         device: Where it runs; by default MMEngine's device.
 
+    Attributes:
+        home: That device.
+        device: Where it is now; see :meth:`to`.
+
     Raises:
         FileNotFoundError: If there are no such LoRA weights.
-        ValueError: If a setting is out of range, LoRA weights do not fit the model, or its two
-            tokenizers do not fit each other.
+        ValueError: If a setting is out of range, the scheduler cannot draw with the model, LoRA
+            weights do not fit the model, or its two tokenizers do not fit each other.
     """
 
     # Networks called once per denoising step, in the pipeline's names.
@@ -74,6 +91,7 @@ class DiffusionGenerator:
         from mmengine.device import get_device
 
         self._name = name
+        self._posteriors: PosteriorCache | None = None
         self.guidance_scale = guidance_scale
         self.strength = strength
         self.eta = eta
@@ -81,12 +99,11 @@ class DiffusionGenerator:
         zeros = pipeline.config.get('force_zeros_for_empty_prompt', False)
         self.negative_prompt = negative_prompt if zeros else negative_prompt or ''
         self.gradient = GradientPolicy(**(gradient or {}))
-        self.device = torch.device(device or get_device())
+        self.home = self.device = torch.device(device or get_device())
         self.autocast = getattr(torch, autocast) if autocast else None
         self.pipeline = pipe = pipeline.to(self.device)
         pipe.set_progress_bar_config(disable=True)
-        if scheduler is not None:
-            pipe.scheduler = _build_scheduler(pipe.scheduler, scheduler)
+        self._set_scheduler(scheduler)
         for one in [lora] if isinstance(lora, (str, dict)) else lora or []:
             merge_lora(pipe, **(dict(path=one) if isinstance(one, str) else one))
         for network in self._networks():
@@ -122,6 +139,36 @@ class DiffusionGenerator:
             raise ValueError(f'strength must be in (0, 1], got {strength}')
         if not 0 <= eta <= 1:
             raise ValueError(f'eta must be in [0, 1], got {eta}')
+
+    def check_steps(self, num_inference_steps: int, stage: str = '') -> None:
+        """See whether the scheduler can draw with a number of steps, before anything is drawn.
+
+        Args:
+            num_inference_steps: The number.
+            stage: Whose number it is, for messages: ``'search'``.
+
+        Raises:
+            ValueError: If no denoising step is left at this strength, or the scheduler's arithmetic
+                is not finite; names the schedulers that can.
+        """
+        if int(num_inference_steps * self.strength) < 1:
+            raise ValueError(
+                f'{stage} num_inference_steps={num_inference_steps} at strength={self.strength} '
+                'leaves no denoising step'.lstrip()
+            )
+        if num_inference_steps in self._checked_steps:
+            return
+        try:
+            check_steps(
+                self.pipeline.scheduler,
+                self._schedule,
+                num_inference_steps,
+                strength=self.strength,
+                eta=self.eta,
+            )
+        except SchedulerError as error:
+            raise SchedulerError(f'{stage}: {error}' if stage else str(error)) from error
+        self._checked_steps.add(num_inference_steps)
 
     def sources(self, dataset: Any) -> Any:
         """The dataset's samples as conditions of this generator."""
@@ -165,7 +212,7 @@ class DiffusionGenerator:
 
         Raises:
             ValueError: If the batch sizes differ, the condition has another size than the
-                generator, or no denoising step is left at this strength.
+                generator, or the scheduler cannot draw with so many steps at this strength.
         """
         if not len(condition) == len(prompt_embeds) == len(seeds):
             raise ValueError(
@@ -177,15 +224,12 @@ class DiffusionGenerator:
                 f'the condition is {tuple(condition.images.shape[-2:])}, the generator draws '
                 f'{self.size}'
             )
-        if int(num_inference_steps * self.strength) < 1:
-            raise ValueError(
-                f'num_inference_steps={num_inference_steps} at strength={self.strength} leaves no '
-                'denoising step'
-            )
+        self.check_steps(num_inference_steps)
         pipe, batch = self.pipeline, len(condition)
         dtype = pipe.unet.dtype
         towards = self.prompts.arguments(prompt_embeds.to(self.device, dtype))
         away = self._negative_embeds().expand(batch, -1, -1).to(dtype)
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         arguments = dict(
             self.arguments(condition.to(self.device)),
             height=self.size[0],
@@ -193,17 +237,31 @@ class DiffusionGenerator:
             num_inference_steps=num_inference_steps,
             guidance_scale=self.guidance_scale,
             eta=self.eta,
-            generator=[torch.Generator().manual_seed(int(seed)) for seed in seeds],
+            generator=generators,
             output_type='pt',
             **towards,
             **{f'negative_{k}': v for k, v in self.prompts.arguments(away).items()},
         )
-        with self._autocast():
+        with self._autocast(), self._remembering(condition, generators):
             if not torch.is_grad_enabled():
                 return pipe(**arguments).images
             calls = self._num_calls(num_inference_steps)
             with self.gradient.applied(self._denoisers(), pipe.vae.decoder, calls):
                 return differentiable_call(pipe)(**arguments).images
+
+    def to(self, device: str | torch.device) -> None:
+        """Move weights, and what is remembered of sources, to another device."""
+        self.device = torch.device(device)
+        self.pipeline.to(self.device)
+        if self._negative is not None:
+            self._negative = self._negative.to(self.device)
+        if self._posteriors is not None:
+            self._posteriors.to(self.device)
+
+    def memory(self) -> int:
+        """Bytes of the weights."""
+        weights = (p for network in self._networks() for p in network.parameters())
+        return sum(p.numel() * p.element_size() for p in weights)
 
     def denoising_loss(self, images: Tensor, prompt_embeds: Tensor, seeds: Sequence[int]) -> Tensor:
         """``(B,)``: how badly prompts explain images; see :mod:`mmgap.generators.denoising`."""
@@ -233,6 +291,18 @@ class DiffusionGenerator:
     def __repr__(self) -> str:
         return f'{type(self).__name__}(model={self._name!r}, size={self.size})'
 
+    def _set_scheduler(self, config: dict[str, Any] | None) -> None:
+        """Give the pipeline the scheduler of a config, or its own, if it can draw."""
+        current = self.pipeline.scheduler
+        # How the model was trained. It may say so wrongly, which the config then corrects.
+        self._schedule = {**dict(current.config), **(config or {})}
+        self._checked_steps: set[int] = set()
+        scheduler = build_scheduler(current, config or {})
+        keep_ddim_finite(scheduler, self.eta)
+        check_scheduler(scheduler, self._schedule, self.strength, self.eta)
+        keep_timesteps_on_cpu(scheduler)
+        self.pipeline.scheduler = scheduler
+
     def _denoisers(self) -> list[Any]:
         return [getattr(self.pipeline, name) for name in self.denoisers]
 
@@ -242,6 +312,11 @@ class DiffusionGenerator:
 
     def _networks(self) -> list[Any]:
         return [*self._text_encoders(), *self._denoisers(), self.pipeline.vae]
+
+    def _remembering(self, condition: Condition, generators: Sequence[torch.Generator]) -> Any:
+        if self._posteriors is None:
+            return nullcontext()
+        return self._posteriors.of(condition.names, generators)
 
     def _autocast(self) -> Any:
         if self.autocast is None:
@@ -371,14 +446,3 @@ def merge_lora(pipeline: Any, path: str, scale: float = 1.0, **kwargs: Any) -> N
         raise ValueError(f'lora={path!r} has no weights for {type(pipeline).__name__}')
     pipeline.fuse_lora(lora_scale=scale)
     pipeline.unload_lora_weights()
-
-
-def _build_scheduler(current: Any, config: dict[str, Any]) -> Any:
-    import diffusers
-
-    settings = dict(config)
-    name = settings.pop('type', type(current).__name__)
-    kind = getattr(diffusers, name, None)
-    if kind is None or not hasattr(kind, 'set_timesteps'):
-        raise ValueError(f'scheduler type {name!r} is not a scheduler of diffusers')
-    return kind.from_config(current.config, **settings)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from mmengine.fileio import get as read_bytes
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from mmgap.generators.source_memory import SourceMemory
 
 
 @dataclass
@@ -22,10 +24,12 @@ class Condition:
     Attributes:
         images: ``(B, 3, H, W)`` uint8 RGB.
         masks: ``(B, 1, H, W)`` bool, True on the foreground, whose pixels stay.
-        labels: ``(B,)`` int64 classes.
+        labels: ``(B,)`` int64 classes, on the CPU.
         indices: Index of each source in its dataset.
         depth: ``(B, 1, H, W)`` float32 in metres, 0 where unknown; None where there is none. The
             masks are then where it is known.
+        owner: The source set whose indices these are; None for what was made by hand, of which
+            generators remember nothing.
     """
 
     images: Tensor
@@ -33,6 +37,7 @@ class Condition:
     labels: Tensor
     indices: list[int]
     depth: Tensor | None = None
+    owner: Any = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -42,11 +47,19 @@ class Condition:
         """What a model is to say of the images: their depth if there is one, else their labels."""
         return self.labels if self.depth is None else self.depth
 
+    @property
+    def names(self) -> list[Hashable] | None:
+        """What each source is known by; None where that cannot be told."""
+        return None if self.owner is None else [(self.owner, index) for index in self.indices]
+
     def to(self, device: str | torch.device) -> Condition:
-        """The same batch on another device."""
-        tensors = (self.images, self.masks, self.labels)
-        depth = None if self.depth is None else self.depth.to(device)
-        return Condition(*(tensor.to(device) for tensor in tensors), self.indices, depth)
+        """The same batch on another device; the labels stay where they are."""
+        return replace(
+            self,
+            images=self.images.to(device),
+            masks=self.masks.to(device),
+            depth=None if self.depth is None else self.depth.to(device),
+        )
 
 
 class SourceSet:
@@ -89,6 +102,7 @@ class SourceSet:
                 f'gt_label={self.labels[strange[0]]} of {infos[strange[0]].get("img_path")!r} is '
                 f'none of the {len(self.classes)} classes {self.classes}'
             )
+        self._memory = SourceMemory(self._read, len(infos))
         background = dataset.metainfo.get('background', ())
         self._masked = masked
         # Of what has no mask, a class without an object keeps nothing and any other everything.
@@ -120,21 +134,26 @@ class SourceSet:
         return np.arange(len(self)) if label is None else np.flatnonzero(self.labels == label)
 
     def load(self, indices: Sequence[int]) -> Condition:
-        """Read sources.
+        """Read sources, or take them from memory.
 
         Raises:
             ValueError: If a mask has another size than its image, or covers nothing or everything
                 of what is left after the crop; names the file.
         """
-        images, masks = zip(*(self._load_one(int(i)) for i in indices), strict=True)
+        images, masks = zip(*(self._memory(int(i)) for i in indices), strict=True)
         return Condition(
             torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
             torch.from_numpy(np.stack(masks))[:, None],
             torch.as_tensor(self.labels[list(indices)], dtype=torch.int64),
             [int(i) for i in indices],
+            owner=self,
         )
 
-    def _load_one(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Begin to read sources that will be loaded, while other work goes on."""
+        self._memory.prefetch(indices)
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self._paths[index]
         height, width = self.size
         image = open_image(image_path).convert('RGB')

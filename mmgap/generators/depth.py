@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmgap.generators.condition import Condition, open_image
+from mmgap.generators.source_memory import SourceMemory
 from mmgap.registry import TASK_UTILS
 
 # Metres. A median outside of it is taken for a wrong unit.
@@ -64,6 +65,7 @@ class DepthSourceSet:
                 '16-bit PNGs'
             )
         self.labels = np.zeros(len(infos), dtype=int)
+        self._memory = SourceMemory(self._read, len(infos))
         self.groups = [info.get('group') for info in infos]
 
     @property
@@ -100,13 +102,13 @@ class DepthSourceSet:
         return np.arange(len(self)) if label is None else np.flatnonzero(self.labels == label)
 
     def load(self, indices: Sequence[int]) -> Condition:
-        """Read sources.
+        """Read sources, or take them from memory.
 
         Raises:
             ValueError: If a depth map has another size than its image, is negative or NaN, knows no
                 pixel, or is implausible in metres; names the file.
         """
-        images, depths = zip(*(self._load_one(int(i)) for i in indices), strict=True)
+        images, depths = zip(*(self._memory(int(i)) for i in indices), strict=True)
         depth = torch.from_numpy(np.stack(depths))[:, None]
         return Condition(
             torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
@@ -114,9 +116,14 @@ class DepthSourceSet:
             torch.zeros(len(depth), dtype=torch.int64),
             [int(i) for i in indices],
             depth,
+            owner=self,
         )
 
-    def _load_one(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Begin to read sources that will be loaded, while other work goes on."""
+        self._memory.prefetch(indices)
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         info = self.dataset.get_data_info(index)
         image = open_image(info['img_path']).convert('RGB')
         loaded = self._loader(dict(info, seg_fields=[]))

@@ -27,7 +27,8 @@ class ImageToImageGenerator(DiffusionGenerator):
             it but what the prompt says.
         eta: DDIM's noise, 0 to 1.
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
-        cache_size: Number of VAE posteriors kept, one for each source.
+        cache_size: Number of VAE posteriors kept, one for each source; by default as many as 512
+            MiB hold, on the generator's device.
         **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
             ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``lora``, ``gradient``,
             ``autocast``, ``device``.
@@ -51,7 +52,7 @@ class ImageToImageGenerator(DiffusionGenerator):
         strength: float = 0.6,
         eta: float = 0.0,
         dtype: str = 'float32',
-        cache_size: int = 8192,
+        cache_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         from diffusers import AutoPipelineForImage2Image
@@ -67,7 +68,7 @@ class ImageToImageGenerator(DiffusionGenerator):
                 'take mmgap.InpaintingGenerator or another model'
             )
         super().__init__(pipeline, model, strength=strength, eta=eta, **kwargs)
-        self._posteriors = PosteriorCache(self.pipeline.vae, cache_size)
+        self._posteriors = PosteriorCache(self.pipeline.vae, size=cache_size)
 
     def sources(self, dataset: Any) -> SourceSet:
         """The dataset's images, with their masks where they have some."""

@@ -29,7 +29,8 @@ class InpaintingGenerator(DiffusionGenerator):
         strength: In (0, 1]; below 1 the source's background shines through.
         eta: DDIM's noise, 0 to 1.
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
-        cache_size: Number of VAE posteriors kept. Each source takes two.
+        cache_size: Number of VAE posteriors kept, one for each source, two with a UNet of 9 input
+            channels; by default as many as 512 MiB hold, on the generator's device.
         **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
             ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``lora``, ``gradient``,
             ``autocast``, ``device``.
@@ -46,7 +47,7 @@ class InpaintingGenerator(DiffusionGenerator):
         strength: float = 1.0,
         eta: float = 0.0,
         dtype: str = 'float32',
-        cache_size: int = 8192,
+        cache_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         from diffusers import AutoPipelineForInpainting
@@ -54,8 +55,15 @@ class InpaintingGenerator(DiffusionGenerator):
         self.check_settings(strength, eta)
         load = AutoPipelineForInpainting.from_pretrained
         pipeline = load_pipeline(load, model, 'an inpainting pipeline', dtype=getattr(torch, dtype))
+        channels = pipeline.unet.config.in_channels
+        if channels not in (4, 9):
+            raise ValueError(
+                f'model={model!r} has a UNet with {channels} input channels; inpainting needs one '
+                'with 4 or 9'
+            )
         super().__init__(pipeline, model, strength=strength, eta=eta, **kwargs)
-        self._posteriors = PosteriorCache(self.pipeline.vae, cache_size)
+        used = 1 if channels == 4 else 2
+        self._posteriors = PosteriorCache(self.pipeline.vae, used, cache_size)
 
     def sources(self, dataset: Any) -> SourceSet:
         """The dataset's masked images."""

@@ -22,7 +22,14 @@ from mmgap.feedback import Critic, DepthTarget, Feedback, TargetModel
 from mmgap.generators import DepthSourceSet, SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.registry import HOOKS, TASK_UTILS
-from mmgap.search import AlignmentAlarm, PromptSearch, in_turn, initial_prompts, shares
+from mmgap.search import (
+    AlignmentAlarm,
+    PromptSearch,
+    check_ids,
+    in_turn,
+    initial_prompts,
+    shares,
+)
 from mmgap.seeds import derive_seed
 from mmgap.synthesis import Synthesizer
 
@@ -194,13 +201,16 @@ def build_search(
     if initial.get('init', 'vocabulary') != 'vocabulary':
         settings.setdefault('max_restarts', 0)  # a restart would leave the start that was asked for
     search = PromptSearch(generator, target, feedback, sources, **{'seed': seed, **settings})
+    generator.check_steps(search.num_inference_steps, 'search')
     aim = initial.pop('aim', 0.0)
     if aim:
         _check_aim(aim, initial)
     if aim and draw:
         initial['order'] = _aimed(search, initial, aim, critic)
     about = dict(seed=seed, prefix=f'r{number}-')
-    return search, initial_prompts(generator.prompts, sources.classes, **about, **initial)
+    prompts = initial_prompts(generator.prompts, sources.classes, **about, **initial)
+    check_ids(prompts)
+    return search, prompts
 
 
 def _check_aim(aim: float, initial: Mapping[str, Any]) -> None:
@@ -246,7 +256,9 @@ def build_synthesizer(
     """The synthesizer of round ``number``; arguments as in :func:`build_search`."""
     check_judges([critic], sources)
     seed = round_seed(seed, number)
-    return Synthesizer(generator, sources, critic=critic, **{'seed': seed, **settings})
+    synthesizer = Synthesizer(generator, sources, critic=critic, **{'seed': seed, **settings})
+    generator.check_steps(synthesizer.num_inference_steps, 'synthesis')
+    return synthesizer
 
 
 class Components:

@@ -40,9 +40,10 @@ from mmgap.hooks.components import (
     split_search,
 )
 from mmgap.hooks.summary import environment, group_report, summary_table
+from mmgap.machine import memory, release_memory, training_memory
 from mmgap.prompts import PromptBank
 from mmgap.registry import HOOKS, TASK_UTILS
-from mmgap.seeds import derive_seed
+from mmgap.seeds import derive_seed, preserved_rng
 from mmgap.sharding import of_main, same_buffers
 from mmgap.synthesis import SamplePool, round_report
 from mmgap.synthesis.contact_sheet import write_contact_sheet
@@ -141,6 +142,7 @@ class GAPHook(Hook):
         )
         self.seconds = dict(total=0.0, evaluation=0.0, search=0.0, synthesis=0.0)
         self._parts: tuple[Any, SourceSet, Critic | None] | None = None
+        self._resumed = False
 
     # When: MMEngine's points
 
@@ -153,6 +155,7 @@ class GAPHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take up the state of the run that is resumed."""
+        self._resumed = runner._resume
         if runner._resume and 'mmgap' in checkpoint:
             self.state = checkpoint['mmgap']['state']
             self.seconds = checkpoint['mmgap']['seconds']
@@ -234,9 +237,19 @@ class GAPHook(Hook):
             self.state['before'] = self._evaluate(runner, 'test')
         self._save(runner, position)
         runner.logger.info(f'[gap] round {number + 1} of {self.rounds} begins')
+        generator, taken = self._parts[0], None
+        if self._due(number):
+            beside = 0 if generator.device.type == 'cpu' else generator.memory()
+            taken = training_memory() - beside
+        generator.to(generator.home)
         with same_buffers(runner.model):
             self.state['rounds'].append(self._search_and_draw(runner, number))
         self.state['rounds_done'] = number + 1
+        if number + 1 < self.rounds:
+            self._make_room(runner, taken)
+        else:
+            self._parts = None
+            release_memory()
         self.state['images'] = len(SamplePool(self.folder / 'pool').kept)
         self._read_pool()
         self._save(runner, position)
@@ -278,7 +291,9 @@ class GAPHook(Hook):
         settings = (self.synthesis_cfg, self.seed, number, critic)
         synthesizer = build_synthesizer(generator, sources, *settings)
         images = self.budget * (number + 1) // self.rounds - self.budget * number // self.rounds
-        synthesizer.run(prompts, images, pool, target, self.feedback, number)
+        synthesizer.run(
+            prompts, images, pool, target, self.feedback, number, keep_drawn=self._resumed
+        )
         drawn = time.time()
         if dist.is_main_process():
             sheet = self.folder / f'round_{number}.png'
@@ -326,8 +341,51 @@ class GAPHook(Hook):
             dist.barrier()
         critic = build_critic(self.critic_cfg, generator, sources.classes)
         self._parts = (generator, sources, critic)
-        self._search(runner, self.state['rounds_done'], draw=False)
-        build_synthesizer(generator, sources, self.synthesis_cfg, self.seed)
+        search, prompts, target = self._search(runner, self.state['rounds_done'], draw=False)
+        settings = (self.synthesis_cfg, self.seed, self.state['rounds_done'], critic)
+        synthesizer = build_synthesizer(generator, sources, *settings)
+        if not self._resumed:
+            self._try_out(runner, search, synthesizer, prompts, target)
+        self._make_room(runner, None)
+
+    def _try_out(
+        self, runner: Runner, search: Any, synthesizer: Any, prompts: Any, target: Any
+    ) -> None:
+        """Send one image all the way: what does not fit shall end the run now, not in its round."""
+        began = time.time()
+        try:
+            with preserved_rng():
+                search.try_out(prompts)
+                synthesizer.try_out(prompts, target, self.feedback)
+        except Exception as error:
+            error.add_note(
+                '[gap] This was one image that went through search and synthesis before training, '
+                'to see that generator, model and settings fit.'
+            )
+            raise
+        runner.logger.info(
+            f'[gap] one image went through search and synthesis in {time.time() - began:.1f} s'
+        )
+
+    def _make_room(self, runner: Runner, taken: int | None) -> None:
+        """Let the generator wait on the CPU while the model trains, unless both fit on the GPU.
+
+        Args:
+            runner: For its logger.
+            taken: Bytes that training takes at its peak; None while nobody knows.
+        """
+        generator = self._parts[0]
+        if generator.device.type == 'cpu':
+            return
+        if taken is not None and taken + generator.memory() <= memory():
+            return
+        generator.to('cpu')
+        release_memory()
+        known = 'not known yet' if taken is None else f'{taken / 2**30:.1f} GiB at its peak'
+        runner.logger.info(
+            f'[gap] the generator ({generator.memory() / 2**30:.1f} GiB) waits on the CPU until '
+            f'the next round; training takes {known}, the GPU has {memory() / 2**30:.1f} GiB'
+        )
 
     def _search(self, runner: Runner, number: int, draw: bool = True) -> tuple[Any, Any, Any]:
         """The search of a round, the prompts that it starts from, and its target."""

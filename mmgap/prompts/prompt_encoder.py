@@ -139,8 +139,11 @@ class PromptEncoder:
             marks = [False, *marks]
             places.append(marks + [False] * (len(rows[-1]) - len(marks)))
         device = self.text_encoder.device
-        mask = torch.tensor(places, device=device)
-        with self._spliced(mask, torch.cat([own.to(device) for own in embeddings])):
+        # From lists: the places of a mask on a GPU would have to be waited for.
+        where = torch.tensor(
+            [(row, i) for row, marks in enumerate(places) for i, mark in enumerate(marks) if mark]
+        )
+        with self._spliced(where.to(device), torch.cat([own.to(device) for own in embeddings])):
             return self._hidden_states(torch.tensor(rows))
 
     @staticmethod
@@ -172,11 +175,11 @@ class PromptEncoder:
         return self.text_encoder(ids, attention_mask=attention_mask)[0]
 
     @contextmanager
-    def _spliced(self, mask: Tensor, embeddings: Tensor) -> Iterator[None]:
-        """While open, token look-ups return ``embeddings`` where ``mask`` is set."""
+    def _spliced(self, where: Tensor, embeddings: Tensor) -> Iterator[None]:
+        """While open, token look-ups return ``embeddings`` at the ``(n, 2)`` places ``where``."""
 
         def splice(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            return output.index_put(mask.nonzero(as_tuple=True), embeddings.to(output.dtype))
+            return output.index_put(where.unbind(dim=1), embeddings.to(output.dtype))
 
         handle = self.text_encoder.get_input_embeddings().register_forward_hook(splice)
         try:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.logging import MMLogger
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -16,14 +18,23 @@ from mmgap.files import write_bytes
 PLAIN = ('losses', 'attacks', 'hits', 'total', 'restarts', 'done')
 
 
+# What of a search's identity may change once it is complete: how images are drawn. In the words of
+# GAPHook's settings.
+MAY_CHANGE = ('generator.scheduler', 'generator.eta', 'search.num_inference_steps')
+
+
 def save_search(
-    path: str | Path, key: str, states: list[Any], optimizer: Any, schedulers: list[Any]
+    path: str | Path,
+    identity: Mapping[str, Any],
+    states: list[Any],
+    optimizer: Any,
+    schedulers: list[Any],
 ) -> None:
     """Save prompts, optimiser and schedulers, whole or not at all.
 
     Args:
         path: The file.
-        key: Names prompts, settings, generator and target that the search belongs to.
+        identity: Plain data on prompts, settings, generator and target that the search belongs to.
         states: One :class:`~mmgap.search.state.SearchState` per prompt.
         optimizer: MMEngine's optimiser wrapper.
         schedulers: MMEngine's parameter schedulers.
@@ -45,7 +56,7 @@ def save_search(
             else:
                 plain.setdefault(str(i), {})[name] = value
     meta = dict(
-        key=key,
+        identity=identity,
         states=about,
         param_groups=kept['param_groups'],
         plain=plain,
@@ -56,26 +67,45 @@ def save_search(
 
 
 def load_search(
-    path: str | Path, key: str, states: list[Any], optimizer: Any, schedulers: list[Any]
-) -> bool:
+    path: str | Path,
+    identity: Mapping[str, Any],
+    states: list[Any],
+    optimizer: Any,
+    schedulers: list[Any],
+) -> dict[str, Any] | None:
     """Put a saved search back in place.
 
+    One that is complete is taken up also where what differs is only how images are drawn
+    (:data:`MAY_CHANGE`). Whatever else differs, and any file that is no search of this version, is
+    said in the log.
+
     Returns:
-        False, with nothing changed, if there is no file, it cannot be read, or it belongs to
-        another search.
+        The identity that the search was saved with; None, with nothing changed, if there is no
+        file, it cannot be read, or it belongs to another search.
     """
     if not Path(path).is_file():
-        return False
+        return None
     try:
         with safe_open(path, framework='pt') as file:
             meta = json.loads(file.metadata()['search'])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, TypeError, KeyError, ValueError):  # truncated, or not a search's
-        return False
-    if not isinstance(meta, dict) or meta.get('key') != key:
-        return False
-    if any(set(about) != set(PLAIN) for about in meta['states']):  # of another version of mmgap
-        return False
+        saved, fields = meta['identity'], [set(about) for about in meta['states']]
+    except (SafetensorError, TypeError, KeyError, ValueError):
+        _warn(f'{path} is damaged or of another version of mmgap; the search begins anew')
+        return None
+    if any(known != set(PLAIN) for known in fields):
+        _warn(f'{path} is of another version of mmgap; the search begins anew')
+        return None
+    changed = differences(saved, identity)
+    complete = all(about['done'] for about in meta['states'])
+    if changed and not (complete and set(changed) <= set(MAY_CHANGE)):
+        _warn(
+            f'{path} is of another search ({", ".join(changed)} differ); the search begins anew'
+            + (f' (once it is complete, {", ".join(MAY_CHANGE)} may change)' * (not complete))
+        )
+        return None
+    if changed:
+        _warn(f'the search was complete: its prompts are kept, with other {", ".join(changed)}')
     for i, (state, about) in enumerate(zip(states, meta['states'], strict=True)):
         state.prompt.embeddings.data.copy_(tensors[f'embeddings/{i}'])
         state.initial = tensors[f'initial/{i}'].to(state.initial)
@@ -95,7 +125,26 @@ def load_search(
     optimizer.optimizer.load_state_dict(dict(state=kept, param_groups=meta['param_groups']))
     for scheduler, state in zip(schedulers, meta['schedulers'], strict=True):
         scheduler.load_state_dict(state)
-    return True
+    return saved
+
+
+def differences(saved: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """Where two identities differ, as dotted names of two parts at most, in order."""
+    found = []
+    for name in sorted({*saved, *identity}):
+        before, now = saved.get(name), identity.get(name)
+        if before == now:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            keys = sorted({*before, *now})
+            found += [f'{name}.{key}' for key in keys if before.get(key) != now.get(key)]
+        else:
+            found.append(name)
+    return found
+
+
+def _warn(message: str) -> None:
+    MMLogger.get_current_instance().warning(f'[gap] {message}')
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Judge:
                 wrong = 1 - self._output(prompt, condition, images).hits(condition.truth)
                 if critic is not None:
                     agreement = critic(images, condition.masks, condition.truth).tolist()
-                    wrong *= torch.tensor([critic.keeps(value) for value in agreement])
+                    wrong *= torch.tensor([critic.keeps(v) for v in agreement]).to(wrong)
                 failed += wrong.tolist()
         return sum(gathered(failed)) / len(chosen)
 

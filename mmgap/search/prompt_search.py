@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from torch import Tensor, nn
 
 from mmgap.feedback import Critic, Feedback, TargetModel, least_attack
-from mmgap.files import fingerprint, weights_fingerprint
+from mmgap.files import fingerprint, plain, weights_fingerprint
 from mmgap.generators import SourceSet
 from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.search.alignment import AlignmentAlarm
@@ -144,14 +143,16 @@ class PromptSearch:
         self.log_interval = log_interval
         self.alarm = alarm
         self.seed = seed
-        self._settings = dict(counts, optim_wrapper=self.optim_wrapper, seed=seed)
+        # Not what decides speed, memory and messages alone.
+        spared = ('batch_size', 'checkpoint_interval', 'log_interval')
+        self._settings = {name: value for name, value in counts.items() if name not in spared}
+        self._settings |= dict(optim_wrapper=self.optim_wrapper, seed=seed)
         self._settings |= dict(param_scheduler=self.param_scheduler, stop_loss=stop_loss)
         self._settings |= dict(max_restarts=max_restarts, min_drop=min_drop, fresh=fresh)
         if alarm is not None:
             self._settings |= dict(alarm=alarm.about())
         self._settings |= dict(feedback=[term.about() for term in self.feedback])
-        # Configs may hold classes; what goes into files must be plain.
-        self._settings = json.loads(json.dumps(self._settings, default=str))
+        self._settings = plain(self._settings)
         self._judge = Judge(generator, target, sources, num_inference_steps, batch_size, seed)
         self._search_sources, self._held_out = {}, {}
         self._scorer = Scorer(
@@ -169,7 +170,8 @@ class PromptSearch:
         Args:
             prompts: Where to start.
             checkpoint: File that the search saves itself to and goes on from. One of other
-                prompts, settings, generator or target weights is ignored.
+                prompts, settings, generator or target weights is not used, and the log says what
+                differs; see :func:`~mmgap.search.checkpoint.load_search`.
             bank: Where the prompts go when they are found.
 
         Returns:
@@ -180,21 +182,21 @@ class PromptSearch:
                 before that step, and saved if there is a ``bank``.
             ValueError: If two prompts have the same id.
         """
-        ids = [prompt.id for prompt in prompts]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f'prompts must have different ids, got {ids}')
+        check_ids(prompts)
         saves = bank is not None and dist.is_main_process()
         for prompt in prompts:
             dist.broadcast(prompt.embeddings.data)  # drawn on devices that may round differently
         states = [SearchState(prompt, prompt.embeddings.detach().clone()) for prompt in prompts]
-        key = of_main(self._key(prompts)) if checkpoint else ''
+        identity = of_main(self._identity(prompts)) if checkpoint or saves else {}
         with self.target.frozen():
             optimizer = build_optim_wrapper(nn.ModuleList(prompts), self.optim_wrapper)
             schedulers = [
                 PARAM_SCHEDULERS.build({'by_epoch': False, 'optimizer': optimizer, **config})
                 for config in self.param_scheduler
             ]
-            if checkpoint and load_search(checkpoint, key, states, optimizer, schedulers):
+            parts = (states, optimizer, schedulers)
+            saved = load_search(checkpoint, identity, *parts) if checkpoint else None
+            if saved is not None:
                 self._log(f'search goes on from {checkpoint}')
             if len(set(gathered([self._progress(states)]))) > 1:
                 raise ValueError(
@@ -202,7 +204,7 @@ class PromptSearch:
                     'the work directory must be on a file system that all of them see'
                 )
             try:
-                self._loop(states, optimizer, schedulers, checkpoint, key)
+                self._loop(states, optimizer, schedulers, checkpoint, identity)
                 for prompt in prompts:
                     dist.broadcast(prompt.embeddings.data)
                 found = [self._judged(state) for state in states]
@@ -212,8 +214,24 @@ class PromptSearch:
                 raise
         for result in found if saves else ():
             about = dict(result.summary(self.sources.classes), settings=self._settings)
-            bank.add(result.prompt, dict(about, generator=self.generator.fingerprint()))
+            about['generator'] = fingerprint((saved or identity)['generator'])
+            bank.add(result.prompt, about)
         return found
+
+    def try_out(self, prompts: Sequence[SoftPrompt]) -> None:
+        """Send one image through the search, with every term that ever counts; change nothing.
+
+        Raises:
+            NonFiniteLossError: If a loss or a gradient is NaN or Inf.
+        """
+        prompt = prompts[0]
+        seed = derive_seed(self.seed, 'try-out')
+        source = int(self.sources.of_class(prompt.label)[0])
+        starts = {term.start for term in self.feedback if term.weight > 0}
+        with self.target.frozen():
+            for step in sorted({0, *(start for start in starts if start < self.steps)}):
+                state = SearchState(prompt, prompt.embeddings.detach().clone(), [0.0] * step)
+                self._scorer([state], [Job(0, source, seed)])
 
     def _judged(self, state: SearchState) -> FoundPrompt:
         held_out = self._split(state.prompt.label)[1]
@@ -226,7 +244,7 @@ class PromptSearch:
         optimizer: Any,
         schedulers: list[Any],
         checkpoint: str | Path | None,
-        key: str,
+        identity: Mapping[str, Any],
     ) -> None:
         started, first = time.time(), self._progress(states)
         while active := [state for state in states if not state.done]:
@@ -243,7 +261,7 @@ class PromptSearch:
             over = all(state.done for state in states)
             due = over or step % self.checkpoint_interval == 0
             if checkpoint and due and dist.is_main_process():
-                save_search(checkpoint, key, states, optimizer, schedulers)
+                save_search(checkpoint, identity, states, optimizer, schedulers)
 
     def _take(
         self,
@@ -300,16 +318,21 @@ class PromptSearch:
 
     def _step(self, active: list[SearchState]) -> Scores:
         """Draw images with each active prompt and score them."""
+        # The next step's are read meanwhile; a prompt that stops or starts again wastes a few.
+        return self._scorer(active, self._jobs(active), self._jobs(active, ahead=1))
+
+    def _jobs(self, active: Sequence[SearchState], ahead: int = 0) -> list[Job]:
+        """The images of the step that comes after ``ahead`` others."""
         jobs = []
         for place, state in enumerate(active):
-            name = (state.prompt.id, state.restarts, len(state.losses) if self.fresh else 0)
-            rng = derive_rng(self.seed, 'search', *name)
+            step = len(state.losses) + ahead if self.fresh else 0
+            rng = derive_rng(self.seed, 'search', state.prompt.id, state.restarts, step)
             pool = self._split(state.prompt.label)[0]
             count = self.images_per_prompt
             chosen = rng.choice(pool, count, replace=len(pool) < count)
             seeds = rng.integers(2**62, size=count)
             jobs += [Job(place, int(i), int(s)) for i, s in zip(chosen, seeds, strict=True)]
-        return self._scorer(active, jobs)
+        return jobs
 
     def _split(self, label: int | None) -> tuple[Any, Any]:
         """Sources to search with and held-out ones, of one class or of all."""
@@ -355,17 +378,17 @@ class PromptSearch:
         pool = self._split(label)[0][: self.holdout]
         return [self._judge.failure_rate(prompt, pool, critic) for prompt in prompts]
 
-    def _key(self, prompts: Sequence[SoftPrompt]) -> str:
-        return fingerprint(
-            dict(
-                settings=self._settings,
-                prompts=[[p.id, p.label, p.template, p.joiner, p.number] for p in prompts],
-                sources=[self.sources.labels.tolist(), self.sources.unit],
-                initial=weights_fingerprint(nn.ModuleList(prompts)),
-                generator=self.generator.fingerprint(),
-                target=weights_fingerprint(self.target.model),
-            )
+    def _identity(self, prompts: Sequence[SoftPrompt]) -> dict[str, Any]:
+        """What decides the found prompts, as plain data."""
+        about = dict(
+            search=self._settings,
+            prompts=[[p.id, p.label, p.template, p.joiner, p.number] for p in prompts],
+            sources=fingerprint([self.sources.labels.tolist(), self.sources.unit]),
+            initial=weights_fingerprint(nn.ModuleList(prompts)),
+            generator=self.generator.about(),
+            target=weights_fingerprint(self.target.model),
         )
+        return plain(about)
 
     @staticmethod
     def _progress(states: list[SearchState]) -> int:
@@ -392,3 +415,14 @@ class PromptSearch:
     @staticmethod
     def _log(message: str) -> None:
         MMLogger.get_current_instance().info(f'[gap] {message}')
+
+
+def check_ids(prompts: Sequence[SoftPrompt]) -> None:
+    """See that no two prompts have one name, by which files and manifests know them.
+
+    Raises:
+        ValueError: If two have.
+    """
+    ids = [prompt.id for prompt in prompts]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f'prompts must have different ids, got {ids}')

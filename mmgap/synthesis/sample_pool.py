@@ -7,16 +7,18 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mmgap.files import write_bytes
+from mmgap.files import plain, write_bytes, write_json
 
 MANIFEST = 'manifest.jsonl'
+GENERATORS = 'generators.json'
 IMAGE = re.compile(r'images/(\d{6,})\.png')
 
 
@@ -33,7 +35,7 @@ class Sample:
         source_group: Group of the source, None when unknown.
         seed: Seed of the generator.
         prompt_id: Prompt that it was drawn with.
-        generator: Fingerprint of the generator.
+        generator: Fingerprint of the generator, see :meth:`SamplePool.add_generator`.
         num_inference_steps: Denoising steps.
         target_loss_source: Target's loss on the source at the generator's size.
         target_loss_image: Target's loss on the image.
@@ -71,8 +73,12 @@ class Sample:
 
     def drawing(self) -> tuple:
         """What decides the image; equal drawings are equal images."""
-        settings = (self.seed, self.prompt_id, self.generator, self.num_inference_steps)
-        return (self.round, self.source_index, self.label, *settings, self.depth_unit)
+        return (*self.planned(), self.generator, self.num_inference_steps)
+
+    def planned(self) -> tuple:
+        """What the round planned of the image, whatever it was drawn with."""
+        what = (self.source_index, self.label, self.seed, self.prompt_id)
+        return (self.round, *what, self.depth_unit)
 
     def line(self) -> str:
         """The manifest's line; it names depth only where there is depth."""
@@ -121,11 +127,30 @@ class SamplePool:
         """Where the depth map of ``sample`` is; None where it has none."""
         return None if sample.depth_file is None else self.folder / sample.depth_file
 
-    def append(self, image: np.ndarray, depth: np.ndarray | None = None, **about: object) -> Sample:
+    @property
+    def generators(self) -> dict[str, dict[str, Any]]:
+        """What has drawn images of the pool: settings of generators by their fingerprint."""
+        path = self.folder / GENERATORS
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def add_generator(self, name: str, about: Mapping[str, Any]) -> None:
+        """Write down what draws, so that ``generator`` of a sample can be looked up.
+
+        Args:
+            name: The generator's fingerprint.
+            about: Its settings, plain data.
+        """
+        known = self.generators
+        if name not in known:
+            write_json(self.folder / GENERATORS, plain({**known, name: dict(about)}))
+
+    def append(
+        self, image: np.ndarray | bytes, depth: np.ndarray | None = None, **about: object
+    ) -> Sample:
         """Add one image.
 
         Args:
-            image: ``(H, W, 3)`` uint8 RGB; kept as PNG.
+            image: ``(H, W, 3)`` uint8 RGB, kept as PNG; or what :func:`encode_png` makes of it.
             depth: ``(H, W)`` uint16 in ``depth_unit``, if the label is a depth map.
             **about: The fields of :class:`Sample` but the files and their sizes.
 
@@ -138,7 +163,7 @@ class SamplePool:
         for kind, pixels in (('file', image), ('depth_file', depth)):
             if pixels is not None:
                 about[kind] = f'{"images" if kind == "file" else "depth"}/{name}'
-                files[about[kind]] = _png(pixels)
+                files[about[kind]] = pixels if isinstance(pixels, bytes) else encode_png(pixels)
                 about[kind.replace('file', 'bytes')] = len(files[about[kind]])
         sample = Sample(**about)
         line = sample.line().encode()
@@ -179,6 +204,10 @@ class SamplePool:
             for sample in dropped:
                 self._unlink(sample)
             del self.samples[kept:]
+            used = {sample.generator for sample in self.samples}
+            known = {name: about for name, about in self.generators.items() if name in used}
+            if known != self.generators:
+                write_json(self.folder / GENERATORS, known)
         return len(dropped)
 
     def _read(self) -> list[Sample]:
@@ -237,7 +266,8 @@ class SamplePool:
                 path.unlink(missing_ok=True)
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: np.ndarray) -> bytes:
+    """A PNG file of ``(H, W, 3)`` uint8 or ``(H, W)`` uint16 pixels."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format='PNG')
     return buffer.getvalue()

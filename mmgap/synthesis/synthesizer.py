@@ -15,12 +15,13 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 
 from mmgap.feedback import Critic, Draft, Feedback, TargetModel, total_feedback
-from mmgap.files import fingerprint, weights_fingerprint
+from mmgap.files import fingerprint, plain, weights_fingerprint
 from mmgap.generators import Condition, SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.search import Judge, in_turn, shares
 from mmgap.seeds import derive_rng, derive_seed
 from mmgap.sharding import failing_together, gathered_on_main, of_main, own_part
+from mmgap.synthesis.pool_writer import PoolWriter
 from mmgap.synthesis.progress import Progress
 from mmgap.synthesis.sample_pool import Sample, SamplePool
 
@@ -44,6 +45,7 @@ class _Work:
     generator: str
     critic: str | None
     round: int
+    accepted: frozenset[str]
 
 
 class Synthesizer:
@@ -152,11 +154,13 @@ class Synthesizer:
         target: TargetModel | None = None,
         feedback: Sequence[Feedback] = (),
         round: int = 0,
+        keep_drawn: bool = False,
     ) -> int:
         """Draw ``count`` images of a round; goes on where an interrupted run stopped.
 
         Images that the pool already holds of this round stay if they are the planned ones; from
-        the first that is not, they are dropped and drawn again.
+        the first that is not, they are dropped and drawn again. While a batch is drawn, the one
+        before is written.
 
         Args:
             prompts: Found prompts.
@@ -166,6 +170,9 @@ class Synthesizer:
             feedback: Prepared terms; the weighted sum of those that look at the image goes into
                 the manifest.
             round: Number of the round.
+            keep_drawn: Whether planned images stay that were drawn with another number of steps,
+                or another scheduler or eta of the generator: those that an interrupted run has
+                paid for, whatever was changed since. The manifest says what drew each.
 
         Returns:
             The number of images drawn now by all processes, those that the critic dropped included.
@@ -177,22 +184,18 @@ class Synthesizer:
         plan = self.plan(prompts, count, round, self._rates(prompts, target, round))
         position = of_main(sum(sample.round < round for sample in pool.samples))
         progress = Progress(len(plan))
-        with torch.no_grad():
-            work = _Work(
-                embeds=self.generator.prompts.encode(prompts),
-                numbers=[p.number for p in prompts],
-                names=of_main([f'{p.id}@{_content(p)}' for p in prompts]),
-                generator=of_main(self.generator.fingerprint()),
-                critic=of_main(self.critic.fingerprint() if self.critic is not None else None),
-                round=round,
-            )
+        about = self.generator.about()
+        with torch.no_grad(), PoolWriter(pool, fingerprint(about), about) as writer:
+            work = self._work(prompts, round, self._accepted(pool, keep_drawn))
             for start in range(0, len(plan), self.batch_size):
                 batch = plan[start : start + self.batch_size]
+                following = plan[start + self.batch_size :][: self.batch_size]
                 for attempt in range(1, self.attempts + 1):
-                    progress.drawn += self._draw(batch, position, work, pool, target, feedback)
-                    made = of_main([s.kept for s in pool.samples[position:][: len(batch)]])
+                    self.sources.prefetch([drawing.source for drawing in (*batch, *following)])
+                    made, kept = self._draw(batch, position, work, writer, target, feedback)
+                    progress.drawn += made
                     position += len(batch)
-                    failed = [d for d, kept in zip(batch, made, strict=True) if not kept]
+                    failed = [d for d, good in zip(batch, kept, strict=True) if not good]
                     if not failed or attempt == self.attempts:
                         break
                     # At once, so that the first images of a pool are balanced too.
@@ -207,6 +210,35 @@ class Synthesizer:
                 'times; the pool has so many less than asked for'
             )
         return progress.drawn
+
+    @torch.no_grad()
+    def try_out(
+        self,
+        prompts: Sequence[SoftPrompt],
+        target: TargetModel | None = None,
+        feedback: Sequence[Feedback] = (),
+    ) -> None:
+        """Draw and score one image; it goes nowhere. Arguments as in :meth:`run`.
+
+        Raises:
+            FloatingPointError: If the image or a loss is NaN or Inf.
+        """
+        work = self._work(prompts[:1], 0)
+        drawing = Drawing(0, 0, derive_seed(self.seed, 'try-out'))
+        self._make([drawing], work, target, feedback)
+
+    def _work(
+        self, prompts: Sequence[SoftPrompt], round: int, accepted: frozenset[str] = frozenset()
+    ) -> _Work:
+        return _Work(
+            embeds=self.generator.prompts.encode(prompts),
+            numbers=[p.number for p in prompts],
+            names=of_main([f'{p.id}@{_content(p)}' for p in prompts]),
+            generator=of_main(self.generator.fingerprint()),
+            critic=of_main(self.critic.fingerprint() if self.critic is not None else None),
+            round=round,
+            accepted=accepted,
+        )
 
     def _rates(
         self, prompts: Sequence[SoftPrompt], target: TargetModel | None, round: int
@@ -256,35 +288,64 @@ class Synthesizer:
         batch: Sequence[Drawing],
         position: int,
         work: _Work,
-        pool: SamplePool,
+        writer: PoolWriter,
         target: TargetModel | None,
         feedback: Sequence[Feedback],
-    ) -> int:
-        """Draw what the pool lacks of a batch that begins at ``position``; returns how many."""
+    ) -> tuple[int, list[bool]]:
+        """Draw what the pool lacks of a batch that begins at ``position``.
+
+        Returns:
+            How many were drawn, and which images of the batch the critic keeps.
+        """
 
         def wanted(number: int, sample: Sample) -> bool:
             if not position <= number < position + len(batch):
                 return True
             drawing = batch[number - position]
             label = int(self.sources.labels[drawing.source])
-            settings = (work.names[drawing.prompt], work.generator, self.num_inference_steps)
-            settings = (*settings, self.sources.unit)
-            expected = (work.round, drawing.source, label, drawing.seed, *settings)
-            return sample.drawing() == expected and self._judged_alike(sample, work.critic)
+            what = (drawing.source, label, drawing.seed, work.names[drawing.prompt])
+            alike = sample.planned() == (work.round, *what, self.sources.unit)
+            drawn_alike = (sample.generator, sample.num_inference_steps) == (
+                work.generator,
+                self.num_inference_steps,
+            )
+            return (
+                alike
+                and (drawn_alike or sample.generator in work.accepted)
+                and self._judged_alike(sample, work.critic)
+            )
 
-        if dist.is_main_process():
-            self._keep(pool, wanted)
-        done = of_main(min(len(pool) - position, len(batch)))
+        known: list[bool] = []
+        if dist.is_main_process() and writer.length > position:  # of an interrupted run
+            writer.wait()
+            self._keep(writer.pool, wanted)
+            writer.length = len(writer.pool)
+            known = [sample.kept for sample in writer.pool.samples[position:][: len(batch)]]
+        known = of_main(known)
+        done = len(known)
         if done == len(batch):
-            return 0
+            return 0, known
         # The whole batch again, as in an uninterrupted run: rounding depends on the batch's size.
         part = batch[own_part(len(batch))]
         with failing_together(FloatingPointError):
             made = self._make(part, work, target, feedback) if part else []
         # Whole and in order: the manifest is the same however many have drawn.
-        for pixels, depth, about in gathered_on_main(made)[done:]:
-            pool.append(pixels, depth, **about)
-        return len(batch) - done
+        new = gathered_on_main(made)[done:]
+        if dist.is_main_process():
+            writer.write(new)
+        return len(batch) - done, known + of_main([about['kept'] for _, _, about in new])
+
+    def _accepted(self, pool: SamplePool, keep_drawn: bool) -> frozenset[str]:
+        """Generators that differ from this one in scheduler and eta at most."""
+        if not keep_drawn:
+            return frozenset()
+        own = plain(self.generator.about())
+        known = {self.generator.fingerprint(): own, **pool.generators}
+        return frozenset(
+            name
+            for name, about in known.items()
+            if all(about.get(key) == own.get(key) for key in {*about, *own} - {'scheduler', 'eta'})
+        )
 
     def _make(
         self,
@@ -377,7 +438,9 @@ class Synthesizer:
             what = f'gave {values}' if finite[i] else 'has pixels that are NaN or Inf'
             raise FloatingPointError(
                 f'the image of source {drawing.source} with seed {drawing.seed} {what}; it is not '
-                'in the pool'
+                'in the pool. Take another num_inference_steps for synthesis, or another scheduler '
+                'or eta for the generator, and go on with --resume: the prompts that were found '
+                'and the images so far stay'
             )
 
 

@@ -10,10 +10,12 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmgap.generators import InpaintingGenerator
 from mmgap.hooks import GAPHook
 from mmgap.hooks.summary import group_report, summary_table
 from mmgap.prompts import load_prompt
 from mmgap.search import NonFiniteLossError
+from mmgap.synthesis import SamplePool
 from tests.hooks.small_config import small_config
 from tests.miniature import draw_waterbirds
 
@@ -109,6 +111,88 @@ def test_nan_stops_and_keeps_the_last_good_prompt(data, tiny_sd, tmp_path, monke
     kept = sorted((tmp_path / 'gap' / 'prompts').glob('*.json'))
     assert len(kept) == 4 and json.loads(kept[0].read_text())['complete'] is False
     assert not (tmp_path / 'gap' / 'pool').exists()
+
+
+def test_late_nan_costs_nothing_that_was_paid_for(data, tiny_sd, tmp_path, monkeypatch):
+    """With other steps for synthesis and another eta a resumed run goes on where it stopped."""
+    draw, searched = InpaintingGenerator.__call__, []
+
+    def broken(self, condition, embeds, seeds, steps):
+        images = draw(self, condition, embeds, seeds, steps)
+        if torch.is_grad_enabled():
+            searched.append(len(seeds))
+        elif steps == 4 and len(list(tmp_path.glob('gap/pool/images/*.png'))) >= 4:
+            images = images * float('nan')
+        return images
+
+    monkeypatch.setattr(InpaintingGenerator, '__call__', broken)
+
+    def config(**generator):
+        made = small_config(data, tiny_sd, tmp_path)
+        made.custom_hooks[0].update(rounds=1)
+        made.custom_hooks[0].generator.update(generator)
+        made.custom_hooks[0].synthesis.update(num_inference_steps=3 if generator else 4)
+        return made
+
+    with pytest.raises(FloatingPointError, match='another num_inference_steps .* --resume'):
+        Runner.from_cfg(config()).train()
+    assert len(searched) == 1 + 6  # the image before training, and six steps
+    before = SamplePool(tmp_path / 'gap' / 'pool').samples
+    images = [(tmp_path / 'gap' / 'pool' / s.file).read_bytes() for s in before]
+    resumed = config(eta=1.0)
+    resumed.resume = True
+    Runner.from_cfg(resumed).train()
+    assert len(searched) == 7  # no search, and no image before training
+    pool = SamplePool(tmp_path / 'gap' / 'pool')
+    assert len(pool) == 16 and pool.samples[: len(before)] == before
+    assert [pool.path(s).read_bytes() for s in before] == images
+    etas = [pool.generators[s.generator]['eta'] for s in pool.samples]
+    steps = [s.num_inference_steps for s in pool.samples]
+    assert etas == [0.0] * len(before) + [1.0] * (16 - len(before))
+    assert steps == [4] * len(before) + [3] * (16 - len(before)) and len(before) == 4
+    summary = json.loads((tmp_path / 'gap' / 'summary.json').read_text())
+    assert summary['images'] == 16 and summary['after'] is not None
+
+
+@pytest.mark.parametrize('kind', ['channels', 'ids', 'scheduler'])
+def test_what_does_not_fit_ends_before_training(kind, data, tiny_sd, tmp_path):
+    config = small_config(data, tiny_sd, tmp_path)
+    hook, expected = config.custom_hooks[0], ValueError
+    if kind == 'channels':  # a model of grey pictures
+        config.model.backbone.update(in_channels=1)
+        config.model.data_preprocessor.update(mean=None, std=None)
+        expected = RuntimeError
+    elif kind == 'ids':
+        hook.search.update(scope='all', template='{}')
+        config.train_dataloader.dataset.update(metainfo=dict(classes=('a b', 'a/b')))
+        hook.search.update(scope='class')
+    else:
+        hook.generator.update(scheduler=dict(type='FlowMatchEulerDiscreteScheduler'))
+    with pytest.raises(expected) as caught:
+        Runner.from_cfg(config).train()
+    words = dict(channels='channels', ids='different ids', scheduler='these can: ')
+    assert words[kind] in str(caught.value)
+    if kind == 'channels':
+        assert 'one image that went through' in ''.join(caught.value.__notes__)
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_the_image_before_training_changes_nothing(data, tiny_sd, tmp_path, monkeypatch):
+    runs = []
+    for name in ('with', 'without'):
+        config = small_config(data, tiny_sd, tmp_path / name)
+        config.custom_hooks[0].update(rounds=1)
+        if name == 'without':
+            monkeypatch.setattr(GAPHook, '_try_out', lambda *args: None)
+        runner = Runner.from_cfg(config)
+        runner.train()
+        runs.append(
+            (runner.model.state_dict(), (tmp_path / name / 'gap/pool/manifest.jsonl').read_text())
+        )
+    (first, manifest), (second, other) = runs
+    assert manifest == other
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
 
 
 def test_guidance_critic_and_alarm_in_the_loop(data, tiny_sd, tmp_path):

@@ -200,6 +200,53 @@ def test_checkpoint_of_another_search_is_ignored(other, generator, sources, tmp_
     assert counted == [2, 2]
 
 
+def test_what_may_change_between_two_runs(generator, sources, tiny_sd, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmgap.search.checkpoint._warn', said.append)
+    noisy = InpaintingGenerator(str(tiny_sd), guidance_scale=3.0, eta=1.0)
+    file = tmp_path / 'search.safetensors'
+    search, prompts = make(generator, sources, steps=4, checkpoint_interval=1)
+    step = PromptSearch._step
+    counted = _count_steps(monkeypatch, step)
+    monkeypatch.setattr(search, '_take', _raise_at(search, 4))  # two prompts, two steps
+    with pytest.raises(KeyboardInterrupt):
+        search.run(prompts, checkpoint=file)
+    counted.clear()
+    # Of a search under way nothing may change that decides the prompts, but all that does not.
+    search, prompts = make(noisy, sources, steps=4)
+    monkeypatch.setattr(search, '_take', _raise_at(search, 0))
+    with pytest.raises(KeyboardInterrupt):
+        search.run(prompts, checkpoint=file)
+    assert len(said) == 1 and 'generator.eta differ' in said[0] and 'begins anew' in said[0]
+    other = dict(steps=4, batch_size=3, checkpoint_interval=3, log_interval=7)
+    counted.clear()
+    search, prompts = make(generator, sources, **other)
+    search.run(prompts, checkpoint=file)
+    assert len(counted) == 2 and len(said) == 1
+    expected = embeddings(prompts)
+    # Of one that is complete also how images are drawn.
+    counted.clear()
+    search, prompts = make(noisy, sources, **other, num_inference_steps=3)
+    search.run(prompts, checkpoint=file, bank=PromptBank(tmp_path))
+    assert not counted and embeddings(prompts)[0].equal(expected[0])
+    assert 'prompts are kept, with other generator.eta, search.num_inference_steps' in said[1]
+    provenance = json.loads((tmp_path / 'a-0.json').read_text())
+    assert provenance['generator'] == generator.fingerprint() != noisy.fingerprint()
+
+
+def _raise_at(search, count):
+    """A ``_take`` that ends the search after so many calls."""
+    take, calls = search._take, []
+
+    def broken(*args):
+        calls.append(1)
+        if len(calls) > count:
+            raise KeyboardInterrupt
+        take(*args)
+
+    return broken
+
+
 def test_early_stop_keeps_the_embeddings_that_reached_it(generator, sources, monkeypatch):
     seen = []
 

@@ -32,6 +32,19 @@ def memory() -> int:
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
+def training_memory() -> int:
+    """Bytes of the GPU that this process took at its peak since :func:`release_memory`."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+
+
+def release_memory() -> None:
+    """Give what is cached of the GPU's memory back, and begin to watch the peak anew."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def reset_peak() -> None:
     """Forget how much memory was taken so far, as for loading the weights."""
     if torch.cuda.is_available():
