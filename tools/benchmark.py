@@ -5,7 +5,8 @@
 A cell is (method, budget, seed, layers): from one base checkpoint per seed, shared by all methods,
 the same number of optimiser steps with the hook's ratio of each batch generated, then the test
 metrics.
-Finished cells are kept under OUT/cells and never run again. Methods are fragments in the config's
+Finished cells are kept under OUT/cells and never run again; after each, results.json, results.md
+and curves.png are of those that are finished. Methods are fragments in the config's
 ``benchmark.methods``.
 """
 
@@ -17,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ PROCESS = dict(
     pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
 )
+# Files of cells, and what runs a cell, or reads it if it has been run.
+Cells = Mapping[Path, Callable[[], dict[str, Any]]]
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +55,16 @@ def parse_args() -> argparse.Namespace:
         metavar='SPLIT',
         help="report on one of the config's benchmark.evaluate instead of test, under OUT/SPLIT",
     )
+    return finish_arguments(parser, ('methods', 'budgets', 'seeds', 'layers'))
+
+
+def finish_arguments(parser: argparse.ArgumentParser, lists: Sequence[str]) -> argparse.Namespace:
+    """Add the arguments that both benchmarks have, then parse and check all.
+
+    Args:
+        parser: With the tool's own arguments.
+        lists: Names of those that must not name something twice.
+    """
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
     parser.add_argument(
         '--launcher',
@@ -59,7 +73,7 @@ def parse_args() -> argparse.Namespace:
         help='with several processes, each runs some of the seeds',
     )
     args = parser.parse_args()
-    for name in ('methods', 'budgets', 'seeds', 'layers'):
+    for name in lists:
         values = getattr(args, name) or []
         if len(set(values)) < len(values):
             parser.error(f'--{name} names something twice: {values}')
@@ -172,74 +186,103 @@ def describe(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def main() -> None:
-    """Run all cells, then write results.json, results.md, curves.png and meta.json."""
-    args = parse_args()
+def work(args: argparse.Namespace, rank: int, world: int) -> None:
+    """Run the cells of some of the seeds; the first process also writes the report on all."""
     config = load_config(args)
     allow_checkpoint_history()
-    rank, world = process(args.launcher)
     folder = args.out / (args.report or '')
     try:
         if rank:
             wait_for(args.out / 'base' / 'key.json')
         benchmark = Benchmark(config, args.out, args.budgets)
         about = {name: benchmark.methods[name].get('about', '') for name in args.methods}
+        cells = cells_of(benchmark, args, args.seeds)
+        own = cells_of(benchmark, args, args.seeds[rank::world])
         if rank:
-            run(benchmark, args, args.seeds[rank::world])
-            return
+            return run(cells, own, line)
         meta = describe(benchmark, args)
         write_json(folder / 'meta.json', json.loads(json.dumps(meta, default=str)))
 
-        def report(cells: list[dict[str, Any]]) -> None:
-            write_report(args.out, cells, about, meta, folder)
+        def report(finished: list[dict[str, Any]]) -> None:
+            if args.report:
+                finished = [on_split(cell, args.report) for cell in finished]
+            write_report(args.out, finished, about, meta, folder, len(cells))
 
-        run(benchmark, args, args.seeds[::world], report)
-        if world > 1:
-            wait_for(*(benchmark.path(*job) for job in cells_of(benchmark, args, args.seeds)))
-            run(benchmark, args, args.seeds, report)
+        run(cells, own, line, report)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
     print(f'results in {folder}')
 
 
-def cells_of(
-    benchmark: Benchmark, args: argparse.Namespace, seeds: Sequence[int]
-) -> list[tuple[str, int, int, str]]:
-    """Method, budget, seed and layers of all cells of some seeds."""
-    return [
+def cells_of(benchmark: Benchmark, args: argparse.Namespace, seeds: Sequence[int]) -> Cells:
+    """All cells of some seeds."""
+    cells = [
         (method, budget, seed, layers)
         for seed in seeds
         for method in args.methods
         for budget in (benchmark.budgets if benchmark.makes_images(method) else [0])
         for layers in args.layers
     ]
+    return {benchmark.path(*cell): partial(benchmark.cell, *cell) for cell in cells}
+
+
+def line(cell: Mapping[str, Any]) -> str:
+    """What to print of a cell."""
+    return (
+        f'{cell["method"]} {cell["budget"]} images, seed {cell["seed"]}, {cell["layers"]}: worst '
+        f'group {cell["worst_group"]:.3f}, mean {cell["mean"]:.3f}'
+    )
 
 
 def run(
-    benchmark: Benchmark,
-    args: argparse.Namespace,
-    seeds: Sequence[int],
+    cells: Cells,
+    own: Cells,
+    line: Callable[[Mapping[str, Any]], str],
     report: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> None:
-    """Run the cells of some seeds, or read those that have been run; report after each seed."""
-    jobs = cells_of(benchmark, args, seeds)
-    cells, began, fresh = [], time.time(), 0
-    for number, job in enumerate(jobs, start=1):
-        started = time.time()
-        cell = benchmark.cell(*job)
-        cells.append(on_split(cell, args.report) if args.report else cell)
-        fresh += time.time() - started > 0.5
-        left = (len(jobs) - number) * (time.time() - began) / max(1, fresh)
-        method, budget, seed, layers = job
+    """Run what is left of the own cells, and report on all that are finished after each.
+
+    Args:
+        cells: Those of all processes.
+        own: Those of this process.
+        line: What to print of a cell.
+        report: Writes the report on finished cells, whoever ran them. With it, this also waits for
+            the cells of the other processes, and reports on them as they come.
+    """
+    known: dict[Path, dict[str, Any]] = {}
+
+    def finished() -> list[dict[str, Any]]:
+        for path, cell in cells.items():
+            if path not in known and path.exists():
+                known[path] = cell()
+        return [known[path] for path in cells if path in known]
+
+    before, began = len(finished()), time.time()
+    if report is not None and before:
+        print(f'{before} of {len(cells)} cells are finished', flush=True)
+        report(finished())
+    for path, cell in own.items():
+        if path in known:
+            continue
+        known[path] = cell()
+        done = finished()
+        left = (len(cells) - len(done)) * (time.time() - began) / (len(done) - before)
         print(
-            f'[{number}/{len(jobs)}] {method} {budget} images, seed {seed}, {layers}: worst group '
-            f'{cells[-1]["worst_group"]:.3f}, mean {cells[-1]["mean"]:.3f}; '
-            f'{left / 60:.0f} min left',
-            flush=True,
+            f'[{len(done)}/{len(cells)}] {line(known[path])}; {left / 60:.0f} min left', flush=True
         )
-        complete = number == len(jobs) or job[2] != jobs[number][2]
-        if complete and report is not None:
-            report(cells)
+        if report is not None:
+            report(done)
+    while report is not None and len(known) < len(cells):
+        time.sleep(1)
+        reported = len(known)
+        if len(finished()) > reported:
+            report(finished())
+
+
+def main() -> None:
+    """Run all cells, with results.json, results.md, curves.png and meta.json after each."""
+    args = parse_args()
+    work(args, *process(args.launcher))
 
 
 if __name__ == '__main__':
