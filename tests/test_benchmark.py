@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmgap.files import write_json
+from tests.benchmark_job import work
 from tests.test_sharding import torchrun
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +151,8 @@ def check_pairs(text: str, cells: list[dict]) -> None:
         (['--seeds', '1', '1'], '--seeds names something twice'),
         (['--budgets', '7'], 'budget 7 is below the number of prompts (8)'),
         (['--cfg-options', 'test_evaluator.0.type=Accuracy'], 'the benchmark compares groups'),
+        (['--jobs', '0'], '--jobs must be 1 or more, not 0'),
+        (['--jobs', '2', '--launcher', 'slurm'], 'leave out --launcher slurm'),
     ],
 )
 def test_bad_arguments(options, words, tmp_path, monkeypatch, capsys):
@@ -225,20 +230,43 @@ def test_tables_have_what_is_finished_by_whichever_process(tmp_path, monkeypatch
     assert (tmp_path / 'curves.png').stat().st_mtime_ns > figure
 
 
+def test_a_failing_job_stops_the_others(tmp_path, monkeypatch, capsys):
+    for name in ('OMP_NUM_THREADS', 'PYTHONWARNINGS'):
+        monkeypatch.setenv(name, '')  # put back afterwards
+    args = argparse.Namespace(jobs=3, seeds=[0, 1], launcher='none', out=tmp_path)
+    began = time.time()
+    with pytest.raises(SystemExit, match='the second job has failed'):
+        benchmark.start(work, args)
+    assert time.time() - began < 200 and not multiprocessing.active_children()
+    assert '--jobs 3 is more than there are seeds; 2 will do' in capsys.readouterr().out
+    share = torch.get_num_threads() // 2
+    assert (tmp_path / '0').read_text() == (tmp_path / '1').read_text() == f'2 {share} {share}'
+
+
 @pytest.mark.slow
 def test_processes_share_the_seeds(tmp_path):
     """The same cells from two processes as from one, seconds apart."""
     options = ['--methods', 'none', 'agnostic', '--budgets', '4', '--seeds', '0', '1', '2']
     options += ['--layers', 'last', '--cfg-options', *QUICK]
     config = 'configs/gap_resnet18_toybirds.py'
-    cells = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
         command = ['tools/benchmark.py', config, '--out', str(out), '--launcher', 'pytorch']
         done = torchrun(*command, *options, processes=processes)
         assert done.returncode == 0, done.stdout[-3000:]
-        cells.append(json.loads((out / 'results.json').read_text()))
-        for cell in cells[-1]:
-            del cell['seconds']
+    out = tmp_path / 'jobs'
+    done = run(out, '--jobs', '2', *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    cells = [
+        json.loads((tmp_path / name / 'results.json').read_text()) for name in ('1', '2', 'jobs')
+    ]
+    for cell in sum(cells, []):
+        del cell['seconds']
     assert len(cells[0]) == 6
-    assert cells[0] == cells[1]
+    assert cells[0] == cells[1] == cells[2]
+    # A checkpoint that cannot be read ends the second job, and all; what is finished stays.
+    (out / 'base' / 'seed_1.pth').write_bytes(b'no checkpoint')
+    (out / 'cells' / 'none-0-1-last.json').unlink()
+    done = run(out, '--jobs', '2', *options)
+    assert done.returncode != 0 and 'UnpicklingError: Weights only load failed' in done.stderr
+    assert len(json.loads((out / 'results.json').read_text())) == 5

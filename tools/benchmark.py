@@ -14,10 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,11 +77,27 @@ def finish_arguments(parser: argparse.ArgumentParser, lists: Sequence[str]) -> a
         default='none',
         help='with several processes, each runs some of the seeds',
     )
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        default=1,
+        metavar='N',
+        help='run the seeds in N processes side by side on one device, which a cell alone may not '
+        'fill. Each has models of its own in memory, and its share of the CPU threads: the last '
+        'bits of results on a CPU depend on their number',
+    )
     args = parser.parse_args()
     for name in lists:
         values = getattr(args, name) or []
         if len(set(values)) < len(values):
             parser.error(f'--{name} names something twice: {values}')
+    if args.jobs < 1:
+        parser.error(f'--jobs must be 1 or more, not {args.jobs}')
+    if args.jobs > 1 and args.launcher != 'none':
+        parser.error(
+            f'--jobs {args.jobs} starts the processes by itself; leave out --launcher '
+            f'{args.launcher}, or --jobs where the launcher starts them'
+        )
     return args
 
 
@@ -186,6 +207,51 @@ def describe(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def start(work: Callable[[argparse.Namespace, int, int], None], args: argparse.Namespace) -> None:
+    """Run a tool's part of the work in this process, or all parts in ``--jobs`` of them.
+
+    Args:
+        work: A function of the arguments, the number of the process, and how many there are.
+        args: With ``jobs``, ``seeds`` and ``launcher``.
+    """
+    jobs = min(args.jobs, len(args.seeds))
+    if jobs < args.jobs:
+        print(f'--jobs {args.jobs} is more than there are seeds; {jobs} will do', flush=True)
+    if jobs == 1:
+        return work(args, *process(args.launcher))
+    # More threads than cores make small CPU jobs many times slower.
+    threads = max(1, torch.get_num_threads() // jobs)
+    os.environ['OMP_NUM_THREADS'] = str(threads)  # of the jobs, whose torch is yet to be imported
+    # What a stopped job leaves is cleaned up; a warning of it would hide the error that stopped it.
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
+    spawn = multiprocessing.get_context('spawn')  # CUDA does not work in forked processes
+    with ProcessPoolExecutor(jobs, spawn, begin_job, [threads]) as pool:
+        try:
+            for done in as_completed([pool.submit(work, args, rank, jobs) for rank in range(jobs)]):
+                done.result()
+        except BrokenProcessPool as error:
+            raise SystemExit(
+                'a job was killed, perhaps for want of memory: take fewer --jobs; finished cells '
+                'are kept'
+            ) from error
+        except BaseException:  # Ctrl-C, too
+            for job in multiprocessing.active_children():
+                job.terminate()
+            raise
+
+
+def begin_job(threads: int) -> None:
+    """Give a job its threads, and make it end with the process that started it."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first ends the others
+
+    def end() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
 def work(args: argparse.Namespace, rank: int, world: int) -> None:
     """Run the cells of some of the seeds; the first process also writes the report on all."""
     config = load_config(args)
@@ -281,8 +347,7 @@ def run(
 
 def main() -> None:
     """Run all cells, with results.json, results.md, curves.png and meta.json after each."""
-    args = parse_args()
-    work(args, *process(args.launcher))
+    start(work, parse_args())
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark import Cells, check_config, finish_arguments, process, run, wait_for
+from benchmark import Cells, check_config, finish_arguments, run, start, wait_for
 from benchmark_cells import Benchmark
 from benchmark_zoo_report import write_report
 from mmengine.config import Config
@@ -321,8 +321,7 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
 
 def main() -> None:
     """Run all, with the report after each cell."""
-    args = parse_args()
-    work(args, *process(args.launcher))
+    start(work, parse_args())
 
 
 if __name__ == '__main__':
