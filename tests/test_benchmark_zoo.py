@@ -99,7 +99,7 @@ def test_report_and_metafile_say_what_was_measured(tmp_path):
     ]
     meta = dict(command='x', models=dict(a=10**6, b=2 * 10**6), method='gap', budget=8)
     meta.update(layers='all', test='test', data='ToyBirds', config='c.py')
-    write_report(tmp_path, cells, transfers, meta)
+    write_report(tmp_path, cells, transfers, meta, 16)
     text = (tmp_path / 'results.md').read_text()
     assert '| a | 1.00 M | gap | 8 | 45.0 ± 7.1 | 50.0 ± 0.0 |' in text
     assert '| b | 3.00 ± 0.00 | 4.00 ± 0.00 |' in text  # rows: whose images
@@ -107,6 +107,12 @@ def test_report_and_metafile_say_what_was_measured(tmp_path):
     assert first['Name'] == 'gap_a_toybirds' and second['In Collection'] == 'GAP'
     (result,) = second['Results']
     assert result['Metrics']['Worst-group accuracy'] == 75.0
+    write_report(tmp_path, cells[:5], transfers[:1], meta, 16)  # up to the first of model b
+    text = (tmp_path / 'results.md').read_text()
+    assert '**Incomplete: 6 of 16 cells.**' in text
+    assert '| b | 2.00 M | none | 8 | 20.0 | 50.0 |' in text
+    assert '| a | 1.00 |  |' in text and '| b |  |  |' in text
+    assert len(yaml.safe_load((tmp_path / 'metafile.yml').read_text())['Models']) == 1
 
 
 @pytest.mark.slow

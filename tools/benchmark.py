@@ -5,7 +5,8 @@
 A cell is (method, budget, seed, layers): from one base checkpoint per seed, shared by all methods,
 the same number of optimiser steps with the hook's ratio of each batch generated, then the test
 metrics.
-Finished cells are kept under OUT/cells and never run again. Methods are fragments in the config's
+Finished cells are kept under OUT/cells and never run again; after each, results.json, results.md
+and curves.png are of those that are finished. Methods are fragments in the config's
 ``benchmark.methods``.
 """
 
@@ -13,10 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +43,8 @@ PROCESS = dict(
     pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
 )
+# Files of cells, and what runs a cell, or reads it if it has been run.
+Cells = Mapping[Path, Callable[[], dict[str, Any]]]
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +60,16 @@ def parse_args() -> argparse.Namespace:
         metavar='SPLIT',
         help="report on one of the config's benchmark.evaluate instead of test, under OUT/SPLIT",
     )
+    return finish_arguments(parser, ('methods', 'budgets', 'seeds', 'layers'))
+
+
+def finish_arguments(parser: argparse.ArgumentParser, lists: Sequence[str]) -> argparse.Namespace:
+    """Add the arguments that both benchmarks have, then parse and check all.
+
+    Args:
+        parser: With the tool's own arguments.
+        lists: Names of those that must not name something twice.
+    """
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
     parser.add_argument(
         '--launcher',
@@ -58,11 +77,27 @@ def parse_args() -> argparse.Namespace:
         default='none',
         help='with several processes, each runs some of the seeds',
     )
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        default=1,
+        metavar='N',
+        help='run the seeds in N processes side by side on one device, which a cell alone may not '
+        'fill. Each has models of its own in memory, and its share of the CPU threads: the last '
+        'bits of results on a CPU depend on their number',
+    )
     args = parser.parse_args()
-    for name in ('methods', 'budgets', 'seeds', 'layers'):
+    for name in lists:
         values = getattr(args, name) or []
         if len(set(values)) < len(values):
             parser.error(f'--{name} names something twice: {values}')
+    if args.jobs < 1:
+        parser.error(f'--jobs must be 1 or more, not {args.jobs}')
+    if args.jobs > 1 and args.launcher != 'none':
+        parser.error(
+            f'--jobs {args.jobs} starts the processes by itself; leave out --launcher '
+            f'{args.launcher}, or --jobs where the launcher starts them'
+        )
     return args
 
 
@@ -172,74 +207,147 @@ def describe(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def main() -> None:
-    """Run all cells, then write results.json, results.md, curves.png and meta.json."""
-    args = parse_args()
+def start(work: Callable[[argparse.Namespace, int, int], None], args: argparse.Namespace) -> None:
+    """Run a tool's part of the work in this process, or all parts in ``--jobs`` of them.
+
+    Args:
+        work: A function of the arguments, the number of the process, and how many there are.
+        args: With ``jobs``, ``seeds`` and ``launcher``.
+    """
+    jobs = min(args.jobs, len(args.seeds))
+    if jobs < args.jobs:
+        print(f'--jobs {args.jobs} is more than there are seeds; {jobs} will do', flush=True)
+    if jobs == 1:
+        return work(args, *process(args.launcher))
+    # More threads than cores make small CPU jobs many times slower.
+    threads = max(1, torch.get_num_threads() // jobs)
+    os.environ['OMP_NUM_THREADS'] = str(threads)  # of the jobs, whose torch is yet to be imported
+    # What a stopped job leaves is cleaned up; a warning of it would hide the error that stopped it.
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
+    spawn = multiprocessing.get_context('spawn')  # CUDA does not work in forked processes
+    with ProcessPoolExecutor(jobs, spawn, begin_job, [threads]) as pool:
+        try:
+            for done in as_completed([pool.submit(work, args, rank, jobs) for rank in range(jobs)]):
+                done.result()
+        except BrokenProcessPool as error:
+            raise SystemExit(
+                'a job was killed, perhaps for want of memory: take fewer --jobs; finished cells '
+                'are kept'
+            ) from error
+        except BaseException:  # Ctrl-C, too
+            for job in multiprocessing.active_children():
+                job.terminate()
+            raise
+
+
+def begin_job(threads: int) -> None:
+    """Give a job its threads, and make it end with the process that started it."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first ends the others
+
+    def end() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def work(args: argparse.Namespace, rank: int, world: int) -> None:
+    """Run the cells of some of the seeds; the first process also writes the report on all."""
     config = load_config(args)
     allow_checkpoint_history()
-    rank, world = process(args.launcher)
     folder = args.out / (args.report or '')
     try:
         if rank:
             wait_for(args.out / 'base' / 'key.json')
         benchmark = Benchmark(config, args.out, args.budgets)
         about = {name: benchmark.methods[name].get('about', '') for name in args.methods}
+        cells = cells_of(benchmark, args, args.seeds)
+        own = cells_of(benchmark, args, args.seeds[rank::world])
         if rank:
-            run(benchmark, args, args.seeds[rank::world])
-            return
+            return run(cells, own, line)
         meta = describe(benchmark, args)
         write_json(folder / 'meta.json', json.loads(json.dumps(meta, default=str)))
 
-        def report(cells: list[dict[str, Any]]) -> None:
-            write_report(args.out, cells, about, meta, folder)
+        def report(finished: list[dict[str, Any]]) -> None:
+            if args.report:
+                finished = [on_split(cell, args.report) for cell in finished]
+            write_report(args.out, finished, about, meta, folder, len(cells))
 
-        run(benchmark, args, args.seeds[::world], report)
-        if world > 1:
-            wait_for(*(benchmark.path(*job) for job in cells_of(benchmark, args, args.seeds)))
-            run(benchmark, args, args.seeds, report)
+        run(cells, own, line, report)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
     print(f'results in {folder}')
 
 
-def cells_of(
-    benchmark: Benchmark, args: argparse.Namespace, seeds: Sequence[int]
-) -> list[tuple[str, int, int, str]]:
-    """Method, budget, seed and layers of all cells of some seeds."""
-    return [
+def cells_of(benchmark: Benchmark, args: argparse.Namespace, seeds: Sequence[int]) -> Cells:
+    """All cells of some seeds."""
+    cells = [
         (method, budget, seed, layers)
         for seed in seeds
         for method in args.methods
         for budget in (benchmark.budgets if benchmark.makes_images(method) else [0])
         for layers in args.layers
     ]
+    return {benchmark.path(*cell): partial(benchmark.cell, *cell) for cell in cells}
+
+
+def line(cell: Mapping[str, Any]) -> str:
+    """What to print of a cell."""
+    return (
+        f'{cell["method"]} {cell["budget"]} images, seed {cell["seed"]}, {cell["layers"]}: worst '
+        f'group {cell["worst_group"]:.3f}, mean {cell["mean"]:.3f}'
+    )
 
 
 def run(
-    benchmark: Benchmark,
-    args: argparse.Namespace,
-    seeds: Sequence[int],
+    cells: Cells,
+    own: Cells,
+    line: Callable[[Mapping[str, Any]], str],
     report: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> None:
-    """Run the cells of some seeds, or read those that have been run; report after each seed."""
-    jobs = cells_of(benchmark, args, seeds)
-    cells, began, fresh = [], time.time(), 0
-    for number, job in enumerate(jobs, start=1):
-        started = time.time()
-        cell = benchmark.cell(*job)
-        cells.append(on_split(cell, args.report) if args.report else cell)
-        fresh += time.time() - started > 0.5
-        left = (len(jobs) - number) * (time.time() - began) / max(1, fresh)
-        method, budget, seed, layers = job
+    """Run what is left of the own cells, and report on all that are finished after each.
+
+    Args:
+        cells: Those of all processes.
+        own: Those of this process.
+        line: What to print of a cell.
+        report: Writes the report on finished cells, whoever ran them. With it, this also waits for
+            the cells of the other processes, and reports on them as they come.
+    """
+    known: dict[Path, dict[str, Any]] = {}
+
+    def finished() -> list[dict[str, Any]]:
+        for path, cell in cells.items():
+            if path not in known and path.exists():
+                known[path] = cell()
+        return [known[path] for path in cells if path in known]
+
+    before, began = len(finished()), time.time()
+    if report is not None and before:
+        print(f'{before} of {len(cells)} cells are finished', flush=True)
+        report(finished())
+    for path, cell in own.items():
+        if path in known:
+            continue
+        known[path] = cell()
+        done = finished()
+        left = (len(cells) - len(done)) * (time.time() - began) / (len(done) - before)
         print(
-            f'[{number}/{len(jobs)}] {method} {budget} images, seed {seed}, {layers}: worst group '
-            f'{cells[-1]["worst_group"]:.3f}, mean {cells[-1]["mean"]:.3f}; '
-            f'{left / 60:.0f} min left',
-            flush=True,
+            f'[{len(done)}/{len(cells)}] {line(known[path])}; {left / 60:.0f} min left', flush=True
         )
-        complete = number == len(jobs) or job[2] != jobs[number][2]
-        if complete and report is not None:
-            report(cells)
+        if report is not None:
+            report(done)
+    while report is not None and len(known) < len(cells):
+        time.sleep(1)
+        reported = len(known)
+        if len(finished()) > reported:
+            report(finished())
+
+
+def main() -> None:
+    """Run all cells, with results.json, results.md, curves.png and meta.json after each."""
+    start(work, parse_args())
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,17 @@ def write_report(
     methods: Mapping[str, str],
     meta: Mapping[str, Any],
     folder: Path,
+    total: int,
 ) -> None:
     """Write ``results.json``, ``results.md`` and ``curves.png``.
 
     Args:
         out: Folder of the benchmark.
-        cells: All cells.
+        cells: Those that are finished; one at least.
         methods: What each method is, in the order of the tables.
         meta: What the results belong to, with the name of the split as ``test``.
         folder: Where the report goes.
+        total: How many cells there will be.
     """
     write_json(folder / 'results.json', list(cells))
     lines = [
@@ -60,6 +63,7 @@ def write_report(
         f'Seeds: {sorted({c["seed"] for c in cells})}. {_measured(cells)} on {meta["test"]}: '
         'mean over seeds ± standard deviation. "vs none" is the paired difference over seeds in '
         'the worst group with its 95 % interval (Student). Budgets count kept images.',
+        *incomplete(len(cells), total),
     ]
     for layers in dict.fromkeys(c['layers'] for c in cells):
         part = [c for c in cells if c['layers'] == layers]
@@ -71,7 +75,22 @@ def write_report(
     lines += _chosen(cells, methods)
     lines += ['', '## The images', '', *_images(out, cells, methods), '']
     write_bytes(folder / 'results.md', '\n'.join(lines).encode())
-    _curves(folder / 'curves.png', cells, methods)
+    # A figure takes 0.2 to 0.4 s on one core, and the first of a process one more: too much for
+    # each of many short cells.
+    figure = folder / 'curves.png'
+    if len(cells) == total or not figure.exists() or time.time() - figure.stat().st_mtime > 30:
+        _curves(figure, cells, methods)
+
+
+def incomplete(number: int, total: int) -> list[str]:
+    """What a reader must know of tables that lack cells."""
+    if number == total:
+        return []
+    return [
+        '',
+        f'**Incomplete: {number} of {total} cells.** Each figure is over the seeds that are '
+        'finished so far; in another row they may be others.',
+    ]
 
 
 def _is_error(cells: Sequence[Cell]) -> bool:
@@ -102,11 +121,10 @@ def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
                 for seed, cell in found.items()
                 if seed in baseline
             ]
-            versus = f'{np.mean(gains):+.1f} ± {interval(gains):.1f}' if gains else ''
+            versus = spread(gains, '+.1f', interval) if gains else ''
             lines.append(
                 f'| {method} | {budget} | {np.mean([c["dropped"] for c in found.values()]):.0f} | '
-                f'{np.mean(worst):.1f} ± {_std(worst):.1f} | '
-                f'{versus if method != "none" else ""} | {np.mean(mean):.1f} ± {_std(mean):.1f} | '
+                f'{spread(worst)} | {versus if method != "none" else ""} | {spread(mean)} | '
                 f'{np.mean([c["seconds"] for c in found.values()]):.1f} |'
             )
     return lines
@@ -148,6 +166,8 @@ def _pairs(
     settings, lines = _settings(cells, methods), []
     for layers in dict.fromkeys(c['layers'] for c in cells):
         budgets = sorted({k[1] for k in settings if k[0] == own and k[2] == layers})
+        if not budgets:  # none of its cells is finished
+            continue
         head = ' | '.join(f'{budget} images' for budget in budgets)
         title = 'last layer' if layers == 'last' else 'whole network'
         lines += ['', f'| {title}{of} | {head} |', '|---' * (1 + len(budgets)) + '|']
@@ -163,7 +183,7 @@ def _pairs(
                     row.append('')
                     continue
                 gains = [value(mine[s]) - value(theirs[s]) for s in both]
-                row.append(f'{np.mean(gains):+.1f} ± {interval(gains):.1f}')
+                row.append(spread(gains, '+.1f', interval))
             lines.append(f'| {other} | {" | ".join(row)} |')
     return lines
 
@@ -177,7 +197,7 @@ def _groups(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
     lines.append('|---' * (3 + len(names)) + '|')
     for (method, budget, layers), found in _settings(cells, methods).items():
         values = [[100 * cell['groups'][name] for cell in found.values()] for name in names]
-        shown = ' | '.join(f'{np.mean(v):.2f} ± {_std(v):.2f}' for v in values)
+        shown = ' | '.join(spread(v, '.2f') for v in values)
         lines.append(f'| {method} | {budget} | {layers} | {shown} |')
     return lines
 
@@ -196,7 +216,7 @@ def _other_splits(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str
         values = [
             [100 * cell['others'][name]['worst_group'] for cell in found.values()] for name in names
         ]
-        shown = ' | '.join(f'{np.mean(v):.1f} ± {_std(v):.1f}' for v in values)
+        shown = ' | '.join(spread(v) for v in values)
         lines.append(f'| {method} | {budget} | {layers} | {shown} |')
     return lines
 
@@ -229,7 +249,7 @@ def _chosen(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
             }
             best = (min if _is_error(cells) else max)(score, key=score.get)
             worst = [100 * cell['worst_group'] for cell in own[best].values()]
-            row += [f'{best[1]} images, {best[2]}', f'{np.mean(worst):.1f} ± {_std(worst):.1f}']
+            row += [f'{best[1]} images, {best[2]}', spread(worst)]
         if len(row) > 1:
             lines.append(f'| {" | ".join(row)} |')
     return lines
@@ -245,7 +265,17 @@ def _settings(
 
 
 def _std(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else float('nan')
+    return float(np.std(values, ddof=1))
+
+
+def spread(
+    values: Sequence[float],
+    form: str = '.1f',
+    half: Callable[[Sequence[float]], float] = _std,
+) -> str:
+    """Mean ± standard deviation or another half width; a single value has none."""
+    mean = format(np.mean(values), form)
+    return mean if len(values) == 1 else f'{mean} ± {format(half(values), form.lstrip("+"))}'
 
 
 def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
@@ -268,7 +298,7 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
             lines.append(f'| {method} | {text} | | | | |')
             continue
         shown = [
-            f'{np.mean(values):.2f} ± {_std(values):.2f}'
+            spread(values, '.2f')
             for name in ('target_loss', 'accuracy', 'crossed_target_loss')
             for values in [[a['held_out'][name] for a in about]]
         ]

@@ -7,7 +7,8 @@ model list: then its model takes the place of the config's, with its published w
 config's number of classes; pipelines and optimisers stay the config's. Each is searched and
 evaluated as by tools/benchmark.py, under OUT/MODEL. Then every target meets the images of every
 other one, as it is and trained on them.
-Writes results.json, results.md, metafile.yml and meta.json; what is finished is not run again.
+Writes results.json, results.md, metafile.yml and meta.json after each finished cell; what is
+finished is not run again.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from benchmark import PROCESS, check_config, process, wait_for
+from benchmark import Cells, check_config, finish_arguments, run, start, wait_for
 from benchmark_cells import Benchmark
 from benchmark_zoo_report import write_report
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from PIL import Image
 
@@ -51,19 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
     parser.add_argument('--layers', default='all', choices=['last', 'all'])
     parser.add_argument('--out', required=True, type=Path, help='folder of the results')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', *PROCESS],
-        default='none',
-        help='with several processes, each runs some of the seeds',
-    )
-    args = parser.parse_args()
-    for name in ('models', 'methods', 'seeds'):
-        values = getattr(args, name) or []
-        if len(set(values)) < len(values):
-            parser.error(f'--{name} names something twice: {values}')
-    return args
+    return finish_arguments(parser, ('models', 'methods', 'seeds'))
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -187,11 +177,31 @@ class Zoo:
         if not first.makes_images(args.transfer):
             raise ValueError(f'--transfer {args.transfer!r} makes no images')
 
+    def cells(self, seeds: Sequence[int]) -> Cells:
+        """All cells of some seeds: of each target, then of the transfer matrix."""
+        models, found = self.args.models, {}
+        for seed in seeds:
+            for model in models:
+                for method in self.args.methods:
+                    path = self.benchmarks[model].path(*self.setting(model, method, seed))
+                    found[path] = partial(self.cell, model, method, seed)
+            for images_of in models:
+                for model in models:
+                    path = self.transfer_path(images_of, model, seed)
+                    found[path] = partial(self.transfer, images_of, model, seed)
+        return found
+
+    def setting(self, model: str, method: str, seed: int) -> tuple[str, int, int, str]:
+        """Names a cell of one target; without the budget for methods that make no images."""
+        budget = self.args.budget if self.benchmarks[model].makes_images(method) else 0
+        return method, budget, seed, self.args.layers
+
     def cell(self, model: str, method: str, seed: int) -> dict[str, Any]:
-        """A cell of one target; without the budget for methods that make no images."""
-        benchmark = self.benchmarks[model]
-        budget = self.args.budget if benchmark.makes_images(method) else 0
-        return dict(benchmark.cell(method, budget, seed, self.args.layers), model=model)
+        """A cell of one target."""
+        benchmark, setting = self.benchmarks[model], self.setting(model, method, seed)
+        if not benchmark.path(*setting).exists():
+            self._make_room(model)
+        return dict(benchmark.cell(*setting), model=model)
 
     def transfer_path(self, images_of: str, model: str, seed: int) -> Path:
         """Where a cell of the transfer matrix is kept."""
@@ -213,6 +223,7 @@ class Zoo:
             if cell.pop('key') != key:
                 raise ValueError(f'{path} was made with other settings; choose another --out')
             return cell
+        self._make_room(model)
         began = time.time()
         folder = row.pool(args.transfer, seed)
         loss, accuracy = judge(column, seed, folder, args.budget)
@@ -227,6 +238,11 @@ class Zoo:
         cell.update(seconds=time.time() - began)
         write_json(path, dict(cell, key=key))
         return cell
+
+    def _make_room(self, model: str) -> None:
+        """Let go of generator and sources of all targets but one."""
+        for other in set(self.benchmarks) - {model}:
+            self.benchmarks[other].release()
 
     def parameters(self, model: str) -> int:
         """Number of a target's parameters."""
@@ -252,67 +268,60 @@ def judge(benchmark: Benchmark, seed: int, folder: Path, count: int) -> tuple[fl
     return float(np.mean(losses)), float(np.mean(hits))
 
 
-def run(zoo: Zoo, seeds: list[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Run what is left of some seeds: the cells of each target, then the transfer matrix."""
-    args = zoo.args
-    cells, transfers, began = [], [], time.time()
-    for seed in seeds:
-        for model in args.models:
-            for method in args.methods:
-                cells.append(zoo.cell(model, method, seed))
-                worst = cells[-1]['worst_group']
-                say(began, f'seed {seed}, {model}, {method}: worst group {worst:.3f}')
-            zoo.benchmarks[model].release()
-        for images_of in args.models:
-            for model in args.models:
-                cell = zoo.transfer(images_of, model, seed)
-                transfers.append(cell)
-                zoo.benchmarks[model].release()
-                say(
-                    began,
-                    f'seed {seed}, {model} on images of {images_of}: loss {cell["loss"]:.2f}, '
-                    f'worst group when trained on them {cell["worst_group"]:.3f}',
-                )
-    return cells, transfers
+def line(cell: Mapping[str, Any]) -> str:
+    """What to print of a cell."""
+    worst = f'{cell["worst_group"]:.3f}'
+    if 'images_of' not in cell:
+        return f'seed {cell["seed"]}, {cell["model"]}, {cell["method"]}: worst group {worst}'
+    return (
+        f'seed {cell["seed"]}, {cell["model"]} on images of {cell["images_of"]}: loss '
+        f'{cell["loss"]:.2f}, worst group when trained on them {worst}'
+    )
 
 
-def say(began: float, text: str) -> None:
-    print(f'[{(time.time() - began) / 60:.1f} min] {text}', flush=True)
+def describe(zoo: Zoo) -> dict[str, Any]:
+    """What the results belong to."""
+    args, first = zoo.args, zoo.benchmarks[zoo.args.models[0]]
+    return dict(
+        command=' '.join(['python', 'tools/benchmark_zoo.py', *sys.argv[1:]]),
+        models={name: zoo.parameters(name) for name in args.models},
+        method=args.transfer,
+        budget=args.budget,
+        layers=args.layers,
+        test=first.config.test_dataloader.dataset.get('split', 'test'),
+        data=first.config.test_dataloader.dataset.type.rpartition('.')[2],
+        config=args.config,
+        versions=environment(first.parts(args.seeds[0]).sources.dataset.metainfo),
+    )
 
 
-def main() -> None:
-    """Run all, then write the report."""
-    args = parse_args()
+def work(args: argparse.Namespace, rank: int, world: int) -> None:
+    """Run the cells of some of the seeds; the first process also writes the report on all."""
     config = load_config(args)
     allow_checkpoint_history()
-    rank, world = process(args.launcher)
     try:
         if rank:
             wait_for(*(args.out / name / 'base' / 'key.json' for name in args.models))
         zoo = Zoo(config, args)
-        cells, transfers = run(zoo, args.seeds[rank::world])
+        cells, own = zoo.cells(args.seeds), zoo.cells(args.seeds[rank::world])
         if rank:
-            return
-        if world > 1:
-            pairs = [(a, b, s) for a in args.models for b in args.models for s in args.seeds]
-            wait_for(*(zoo.transfer_path(*pair) for pair in pairs))
-            cells, transfers = run(zoo, args.seeds)
-        first = zoo.benchmarks[args.models[0]]
-        meta = dict(
-            command=' '.join(['python', 'tools/benchmark_zoo.py', *sys.argv[1:]]),
-            models={name: zoo.parameters(name) for name in args.models},
-            method=args.transfer,
-            budget=args.budget,
-            layers=args.layers,
-            test=first.config.test_dataloader.dataset.get('split', 'test'),
-            data=first.config.test_dataloader.dataset.type.rpartition('.')[2],
-            config=args.config,
-            versions=environment(first.parts(args.seeds[0]).sources.dataset.metainfo),
-        )
-        write_report(args.out, cells, transfers, meta)
+            return run(cells, own, line)
+        meta = describe(zoo)
+
+        def report(finished: list[dict[str, Any]]) -> None:
+            transfers = [cell for cell in finished if 'images_of' in cell]
+            gains = [cell for cell in finished if 'images_of' not in cell]
+            write_report(args.out, gains, transfers, meta, len(cells))
+
+        run(cells, own, line, report)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
     print(f'results in {args.out}')
+
+
+def main() -> None:
+    """Run all, with the report after each cell."""
+    start(work, parse_args())
 
 
 if __name__ == '__main__':

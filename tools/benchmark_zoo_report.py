@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from benchmark_report import incomplete, spread
 
 from mmgap.files import write_bytes, write_json
 
@@ -16,16 +17,21 @@ Cell = Mapping[str, Any]
 
 
 def write_report(
-    out: Path, cells: Sequence[Cell], transfers: Sequence[Cell], meta: Mapping[str, Any]
+    out: Path,
+    cells: Sequence[Cell],
+    transfers: Sequence[Cell],
+    meta: Mapping[str, Any],
+    total: int,
 ) -> None:
     """Write ``results.json``, ``results.md``, ``metafile.yml`` and ``meta.json``.
 
     Args:
         out: Folder of the results.
-        cells: Targets by methods and seeds.
-        transfers: The transfer matrix, over seeds.
+        cells: Targets by methods and seeds, those that are finished.
+        transfers: The transfer matrix, over seeds, as far as it is finished.
         meta: What the results belong to: command, parameters of each model, method and budget of
             the transfer, layers, name of the data and of their split, config, versions.
+        total: How many cells there will be, of both kinds.
     """
     write_json(out / 'meta.json', meta)
     write_json(out / 'results.json', dict(cells=list(cells), transfers=list(transfers)))
@@ -38,6 +44,7 @@ def write_report(
         '',
         f'Seeds: {seeds}. Accuracies in percent on {meta["test"]}, {network} fine-tuned from each '
         "target's own base checkpoint: mean over seeds ± standard deviation.",
+        *incomplete(len(cells) + len(transfers), total),
         '',
         '## What each target gains',
         '',
@@ -54,7 +61,8 @@ def write_report(
         lines += ['', f'## Transfer: {title.lower()}', '', text, '']
         lines += _matrix(transfers, list(meta['models']), name, scale, digits)
     write_bytes(out / 'results.md', '\n'.join([*lines, '']).encode())
-    models = dict(Models=[_entry(cells, meta, name) for name in meta['models']])
+    made = {cell['model'] for cell in cells if cell['method'] == meta['method']}
+    models = dict(Models=[_entry(cells, meta, name) for name in meta['models'] if name in made])
     write_bytes(out / 'metafile.yml', yaml.safe_dump(models, sort_keys=False).encode())
 
 
@@ -66,9 +74,9 @@ def _gains(cells: Sequence[Cell], models: Mapping[str, int]) -> list[str]:
     for model, parameters in models.items():
         for method in dict.fromkeys(cell['method'] for cell in cells):
             found = [c for c in cells if c['model'] == model and c['method'] == method]
-            shown = ' | '.join(
-                _spread([100 * c[k] for c in found]) for k in ('worst_group', 'mean')
-            )
+            if not found:
+                continue
+            shown = ' | '.join(spread([100 * c[k] for c in found]) for k in ('worst_group', 'mean'))
             size = f'{parameters / 1e6:.2f} M'
             lines.append(f'| {model} | {size} | {method} | {found[0]["images"]} | {shown} |')
     return lines
@@ -84,15 +92,9 @@ def _matrix(
             values = [
                 scale * c[name] for c in transfers if (c['images_of'], c['model']) == (row, column)
             ]
-            shown.append(_spread(values, digits))
+            shown.append(spread(values, f'.{digits}f') if values else '')
         lines.append(f'| {row} | ' + ' | '.join(shown) + ' |')
     return lines
-
-
-def _spread(values: Sequence[float], digits: int = 1) -> str:
-    if len(values) < 2:
-        return f'{values[0]:.{digits}f}'
-    return f'{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}'
 
 
 def _entry(cells: Sequence[Cell], meta: Mapping[str, Any], model: str) -> dict[str, Any]:
