@@ -131,6 +131,23 @@ def keep_timesteps_on_cpu(scheduler: Any) -> None:
     scheduler.set_timesteps = set_timesteps
 
 
+def keep_device_known(pipeline: Any) -> None:
+    """Let a pipeline know where it runs without looking for it at each call.
+
+    Cause: ``_execution_device`` walks through all modules of all networks for the hooks of
+    offloading, which mmgap sets none of; on a GPU that waits meanwhile. Can go when diffusers
+    remembers it.
+
+    Args:
+        pipeline: Any pipeline, changed in place; its class has the same name and parents.
+    """
+    kind = type(pipeline)
+    known = property(lambda self: next(self.unet.parameters()).device)
+    pipeline.__class__ = type(
+        kind.__name__, (kind,), dict(_execution_device=known, __module__=kind.__module__)
+    )
+
+
 def silence_empty_cast_warning() -> None:
     """Drop diffusers' warning about modules to be kept in float32 where it names none.
 

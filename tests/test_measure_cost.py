@@ -33,9 +33,9 @@ def test_plain_loop_has_the_gradient_of_a_search_step(tool, monkeypatch, tmp_pat
     config = tool.load(arguments(tool, monkeypatch, tmp_path))
     generator = config.custom_hooks[0].generator
     generator.update(tool.FORMATS['float32'], gradient=dict())
-    loop = tool.Case(config, tool.LOOP).loop_step(1)
+    loop = tool.Case(config, stock=True).loop_step(1)
     generator.gradient = dict(checkpoint='blocks')
-    step, other = (tool.Case(config, 'full').search_step(number) for number in (1, 0))
+    step, other = (tool.Case(config).search_step(number) for number in (1, 0))
     assert len(loop) == len(step) == 2
     for a, b, c in zip(loop, step, other, strict=True):
         size = float(b.abs().max())

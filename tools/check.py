@@ -35,6 +35,7 @@ from mmgap.search.scorer import Job, Scorer
 from mmgap.search.state import SearchState
 
 LOOKED_AT = 16  # masks or depth maps
+MOST_SECONDS = 60  # that a whole step may take to be looked at
 MOST_KEPT = 0.75  # median share of the image that most objects stay below
 
 
@@ -272,19 +273,21 @@ def one_step(parts: Components, target: Any, tiny: bool) -> tuple[None, str]:
     if tiny:
         return None, 'one image went through generator, model and back; tiny weights tell no times'
     batch = min(batch, per_prompt * number)
-    rounds = duration(each * steps * number * per_prompt)
-    last = f'a round of {number} prompts takes at most {rounds} to search'
-    if not second:
-        return None, f'{each:.2f} s an image; {last}. This system does not tell the memory it takes'
-    needed = first + max(0, second - first) * (batch - 1)
-    free = memory()
-    if needed > free:
+    free, needed = memory(), first + max(0, second - first) * (batch - 1)
+    if second and needed > free:
         fits = max(1, int((free - first) / max(1, second - first)) + 1)
         raise ValueError(
             f'a step with search.batch_size={batch} would take about {needed / 2**30:.1f} GiB, and '
             f'there are {free / 2**30:.1f} GiB; set search.batch_size={min(fits, batch - 1) or 1}, '
             "or gradient=dict(checkpoint='blocks') in the generator"
         )
+    if each * batch < MOST_SECONDS:  # together they take less time each, on a GPU above all
+        taken, needed = measure(parts, target, batch, denoising)
+        each = taken / batch
+    rounds = duration(each * steps * number * per_prompt)
+    last = f'a round of {number} prompts takes at most {rounds} to search'
+    if not second:
+        return None, f'{each:.2f} s an image; {last}. This system does not tell the memory it takes'
     return None, (
         f'{each:.2f} s an image and about {needed / 2**30:.1f} GiB with search.batch_size={batch} '
         f'(of {free / 2**30:.1f} GiB); {last}'
@@ -316,25 +319,32 @@ def duration(seconds: float) -> str:
 
 
 def one_image(parts: Components, tiny: bool) -> tuple[None, str]:
-    """Draw an image as the synthesis does."""
-    settings, generator = parts.hook.synthesis_cfg, parts.generator
+    """Draw an image as the synthesis does, and a batch of them to see what they take.
+
+    Raises:
+        ValueError: If it has pixels that are NaN.
+    """
+    synthesizer, generator, budget = parts.synthesizer(), parts.generator, parts.hook.budget
     prompt = generator.prompts.random_prompt(4, seed=0, id='check')
-    condition = parts.sources.load([0])
     with torch.no_grad():
         embeds = generator.prompts.encode([prompt])
-        for _ in range(2):  # the first one warms up
+        each = 0.0
+        for images in (1, 1, min(synthesizer.batch_size, budget)):  # the first one warms up
+            if each * images > MOST_SECONDS:
+                break
+            condition = parts.sources.load([i % len(parts.sources) for i in range(images)])
+            hidden = embeds.expand(images, -1, -1)
             began = time.time()
-            image = generator(condition, embeds, [0], settings.get('num_inference_steps', 15))
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds = time.time() - began
+            image = generator(
+                condition, hidden, range(images), synthesizer.num_inference_steps
+            ).cpu()
+            each = (time.time() - began) / images
     if not torch.isfinite(image).all():
         raise ValueError(f'{generator} draws NaN; take another dtype or autocast')
     size = f'{image.shape[-1]}x{image.shape[-2]}'
     if tiny:
         return None, f'{size}'
-    budget = parts.hook.budget
-    return None, f'{size} in {seconds:.2f} s; {budget} images take {duration(seconds * budget)}'
+    return None, f'{size} in {each:.2f} s; {budget} images take {duration(each * budget)}'
 
 
 def main() -> None:

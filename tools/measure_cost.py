@@ -5,9 +5,15 @@
 Time and peak memory of a step of the search, by how the gradient goes back through the denoising
 chain and by number format, beside a plain loop that keeps the whole graph of the stock pipeline
 and encodes sources and negative prompt anew; and images per second of the synthesis beside the
-stock pipeline. Generator, target, feedback and batch sizes are the config's; its data is not
-needed: sources are birds of the embedded world, and terms of guidance are left out. Each case runs
-in a process of its own.
+stock pipeline. Then search steps beside their floor (networks alone, forward and backward, in
+turn in one process), eager and compiled, and what the CPU does in a step outside of networks and
+tensor operations (``host``: Python, choosing, reading, resizing and hashing sources, tokenising,
+copies out of PyTorch; networks are replaced by an operation or two, and what PyTorch's profiler
+counts as its operators is taken off).
+
+Generator, target, feedback and batch sizes are the config's; its data is not needed: sources are
+birds of the embedded world, and terms of guidance are left out. Each case runs in a process of its
+own.
 
 ``--random FOLDER`` measures without weights: a Stable Diffusion 1.5 of random weights, in its real
 layer sizes, is written there. ``--cfg-options custom_hooks.0.search.batch_size=1`` changes the
@@ -23,29 +29,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from check import without_pretrained
+from cost_cases import BATCHES, Case, timed
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
-from PIL import Image
 from random_sd15 import random_pipeline
-from torch import Tensor
 from tqdm import tqdm
 
-from mmgap.compat import differentiable_call
-from mmgap.feedback import adversarial_loss
 from mmgap.files import fingerprint, write_bytes, write_json
-from mmgap.hooks.components import Components, prepare_feedback, split_search
 from mmgap.hooks.summary import environment
 from mmgap.machine import device_name, memory, peak, reset_peak
-from mmgap.search.scorer import Job, Scorer
-from mmgap.search.state import SearchState
-from mmgap.synthesis import SamplePool
 
 LOOP, STOCK, SYNTHESIS = 'plain loop', 'stock pipeline', 'synthesis'
 # Of a search step: arguments of GradientPolicy.
@@ -58,14 +55,18 @@ GRADIENTS: dict[str, dict[str, Any]] = {
     'shortcut': dict(mode='shortcut'),
     'shortcut, blocks checkpointed': dict(mode='shortcut', checkpoint='blocks'),
 }
-CASES = (LOOP, *GRADIENTS, STOCK, SYNTHESIS)
+KNOWN, COMPILED = 'full, sources seen before', 'full, compiled, sources seen before'
+SYNTHESIS_COMPILED = 'synthesis, compiled'
+FLOORS = {'floor': False, 'floor, compiled': True}  # compiled?
+HOSTS = {'host': True, 'host, new sources': False}  # seen before?
+DRAWS = (STOCK, SYNTHESIS, SYNTHESIS_COMPILED)
+CASES = (LOOP, *GRADIENTS, KNOWN, COMPILED, *DRAWS, *FLOORS, *HOSTS)
 # Of weights and of matrix products.
 FORMATS: dict[str, dict[str, Any]] = {
     'float32': dict(dtype='float32', autocast=None),
     'autocast': dict(dtype='float32', autocast='bfloat16'),
     'bfloat16': dict(dtype='bfloat16', autocast=None),
 }
-BATCHES = 2  # of a measured synthesis
 OUT_OF_MEMORY = 'out of memory'
 
 
@@ -117,122 +118,41 @@ def load(args: argparse.Namespace) -> Config:
     return config
 
 
-class Case:
-    """One case, ready to be timed."""
-
-    def __init__(self, config: Config, case: str) -> None:
-        self.parts = parts = Components(config)
-        search, synthesis = split_search(parts.hook.search_cfg)[1], parts.hook.synthesis_cfg
-        self.search_steps = search.get('num_inference_steps', 5)
-        self.steps = synthesis.get('num_inference_steps', 15)
-        searches = case not in (STOCK, SYNTHESIS)
-        self.images = (search if searches else synthesis).get('batch_size', 8)
-        self.target = parts.target() if searches else None
-        self.generator, self.encoder = parts.generator, parts.generator.prompts
-        if case in (LOOP, STOCK):
-            # What encodes sources anew: diffusers' own method, instead of the cache over it.
-            del self.generator.pipeline.vae.encode
-        self.prompts = [
-            self.encoder.random_prompt(5, seed=i, id=f'p{i}') for i in range(self.images)
-        ]
-        self.feedback = [term for term in parts.hook.feedback if term.needs == 'target']
-        prepare_feedback(self.feedback, self.generator, parts.sources.classes, [])
-        for term in self.feedback:
-            term.start, term.end = 0, None
-
-    def search_step(self, number: int) -> list[Tensor]:
-        """The gradient of a step of mmgap's search, each image of another prompt."""
-        terms = (self.feedback, self.parts.sources, self.search_steps, self.images)
-        scorer = Scorer(self.generator, self.target, *terms)
-        states = [SearchState(p, p.embeddings.detach().clone()) for p in self.prompts]
-        jobs = [Job(i, source, i) for i, source in enumerate(self._sources(number))]
-        with self.target.frozen():
-            return scorer(states, jobs).gradients
-
-    def loop_step(self, number: int) -> list[Tensor]:
-        """The same by the stock pipeline, its whole graph kept, for an attack that flips labels."""
-        condition = self.parts.sources.load(self._sources(number)).to(self.generator.device)
-        embeds = self.encoder.encode(self.prompts)
-        call = differentiable_call(self.generator.pipeline)
-        drawn = self._stock(call, condition, embeds, self.search_steps).float()
-        images = torch.where(condition.masks, condition.images / 255, drawn)
-        with self.target.frozen():
-            labels = condition.labels
-            logits = self.target(images, labels).logits
-            mode = 'flip' if logits.shape[1] == 2 else 'uniform'
-            loss = adversarial_loss(logits, labels, mode).sum()
-            return list(torch.autograd.grad(loss, [p.embeddings for p in self.prompts]))
-
-    @torch.no_grad()
-    def stock_images(self, number: int, folder: Path) -> None:
-        """Images by the stock pipeline, as PNG."""
-        condition = self.parts.sources.load(self._sources(number)).to(self.generator.device)
-        embeds = self.encoder.encode(self.prompts)
-        for batch in range(BATCHES):
-            drawn = self._stock(self.generator.pipeline, condition, embeds, self.steps)
-            drawn = drawn.float().mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            for i, image in enumerate(drawn):
-                Image.fromarray(image).save(folder / f'{number}-{batch}-{i}.png')
-
-    def synthesis(self, number: int, folder: Path) -> None:
-        """As many images by mmgap's synthesis, into a pool."""
-        pool = SamplePool(folder / f'pool{number}')
-        self.parts.synthesizer().run(self.prompts, BATCHES * self.images, pool)
-
-    def _sources(self, number: int) -> list[int]:
-        first = number * self.images
-        return [i % len(self.parts.sources) for i in range(first, first + self.images)]
-
-    def _stock(
-        self, call: Callable[..., Any], condition: Any, embeds: Tensor, steps: int
-    ) -> Tensor:
-        generator = self.generator
-        with torch.autocast(
-            generator.device.type, generator.autocast, enabled=generator.autocast is not None
-        ):
-            return call(
-                prompt_embeds=embeds.to(generator.pipeline.unet.dtype),
-                negative_prompt=[generator.negative_prompt] * len(condition),
-                **generator.arguments(condition),
-                height=generator.size[0],
-                width=generator.size[1],
-                num_inference_steps=steps,
-                guidance_scale=generator.guidance_scale,
-                eta=generator.eta,
-                generator=[torch.Generator().manual_seed(i) for i in range(len(condition))],
-                output_type='pt',
-            ).images
-
-
 def measure(config: Config, case: str, numbers: str, repeats: int) -> dict[str, Any]:
     """Seconds and peak bytes of one case; one run before warms up."""
     changes = dict(FORMATS[numbers], gradient=GRADIENTS.get(case, {}))
     autocast = changes.pop('autocast')
-    stock = case in (
-        LOOP,
-        STOCK,
-    )  # which has autocast around it, and weights that know nothing of it
-    config.custom_hooks[0].generator.update(changes, autocast=None if stock else autocast)
-    ready = Case(config, case)
+    # It has autocast around it, and weights that know nothing of it.
+    stock = case in (LOOP, STOCK)
+    compiled = case in (COMPILED, SYNTHESIS_COMPILED) or FLOORS.get(case, False)
+    settings = dict(changes, autocast=None if stock else autocast, compile=compiled)
+    config.custom_hooks[0].generator.update(settings)
+    ready = Case(config, searches=case not in DRAWS, stock=stock)
     ready.generator.autocast = getattr(torch, autocast) if autocast else None
+    about = dict(size=list(ready.generator.size), images=ready.images)
+    if compiled and not ready.generator.compiled:
+        return dict(failed='cannot compile here')
+    if case in FLOORS:
+        return dict(about, **ready.against_the_floor(repeats, compiled))
+    if case in HOSTS:
+        return dict(about, **ready.host(repeats, known=HOSTS[case]))
     with tempfile.TemporaryDirectory() as folder:
         run = {
             LOOP: ready.loop_step,
+            KNOWN: ready.known_step,
+            COMPILED: ready.known_step,
             STOCK: lambda number: ready.stock_images(number, Path(folder)),
             SYNTHESIS: lambda number: ready.synthesis(number, Path(folder)),
+            SYNTHESIS_COMPILED: lambda number: ready.synthesis(number, Path(folder)),
         }.get(case, ready.search_step)
         seconds, bytes_ = [], []
         for number in range(repeats + 1):
             reset_peak()
-            began = time.perf_counter()
-            run(number)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(timed(lambda n=number: run(n)))
             bytes_.append(peak())
     return dict(
-        size=list(ready.generator.size),
-        images=ready.images * (BATCHES if case in (STOCK, SYNTHESIS) else 1),
+        about,
+        images=ready.images * (BATCHES if case in DRAWS else 1),
         seconds=statistics.median(seconds[1:]),
         slowest=max(seconds[1:]),
         peak=max(bytes_[1:]),
@@ -276,8 +196,10 @@ def in_a_process(args: argparse.Namespace, case: str, numbers: str) -> dict[str,
 def table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
     rows = results['rows']
-    searches = [row for row in rows if row['case'] not in (STOCK, SYNTHESIS)]
-    draws = [row for row in rows if row['case'] in (STOCK, SYNTHESIS)]
+    draws = [row for row in rows if row['case'] in DRAWS]
+    floors = [row for row in rows if row['case'] in FLOORS]
+    hosts = [row for row in rows if row['case'] in HOSTS]
+    searches = [row for row in rows if row not in (*draws, *floors, *hosts)]
     about = results['about']
     size = next(
         (f'{row["size"][0]}x{row["size"][1]} pixels, ' for row in rows if 'size' in row), ''
@@ -308,7 +230,49 @@ def table(results: dict[str, Any]) -> str:
             *(line(row, row.get('images', 0) / row.get('seconds', 1)) for row in draws),
             '',
         ]
+    if floors:
+        lines += [
+            'Search steps, sources seen before, beside their floor: UNet, VAE decoder and target, '
+            'forward and backward, and nothing else; in turn in one process, medians:',
+            '',
+            '| | numbers | batch | floor s | step s | of the floor | steps checkpointed s | of the '
+            'floor |',
+            '|---|---|---|---|---|---|---|---|',
+            *(floor_line(row) for row in floors),
+            '',
+        ]
+    if hosts:
+        lines += [
+            'What the CPU does in a step outside of networks and tensor operations (`host`): '
+            'Python, choosing, reading, resizing and hashing sources, tokenising, copies out of '
+            'PyTorch. Networks are replaced by an operation or two; from the step that is left the '
+            "time in PyTorch's operators is taken off:",
+            '',
+            '| | numbers | batch | step left, ms | operators, ms | host, ms |',
+            '|---|---|---|---|---|---|',
+            *(host_line(row) for row in hosts),
+            '',
+        ]
     return '\n'.join(lines)
+
+
+def floor_line(row: dict[str, Any]) -> str:
+    """A row of the table of floors."""
+    start = f'| {row["case"]} | {row["numbers"]} |'
+    if 'failed' in row:
+        return f'{start} {row["failed"]} | | | | | |'
+    steps = (row['step'], row['checkpointed'])
+    parts = (f'{step:.3g} | {step / row["seconds"]:.2f}' for step in steps)
+    return f'{start} {row["images"]} | {row["seconds"]:.3g} | {" | ".join(parts)} |'
+
+
+def host_line(row: dict[str, Any]) -> str:
+    """A row of the table of what the CPU does."""
+    start = f'| {row["case"]} | {row["numbers"]} |'
+    if 'failed' in row:
+        return f'{start} {row["failed"]} | | | |'
+    numbers = (1000 * row[name] for name in ('step', 'operators', 'seconds'))
+    return f'{start} {row["images"]} | {" | ".join(f"{number:.1f}" for number in numbers)} |'
 
 
 def line(row: dict[str, Any], rate: float) -> str:

@@ -77,7 +77,7 @@ class GradientPolicy:
 
     @contextmanager
     def applied(
-        self, denoisers: Sequence[nn.Module], decoder: nn.Module, num_calls: int
+        self, denoisers: Sequence[nn.Module], decoder: nn.Module, num_calls: int, guided: bool
     ) -> Iterator[None]:
         """Patch the networks' ``forward`` for one run of a pipeline.
 
@@ -85,16 +85,19 @@ class GradientPolicy:
             denoisers: Networks called once per step: the UNet, a ControlNet.
             decoder: The VAE's decoder; checkpointed along with the others.
             num_calls: Number of denoising steps.
+            guided: Whether batches hold two halves, without and with the prompt, as classifier-free
+                guidance has them.
         """
         with ExitStack() as stack:
             for network in denoisers:
-                stack.enter_context(_patched_forward(network, self._stepped(network, num_calls)))
+                stepped = self._stepped(network, num_calls, guided)
+                stack.enter_context(_patched_forward(network, stepped))
             if self.checkpoint:
                 again = _one_by_one(_checkpointed(decoder.forward))
                 stack.enter_context(_patched_forward(decoder, again))
             yield
 
-    def _stepped(self, network: nn.Module, num_calls: int) -> Callable[..., Any]:
+    def _stepped(self, network: nn.Module, num_calls: int, guided: bool) -> Callable[..., Any]:
         forward = network.forward
         plain = _checkpointed(forward) if self.checkpoint else forward
         calls = 0
@@ -102,10 +105,16 @@ class GradientPolicy:
         def stepped(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             call, calls = calls, calls + 1
-            if self.keeps(call, num_calls):
-                return plain(*args, **kwargs)
-            with torch.no_grad():
-                return forward(*args, **kwargs)
+            if not self.keeps(call, num_calls):
+                with torch.no_grad():
+                    return forward(*args, **kwargs)
+            if guided and not args[0].requires_grad:
+                # The latents are constants yet: the half without the prompt needs no graph.
+                away, towards = (_half((args, kwargs), len(args[0]), part) for part in (0, 1))
+                with torch.no_grad():
+                    without = forward(*away[0], **away[1])
+                return _joined(without, plain(*towards[0], **towards[1]))
+            return plain(*args, **kwargs)
 
         return stepped
 
@@ -126,6 +135,24 @@ def _one_by_one(forward: Callable[..., Any]) -> Callable[..., Any]:
         return torch.cat([forward(one, *args, **kwargs) for one in sample.split(1)])
 
     return each
+
+
+def _half(value: Any, batch: int, part: int) -> Any:
+    """One half of all tensors of a batch, in whatever they come."""
+    if isinstance(value, Tensor):
+        return value.chunk(2)[part] if value.ndim and len(value) == batch else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_half(one, batch, part) for one in value)
+    if isinstance(value, dict):
+        return {name: _half(one, batch, part) for name, one in value.items()}
+    return value
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two halves as one batch."""
+    if isinstance(first, Tensor):
+        return torch.cat([first, second])
+    return type(first)(_joined(*pair) for pair in zip(first, second, strict=True))
 
 
 @contextmanager
