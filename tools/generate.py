@@ -33,6 +33,12 @@ def parse_args() -> argparse.Namespace:
         '--out', required=True, help='the pool; the same command goes on from what is there'
     )
     parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='keep planned images of the pool also where they were drawn with another number of '
+        'steps, or another scheduler or eta; its manifest says which',
+    )
+    parser.add_argument(
         '--checkpoint', help="weights of the model whose losses go into the pool's manifest"
     )
     parser.add_argument(
@@ -82,7 +88,7 @@ def main() -> None:
     feedback = components.feedback if target is not None else ()
     synthesizer = components.synthesizer()
     began = time.time()
-    drawn = synthesizer.run(prompts, args.num, pool, target, feedback)
+    drawn = synthesizer.run(prompts, args.num, pool, target, feedback, keep_drawn=args.resume)
     if not dist.is_main_process():
         return
     logger.info(f'[gap] {drawn} images drawn in {time.time() - began:.1f} s, {len(pool)} in {out}')

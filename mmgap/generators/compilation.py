@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
@@ -43,7 +44,8 @@ def compile_blocks(networks: Sequence[nn.Module], device: torch.device) -> bool:
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 8 * GRAPHS)
     for network in networks:
         for block in outermost(network, BLOCKS):
-            block.compile()
+            # What ``block.compile()`` sets, but for the batch.
+            block._compiled_call_impl = _for_any_batch(block._call_impl)
     return True
 
 
@@ -56,6 +58,20 @@ def outermost(network: nn.Module, kinds: Sequence[str]) -> list[nn.Module]:
         else:
             found += outermost(child, kinds)
     return found
+
+
+def _for_any_batch(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a block's call for one size of images, and batches of whatever number."""
+    # Else PyTorch would take height and width for variable too, as it meets them in several sizes.
+    compiled = torch.compile(call, dynamic=False)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.ndim > 1:
+                torch._dynamo.maybe_mark_dynamic(value, 0)
+        return compiled(*args, **kwargs)
+
+    return run
 
 
 def _tried(values: Tensor) -> Tensor:
