@@ -29,10 +29,14 @@ class PosteriorCache:
             depend on that, but never computed.
         size: Number of posteriors kept, the one not used for longest goes first; by default as many
             as 512 MiB hold.
+
+    Raises:
+        ValueError: If ``size`` is not positive.
     """
 
     def __init__(self, vae: Any, used: int = 2, size: int | None = None) -> None:
-        self._vae = vae
+        if size is not None and size < 1:
+            raise ValueError(f'cache_size must be at least 1, or None, got {size}')
         self._encode = vae.encode
         self._used = used
         self._size = size

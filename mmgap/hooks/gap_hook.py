@@ -61,6 +61,11 @@ class GAPHook(Hook):
     Everything random in training (model, augmentation, mixing) is seeded anew from (seed, epoch)
     or (seed, iteration), so that a run that was killed and resumed ends as one that was not.
 
+    Before training, one image goes through search and synthesis, to find what does not fit. On a
+    GPU the generator waits on the CPU while the model trains, unless both fit. After the search of
+    a round is complete, a resumed run may have another ``generator.scheduler``, ``generator.eta``,
+    ``search.num_inference_steps`` and ``synthesis``: it goes on with the prompts that were found.
+
     What it leaves under the work directory is described in README.
 
     Args:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,6 +194,29 @@ def test_the_image_before_training_changes_nothing(data, tiny_sd, tmp_path, monk
     assert manifest == other
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+class Waiting:
+    """A generator of 4 bytes."""
+
+    def __init__(self) -> None:
+        self.device = torch.device('cuda')
+
+    def memory(self) -> int:
+        return 4
+
+    def to(self, device: str) -> None:
+        self.device = torch.device(device)
+
+
+@pytest.mark.parametrize('taken, where', [(None, 'cpu'), (6, 'cuda'), (7, 'cpu')])
+def test_the_generator_waits_where_there_is_room(taken, where, monkeypatch):
+    monkeypatch.setattr('mmgap.hooks.gap_hook.memory', lambda: 10)
+    hook, said = GAPHook(generator={}), []
+    hook._parts = (Waiting(), None, None)
+    hook._make_room(SimpleNamespace(logger=SimpleNamespace(info=said.append)), taken)
+    assert hook._parts[0].device.type == where
+    assert len(said) == (where == 'cpu') and all('waits on the CPU' in line for line in said)
 
 
 def test_guidance_critic_and_alarm_in_the_loop(data, tiny_sd, tmp_path):
