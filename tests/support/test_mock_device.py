@@ -62,7 +62,11 @@ def test_it_trains_as_the_cpu_does(device):
     def trained(there):
         torch.manual_seed(0)
         net = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(144, 2)
+            nn.Conv2d(3, 4, 3, bias=False),
+            nn.BatchNorm2d(4),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(144, 2),
         )
         images = torch.rand(5, 3, 8, 8)
         known = list(net.parameters())
