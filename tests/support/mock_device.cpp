@@ -534,6 +534,10 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_has_compatible_shallow_copy_type", &compatible);
   m.impl("convolution_overrideable", &convolution);
   m.impl("convolution_backward_overrideable", &convolution_backward);
+  // PyTorch has kernels of its own for other devices, which refuse channels_last.
+  for (const char* name : {"native_group_norm", "native_layer_norm"}) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
+  }
 }
 
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) {
