@@ -65,8 +65,8 @@ def test_sees_all_where_there_is_no_object():
     torch.testing.assert_close(*found)
 
 
-def test_model_critic_is_the_models_probability(tmp_path):
-    model = tiny_classifier()
+def test_model_critic_is_the_models_probability(tmp_path, device):
+    model = tiny_classifier().to(device)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'critic.pth')
     config = small_config(tmp_path, tmp_path, tmp_path)
     config.dump(tmp_path / 'critic.py')

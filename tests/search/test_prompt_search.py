@@ -33,7 +33,7 @@ def embeddings(prompts):
 
 def assert_same(first, second, atol=0.0):
     for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+        torch.testing.assert_close(a.cpu(), b.cpu(), rtol=0, atol=atol)
 
 
 def recorded(search, monkeypatch):
@@ -290,7 +290,7 @@ class Broken(AdversarialLoss):
         self.calls += 1
         loss = super().__call__(draft)
         if self.calls == self.at:
-            loss = loss + torch.tensor([0.0, 0.0, float(self.value), 0.0])
+            loss = loss + torch.tensor([0.0, 0.0, float(self.value), 0.0]).to(loss)
         return loss
 
 
@@ -368,7 +368,7 @@ def test_found_prompts_go_to_the_bank(generator, sources, tmp_path):
     found = search.run(prompts, bank=PromptBank(tmp_path))
     for result in found:
         again = load_prompt(tmp_path / f'{result.prompt.id}.safetensors')
-        assert torch.equal(again.embeddings, result.prompt.embeddings)
+        assert torch.equal(again.embeddings, result.prompt.embeddings.cpu())
         about = json.loads((tmp_path / f'{result.prompt.id}.json').read_text())
         assert result.summary(sources.classes).items() <= about.items()
         assert about['generator'] == generator.fingerprint()
