@@ -19,6 +19,8 @@ torch.set_num_threads(min(2, CPUS))
 # Else a GPU rounds the factors of convolutions to 10 bits, and results differ by 1e-3.
 torch.backends.cudnn.allow_tf32 = False
 torch.backends.cuda.matmul.allow_tf32 = False
+# And takes algorithms that sum in another order each time.
+torch.backends.cudnn.deterministic = True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,11 +85,17 @@ def tolerance(device) -> float:
     return 1e-4 if device.type == 'cuda' else 1e-5
 
 
+def see_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MMEngine and mmgap take the CPU, here and in processes started from here."""
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+
+
 @pytest.fixture
 def on_cpu(monkeypatch) -> None:
-    """For tests about the CPU: models, and processes that the test starts, see nothing else."""
-    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    """For tests about the CPU, as of equality to the bit, which is claimed there alone."""
+    see_no_gpu(monkeypatch)
 
 
 class DrawnDataset:

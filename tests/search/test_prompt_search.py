@@ -33,6 +33,8 @@ def embeddings(prompts):
 
 def assert_same(first, second, atol=0.0):
     for a, b in zip(first, second, strict=True):
+        if 'cuda' in (a.device.type, b.device.type):  # equality to the bit is claimed on the CPU
+            atol = max(atol, 1e-5)
         torch.testing.assert_close(a.cpu(), b.cpu(), rtol=0, atol=atol)
 
 
