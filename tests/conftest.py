@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures shared by all tests. Nothing here may reach the network."""
+"""Fixtures shared by all tests, and the device they run on. Nothing may reach the network."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1', MPLBACKEND='agg')
 
@@ -13,7 +14,88 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(2)
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+torch.set_num_threads(min(2, CPUS))
+# Else a GPU rounds the factors of convolutions to 10 bits, and results differ by 1e-3.
+torch.backends.cudnn.allow_tf32 = False
+torch.backends.cuda.matmul.allow_tf32 = False
+# And takes algorithms that sum in another order each time.
+torch.backends.cudnn.deterministic = True
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        '--device',
+        choices=('cpu', 'cuda', 'mock'),
+        help="where networks run; MMEngine's choice if not given, a GPU where there is one. "
+        "'mock': an accelerator in the host's memory, to find what mixes devices without a GPU",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = config.getoption('--device')
+    if device in ('cpu', 'mock'):
+        # Before CUDA starts; processes that tests start inherit it.
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    from mmengine.device import get_device, utils
+
+    if device == 'mock':
+        from tests.support.mock_device import load_mock_device
+
+        load_mock_device()
+        utils.DEVICE = device
+    if device and get_device() != device:
+        raise pytest.UsageError(f'--device {device}: MMEngine finds {get_device()} alone')
+    if get_device() == 'cuda':
+        # From here on it does not matter if a test hides the GPUs from processes it starts.
+        torch.cuda.init()
+        torch.cuda.device_count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from mmengine.device import get_device
+
+    if get_device() == 'cuda':
+        return
+    for item in items:
+        if item.get_closest_marker('gpu'):
+            item.add_marker(pytest.mark.skip(reason='no GPU'))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    skipped = terminalreporter.stats.get('skipped', [])
+    # A file skipped as a whole has no keywords.
+    count = sum('gpu' in getattr(report, 'keywords', ()) for report in skipped)
+    if count:
+        terminalreporter.write_line(f'{count} gpu tests skipped: no GPU')
+
+
+@pytest.fixture(scope='session')
+def device() -> torch.device:
+    """Where models are put if nobody says where."""
+    from mmengine.device import get_device
+
+    return torch.device(get_device())
+
+
+@pytest.fixture(scope='session')
+def tolerance(device) -> float:
+    """How far two images in [0, 1] may be apart that differ in the order of sums alone."""
+    # cuDNN picks other algorithms for other batch sizes and layouts.
+    return 1e-4 if device.type == 'cuda' else 1e-5
+
+
+def see_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MMEngine and mmgap take the CPU, here and in processes started from here."""
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+
+
+@pytest.fixture
+def on_cpu(monkeypatch) -> None:
+    """For tests about the CPU, as of equality to the bit, which is claimed there alone."""
+    see_no_gpu(monkeypatch)
 
 
 class DrawnDataset:

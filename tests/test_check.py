@@ -137,8 +137,7 @@ def test_faults_of_the_data(damage, settings, words, check, drawn, tmp_path):
     assert all(part in wrong for part in words), done.said
 
 
-def test_faults_of_the_machine_and_the_weights(check, monkeypatch):
-    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+def test_faults_of_the_machine_and_the_weights(check, on_cpu):
     config = 'configs/gap_resnet18_toybirds.py'
     done = check(config, '--cfg-options', 'model.backbone.depth=34')
     assert done.failed == '1 things to mend', done.said
@@ -157,7 +156,7 @@ def test_faults_of_the_machine_and_the_weights(check, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='memory is read from /proc')
-def test_memory_grows_with_the_batch(check):
+def test_memory_grows_with_the_batch(check, on_cpu):
     """With the packaged weights, nothing replaced."""
     needed = []
     for batch in (24, 2):  # what the first leaves behind must not help

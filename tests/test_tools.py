@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from mmgap.prompts import load_prompts
 from mmgap.synthesis import SamplePool
+from tests.conftest import see_no_gpu
 from tests.miniature import draw_waterbirds
 from tests.test_classification_configs import miniature_config
 
@@ -39,7 +40,15 @@ def contents(folder: Path, pattern: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory, tiny_sd):
+def on_cpu():
+    """Tools and hook agree to the bit there, in whichever process they run."""
+    with pytest.MonkeyPatch.context() as patch:
+        see_no_gpu(patch)
+        yield
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, tiny_sd, on_cpu):
     """A run of the hook, its config as a file, and the prompts and pool of the tools."""
     folder = tmp_path_factory.mktemp('tools')
     data = draw_waterbirds(folder / 'data', per_group=4)

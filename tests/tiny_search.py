@@ -24,7 +24,7 @@ def make(generator, sources, feedback=None, target=None, lr=0.02, **settings):
     defaults = dict(steps=4, num_inference_steps=2, images_per_prompt=2, holdout=2, max_restarts=0)
     search = PromptSearch(
         generator,
-        target or TargetModel(tiny_classifier(), input_size=(16, 16)),
+        target or TargetModel(tiny_classifier().to(generator.device), input_size=(16, 16)),
         feedback or [AdversarialLoss('flip')],
         sources,
         optim_wrapper=dict(optimizer=dict(type='Adam', lr=lr)),

@@ -11,7 +11,7 @@ from mmgap.registry import TASK_UTILS
 from tests.hooks.small_config import small_config
 from tests.tiny import tiny_classifier
 
-CLIP = dict(model='mmgap://toybirds-clip', device='cpu')
+CLIP = dict(model='mmgap://toybirds-clip')
 
 
 @pytest.fixture(scope='module')
@@ -65,8 +65,8 @@ def test_sees_all_where_there_is_no_object():
     torch.testing.assert_close(*found)
 
 
-def test_model_critic_is_the_models_probability(tmp_path):
-    model = tiny_classifier()
+def test_model_critic_is_the_models_probability(tmp_path, device):
+    model = tiny_classifier().to(device)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'critic.pth')
     config = small_config(tmp_path, tmp_path, tmp_path)
     config.dump(tmp_path / 'critic.py')
@@ -95,7 +95,7 @@ def test_diversity_is_the_mean_distance_of_pairs(clip):
     torch.manual_seed(0)
     images = torch.rand(5, 3, 64, 64) * torch.rand(5, 3, 1, 1)
     with torch.no_grad():
-        features = clip.encode_images(images).double().numpy()
+        features = clip.encode_images(images).double().cpu().numpy()
     pairs = [1 - features[i] @ features[j] for i in range(5) for j in range(5) if i != j]
     assert diversity(clip, images) == pytest.approx(np.mean(pairs), abs=1e-5)
     assert diversity(clip, images[:1].expand(3, -1, -1, -1)) == pytest.approx(0, abs=1e-5)

@@ -23,13 +23,13 @@ from mmgap.feedback import (
 )
 from mmgap.generators import InpaintingGenerator
 
-CLIP = dict(model='mmgap://toybirds-clip', device='cpu')
+CLIP = dict(model='mmgap://toybirds-clip')
 CLASSES = ('a', 'b')
 
 
 @pytest.fixture(scope='module')
 def generator(tiny_sd):
-    return InpaintingGenerator(str(tiny_sd), dtype='float64', device='cpu')
+    return InpaintingGenerator(str(tiny_sd), dtype='float64')
 
 
 @pytest.fixture
@@ -80,9 +80,9 @@ def test_mean_of_descriptions_keeps_their_length(generator):
     term.prepare(generator, CLASSES)
     states = generator.prompts.encode_text(['a b', 'c d']).float().flatten(1)
     towards = term._towards[0].flatten()
-    assert towards.norm() == pytest.approx(states.norm(dim=1).mean().item(), rel=1e-5)
+    assert float(towards.norm()) == pytest.approx(states.norm(dim=1).mean().item(), rel=1e-5)
     direction = F.cosine_similarity(towards, states.mean(0), dim=0)
-    assert direction == pytest.approx(1, abs=1e-6)
+    assert float(direction) == pytest.approx(1, abs=1e-6)
 
 
 def test_descriptions_in_turn(generator):
@@ -107,13 +107,13 @@ def test_descriptions_by_class(generator):
         TextGuidance(dict(a=['a'])).prepare(generator, CLASSES)
 
 
-def test_clip_space_compares_image_and_text(generator):
+def test_clip_space_compares_image_and_text(generator, device):
     term = TextGuidance(['a lake', 'an ocean'], space='clip', distance='cosine', clip=CLIP)
     term.prepare(generator, CLASSES)
     assert term.needs == 'image'
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        image = term._model.model.encode_image(2 * images - 1, normalize=True)
+        image = term._model.model.encode_image(2 * images.to(device) - 1, normalize=True)
         text = term._model.encode_texts(['a lake', 'an ocean']).mean(0)
         expected = 1 - F.cosine_similarity(image, text[None])
     torch.testing.assert_close(term(draft(generator, ['a', 'b'], images=images)), expected)
@@ -191,7 +191,7 @@ def test_image_features_are_computed_once(generator, folder, tmp_path, monkeypat
 def test_inversion_gradient_equals_finite_differences(channels, kind, tiny_sd, tiny_sd_9, folder):
     path = tiny_sd if channels == 4 else tiny_sd_9
     generator = InpaintingGenerator(
-        str(path), dtype='float64', device='cpu', scheduler=dict(prediction_type=kind)
+        str(path), dtype='float64', scheduler=dict(prediction_type=kind)
     )
     term = InversionGuidance(folder)
     term.prepare(generator, CLASSES)
@@ -203,7 +203,7 @@ def test_inversion_gradient_equals_finite_differences(channels, kind, tiny_sd, t
 
     assert torch.equal(loss(), loss()) and loss()[0] != loss()[1]
     (grad,) = torch.autograd.grad(loss().sum(), prompt.embeddings)
-    step = 1e-3 * torch.randn(grad.shape, generator=torch.Generator().manual_seed(0)).double()
+    step = 1e-3 * torch.randn(grad.shape, generator=torch.Generator().manual_seed(0)).to(grad)
     with torch.no_grad():
         prompt.embeddings += step
         up = loss().sum()

@@ -154,8 +154,8 @@ def test_the_model_is_as_before():
     assert_unchanged(model, before)
 
 
-def test_model_wrapper():
-    model = tiny_classifier()
+def test_model_wrapper(device):
+    model = tiny_classifier().to(device)
     images, _, labels = draw()
     plain, wrapped = TargetModel(model), TargetModel(nn.DataParallel(copy.deepcopy(model)))
     with plain.frozen(), wrapped.frozen(), torch.no_grad():

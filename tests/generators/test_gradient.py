@@ -110,7 +110,7 @@ def test_checkpointed_equals_plain(mode, checkpoint, tiny_sd, drawn):
     assert plain.abs().max() > 0
 
 
-def test_weights_cast_once_are_those_that_autocast_casts(tiny_sd, drawn, monkeypatch):
+def test_weights_cast_once_are_those_that_autocast_casts(tiny_sd, drawn, monkeypatch, device):
     def drawn_and_gradient():
         generator = InpaintingGenerator(str(tiny_sd), guidance_scale=3.0, autocast='bfloat16')
         prompt = generator.prompts.random_prompt(2, 3, 'p')
@@ -126,8 +126,10 @@ def test_weights_cast_once_are_those_that_autocast_casts(tiny_sd, drawn, monkeyp
     monkeypatch.setattr('mmgap.generators.base.cast_once', lambda *_: None)
     each_time, *expected = drawn_and_gradient()
     assert {p.dtype for p in each_time.pipeline.unet.parameters()} == {torch.float32}
+    # CUDA's flash attention sums its gradient in another order each time.
+    apart = 0.02 if device.type == 'cuda' else 0
     for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b) and a.abs().max() > 0
+        assert (a - b).abs().max() <= apart * b.abs().max() and a.abs().max() > 0
 
 
 def test_modes_differ_where_they_should(tiny_sd, drawn):
@@ -169,7 +171,8 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
-def test_checkpointed_memory_hardly_grows_with_steps(tmp_path):
+def test_checkpointed_memory_hardly_grows_with_steps(tmp_path, on_cpu):
+    """The process's memory, which is where activations are on the CPU."""
     folder = save_tiny_pipeline(tmp_path / 'wide', sample_size=64, blocks=(64, 64))
 
     def peak(steps: int, checkpoint: bool | str) -> int:

@@ -65,8 +65,8 @@ def test_new_images_are_seen_and_nothing_else_changes(data, tiny_sd, tmp_path):
     assert any(number >= 8 for number in numbers[3] | numbers[4])  # the second round's
 
 
-def test_nothing_of_the_loop_touches_training(data, tiny_sd, tmp_path):
-    """With ratio 0 the weights are those of a run whose hook made no images at all."""
+def test_nothing_of_the_loop_touches_training(data, tiny_sd, tmp_path, on_cpu):
+    """With ratio 0 the weights are those of a run whose hook made no images at all, to the bit."""
     runs = []
     for name, rounds in (('one', 1), ('two', 2)):
         config = small_config(data, tiny_sd, tmp_path / name)

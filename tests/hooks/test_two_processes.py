@@ -15,7 +15,7 @@ from tests.test_sharding import torchrun
 
 
 @pytest.mark.slow
-def test_two_processes_train_with_what_one_finds(tmp_path, tiny_sd):
+def test_two_processes_train_with_what_one_finds(tmp_path, tiny_sd, on_cpu):
     """Both search against the same weights, before the first epoch; then DDP trains on one pool."""
     data = draw_waterbirds(tmp_path / 'data', per_group=4)
     for name in ('one', 'two'):

@@ -13,7 +13,7 @@ from tests.tiny_search import run_in_a_process
 
 
 @pytest.mark.slow
-def test_killed_search_goes_on(tmp_path):
+def test_killed_search_goes_on(tmp_path, on_cpu):
     save_tiny_pipeline(tmp_path / 'sd')
     run_in_a_process(tmp_path, None)
     expected = {p.name: p.read_bytes() for p in (tmp_path / 'bank').iterdir()}

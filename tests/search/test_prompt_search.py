@@ -33,7 +33,9 @@ def embeddings(prompts):
 
 def assert_same(first, second, atol=0.0):
     for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+        if 'cuda' in (a.device.type, b.device.type):  # equality to the bit is claimed on the CPU
+            atol = max(atol, 1e-5)
+        torch.testing.assert_close(a.cpu(), b.cpu(), rtol=0, atol=atol)
 
 
 def recorded(search, monkeypatch):
@@ -337,7 +339,7 @@ class Broken(AdversarialLoss):
         self.calls += 1
         loss = super().__call__(draft)
         if self.calls == self.at:
-            loss = loss + torch.tensor([0.0, 0.0, float(self.value), 0.0])
+            loss = loss + torch.tensor([0.0, 0.0, float(self.value), 0.0]).to(loss)
         return loss
 
 
@@ -415,7 +417,7 @@ def test_found_prompts_go_to_the_bank(generator, sources, tmp_path):
     found = search.run(prompts, bank=PromptBank(tmp_path))
     for result in found:
         again = load_prompt(tmp_path / f'{result.prompt.id}.safetensors')
-        assert torch.equal(again.embeddings, result.prompt.embeddings)
+        assert torch.equal(again.embeddings, result.prompt.embeddings.cpu())
         about = json.loads((tmp_path / f'{result.prompt.id}.json').read_text())
         assert result.summary(sources.classes).items() <= about.items()
         assert about['generator'] == generator.fingerprint()
