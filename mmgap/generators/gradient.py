@@ -29,11 +29,12 @@ class GradientPolicy:
         k: Number of steps for ``last_k``.
         step: Index of the step for ``shortcut``; 0 is the first one drawn, which decides the
             layout.
-        checkpoint: What to keep only the inputs of, and to compute again on the way back.
-            ``'steps'``, or True: each denoising step, and the VAE's decoder image by image; memory
-            hardly grows with the number of steps, for about a third more time. ``'blocks'``: the
-            same, and in it each block of the networks by diffusers' own gradient checkpointing;
-            memory hardly grows with the number of images either, for about half more time.
+        checkpoint: What to keep only the inputs of, and to compute again in the backward pass.
+            ``'steps'``, or True: each denoising step but the last, which comes first there, and the
+            VAE's decoder image by image; memory hardly grows with the number of steps, for about
+            a third more time. ``'blocks'``: the same, and in it each block of the networks by
+            diffusers' own gradient checkpointing; memory hardly grows with the number of images
+            either, for about half more time.
 
     Raises:
         ValueError: If ``mode`` or ``checkpoint`` is unknown, ``k`` is not positive or ``step`` is
@@ -90,16 +91,21 @@ class GradientPolicy:
         """
         with ExitStack() as stack:
             for network in denoisers:
-                stepped = self._stepped(network, num_calls, guided)
+                # Of the last step one network's graph is kept: it is the first to be needed, and
+                # would be computed again at once.
+                known = self.checkpoint and network is denoisers[0]
+                stepped = self._stepped(network, num_calls, guided, known)
                 stack.enter_context(_patched_forward(network, stepped))
             if self.checkpoint:
                 again = _one_by_one(_checkpointed(decoder.forward))
                 stack.enter_context(_patched_forward(decoder, again))
             yield
 
-    def _stepped(self, network: nn.Module, num_calls: int, guided: bool) -> Callable[..., Any]:
+    def _stepped(
+        self, network: nn.Module, num_calls: int, guided: bool, known: bool
+    ) -> Callable[..., Any]:
         forward = network.forward
-        plain = _checkpointed(forward) if self.checkpoint else forward
+        last = max(call for call in range(num_calls) if self.keeps(call, num_calls))
         calls = 0
 
         def stepped(*args: Any, **kwargs: Any) -> Any:
@@ -108,6 +114,8 @@ class GradientPolicy:
             if not self.keeps(call, num_calls):
                 with torch.no_grad():
                     return forward(*args, **kwargs)
+            checkpointed = self.checkpoint and not (known and call == last)
+            plain = _checkpointed(forward) if checkpointed else forward
             if guided and not args[0].requires_grad:
                 # The latents are constants yet: the half without the prompt needs no graph.
                 away, towards = (_half((args, kwargs), len(args[0]), part) for part in (0, 1))
