@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mmgap.files import write_bytes
@@ -112,15 +112,17 @@ def keep_ddim_finite(scheduler: Any, eta: float) -> None:
     scheduler._get_variance = variance
 
 
-def keep_timesteps_on_cpu(scheduler: Any) -> None:
+def keep_timesteps_on_cpu(scheduler: Any, networks: Sequence[nn.Module]) -> None:
     """Let a scheduler look up its tables without waiting for the GPU.
 
     Cause: pipelines put the timesteps on the GPU, and schedulers index tables with them and compare
-    them with numbers, each of which waits until the GPU has done all its work. Networks take
-    timesteps from either. Can go when pipelines keep them on the CPU.
+    them with numbers, each of which waits until the GPU has done all its work. Can go when
+    pipelines keep them on the CPU.
 
     Args:
         scheduler: Any scheduler, changed in place.
+        networks: What is called with a timestep as the second argument, changed in place: each
+            writes it to its own device, where a copy would wait.
     """
     stock = scheduler.set_timesteps
 
@@ -129,6 +131,15 @@ def keep_timesteps_on_cpu(scheduler: Any) -> None:
         stock(*args, device='cpu', **kwargs)
 
     scheduler.set_timesteps = set_timesteps
+    for network in networks:
+        network.register_forward_pre_hook(_write_timestep)
+
+
+def _write_timestep(network: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if len(args) < 2 or not isinstance(args[1], Tensor) or args[1].device == args[0].device:
+        return None
+    sample, time, *others = args
+    return sample, torch.full((), time.item(), dtype=time.dtype, device=sample.device), *others
 
 
 def keep_device_known(pipeline: Any) -> None:

@@ -29,10 +29,11 @@ def derive_rng(*parts: int | str) -> np.random.Generator:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Put the random state of Python, NumPy and PyTorch back afterwards, on all devices."""
+    """Put the random state of Python, NumPy and PyTorch back afterwards, on CPU and own GPU."""
     plain, array = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        own = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(own):
             yield
     finally:
         random.setstate(plain)

@@ -43,7 +43,8 @@ class Case:
         self.images = (search if searches else synthesis).get('batch_size', 8)
         self.target = parts.target() if searches else None
         if searches:  # once and for all, as a search does
-            ExitStack().enter_context(self.target.frozen())
+            self._frozen = ExitStack()
+            self._frozen.enter_context(self.target.frozen())
         self.generator, self.encoder = parts.generator, parts.generator.prompts
         if stock:  # diffusers' own method, instead of the cache over it
             del self.generator.pipeline.vae.encode
@@ -149,7 +150,7 @@ class Case:
         labels = torch.zeros(self.images, dtype=torch.int64, device=device)
         with self._autocast():
             for step in range(self.search_steps):
-                time_ = torch.tensor(999 - 999 * step // self.search_steps)
+                time_ = torch.full((), 999 - 999 * step // self.search_steps, device=device)
                 given = torch.cat([torch.cat([latents, latents]), beside], dim=1)
                 predicted = unet(given, time_, hidden, return_dict=False)[0]
                 without, told = predicted.chunk(2)

@@ -10,8 +10,9 @@
 # OUT/cost/results.{json,md}   tools/measure_cost.py: beside its floor, memory, synthesis, host
 set -uo pipefail
 out=${1:?usage: tools/gpu_checks.sh OUT [FOLDER]}
-sd15=${2:-$out/sd15}
 mkdir -p "$out"
+out=$(realpath "$out")
+sd15=$(realpath -m "${2:-$out/sd15}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 failed=0
 export MMGAP_GPU_RESULTS="$out/gpu.jsonl" MMGAP_RANDOM_SD15="$sd15"

@@ -145,12 +145,13 @@ def total_feedback(
         ]
         if not any(counts):
             continue
-        where = torch.tensor(counts, device=total.device)
         loss = term(draft).to(total.device)
-        total = total + torch.where(where, term.weight * loss, 0.0)
+        counted, more = loss, attack.nan_to_num() + term.weight * loss.detach()
+        if not all(counts):
+            where = torch.tensor(counts, device=total.device)
+            counted, more = torch.where(where, loss, 0.0), torch.where(where, more, attack)
+        total = total + term.weight * counted
         if term.needs == 'target':
-            more = attack.nan_to_num() + term.weight * loss.detach()
-            attack = torch.where(where, more, attack)
-        sum_ = torch.where(where, loss.detach(), 0.0).sum()
-        means[type(term).__name__] = sum_ / sum(counts)
+            attack = more
+        means[type(term).__name__] = counted.detach().sum() / sum(counts)
     return Total(total, attack, means)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -272,9 +272,10 @@ class DiffusionGenerator:
             self._posteriors.to(self.device)
 
     def memory(self) -> int:
-        """Bytes of the weights."""
-        weights = (p for network in self._networks() for p in network.parameters())
-        return sum(p.numel() * p.element_size() for p in weights)
+        """Bytes of the weights and of what is remembered of sources."""
+        weights = [p for network in self._networks() for p in network.parameters()]
+        remembered = [] if self._posteriors is None else self._posteriors.tensors()
+        return sum(tensor.nbytes for tensor in (*weights, *remembered))
 
     def denoising_loss(self, images: Tensor, prompt_embeds: Tensor, seeds: Sequence[int]) -> Tensor:
         """``(B,)``: how badly prompts explain images; see :mod:`mmgap.generators.denoising`."""
@@ -291,7 +292,7 @@ class DiffusionGenerator:
         pipe = self.pipeline
         return dict(
             pipeline=type(pipe).__name__,
-            scheduler=[type(pipe.scheduler).__name__, dict(pipe.scheduler.config)],
+            scheduler=[type(pipe.scheduler).__name__, _settled(pipe.scheduler.config)],
             weights=[weights_fingerprint(network) for network in self._networks()],
             size=self.size,
             guidance_scale=self.guidance_scale,
@@ -313,7 +314,7 @@ class DiffusionGenerator:
         scheduler = build_scheduler(current, config or {})
         keep_ddim_finite(scheduler, self.eta)
         check_scheduler(scheduler, self._schedule, self.strength, self.eta)
-        keep_timesteps_on_cpu(scheduler)
+        keep_timesteps_on_cpu(scheduler, self._denoisers())
         self.pipeline.scheduler = scheduler
 
     def _denoisers(self) -> list[Any]:
@@ -350,6 +351,14 @@ class DiffusionGenerator:
             if self.negative_prompt is None:
                 self._negative = torch.zeros_like(self._negative)
         return self._negative
+
+
+def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of diffusers, the same in each process: it lists defaults in a set's order."""
+    settings = dict(config)
+    if '_use_default_values' in settings:
+        settings['_use_default_values'] = sorted(settings['_use_default_values'])
+    return settings
 
 
 def cast_once(network: nn.Module, dtype: torch.dtype) -> None:

@@ -40,8 +40,8 @@ def compile_blocks(networks: Sequence[nn.Module], device: torch.device) -> bool:
         )
         return False
     limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
-    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 8 * GRAPHS)
+    limits.cache_size_limit = max(limits.cache_size_limit, GRAPHS)
+    limits.accumulated_cache_size_limit = max(limits.accumulated_cache_size_limit, 8 * GRAPHS)
     for network in networks:
         for block in outermost(network, BLOCKS):
             # What ``block.compile()`` sets, but for the batch.

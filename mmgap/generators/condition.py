@@ -28,8 +28,8 @@ class Condition:
         indices: Index of each source in its dataset.
         depth: ``(B, 1, H, W)`` float32 in metres, 0 where unknown; None where there is none. The
             masks are then where it is known.
-        owner: The source set whose indices these are; None for what was made by hand, of which
-            generators remember nothing.
+        owner: Stands for the source set whose indices these are; None for what was made by hand,
+            of which generators remember nothing.
     """
 
     images: Tensor
@@ -103,6 +103,7 @@ class SourceSet:
                 f'none of the {len(self.classes)} classes {self.classes}'
             )
         self._memory = SourceMemory(self._read, len(infos))
+        self._name = object()  # what is remembered by it shall not keep the set alive
         background = dataset.metainfo.get('background', ())
         self._masked = masked
         # Of what has no mask, a class without an object keeps nothing and any other everything.
@@ -146,7 +147,7 @@ class SourceSet:
             torch.from_numpy(np.stack(masks))[:, None],
             torch.as_tensor(self.labels[list(indices)], dtype=torch.int64),
             [int(i) for i in indices],
-            owner=self,
+            owner=self._name,
         )
 
     def prefetch(self, indices: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ import torch
 from mmgap.generators.base import DiffusionGenerator, is_xl, load_pipeline
 from mmgap.generators.condition import Condition
 from mmgap.generators.depth import DepthSourceSet
+from mmgap.generators.posterior_cache import PosteriorCache
 from mmgap.registry import TASK_UTILS
 from mmgap.weights import resolve
 
@@ -33,7 +34,7 @@ class ControlNetGenerator(DiffusionGenerator):
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
         **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
             ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``lora``, ``gradient``,
-            ``autocast``, ``device``.
+            ``autocast``, ``compile``, ``device``.
 
     Raises:
         FileNotFoundError: If ``model`` or ``controlnet`` cannot be found.
@@ -71,6 +72,8 @@ class ControlNetGenerator(DiffusionGenerator):
         )
         check_fit(pipeline, model, controlnet)
         super().__init__(pipeline, model, strength=strength, eta=eta, **kwargs)
+        if strength < 1:  # it begins at the source
+            self._posteriors = PosteriorCache(self.pipeline.vae)
         self.conditioning_scale = conditioning_scale
         self._image_cfg = dict(condition_image or dict(type='mmgap.InverseDepth'))
         self.condition_image = TASK_UTILS.build(dict(self._image_cfg))

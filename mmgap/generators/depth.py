@@ -66,6 +66,7 @@ class DepthSourceSet:
             )
         self.labels = np.zeros(len(infos), dtype=int)
         self._memory = SourceMemory(self._read, len(infos))
+        self._name = object()  # what is remembered by it shall not keep the set alive
         self.groups = [info.get('group') for info in infos]
 
     @property
@@ -116,7 +117,7 @@ class DepthSourceSet:
             torch.zeros(len(depth), dtype=torch.int64),
             [int(i) for i in indices],
             depth,
-            owner=self,
+            owner=self._name,
         )
 
     def prefetch(self, indices: Sequence[int]) -> None:

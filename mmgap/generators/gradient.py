@@ -106,6 +106,8 @@ class GradientPolicy:
     ) -> Callable[..., Any]:
         forward = network.forward
         last = max(call for call in range(num_calls) if self.keeps(call, num_calls))
+        # Such a ControlNet is given the half with the prompt alone.
+        guided = guided and not getattr(network.config, 'global_pool_conditions', False)
         calls = 0
 
         def stepped(*args: Any, **kwargs: Any) -> Any:

@@ -33,7 +33,7 @@ class InpaintingGenerator(DiffusionGenerator):
             channels; by default as many as 512 MiB hold, on the generator's device.
         **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
             ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``lora``, ``gradient``,
-            ``autocast``, ``device``.
+            ``autocast``, ``compile``, ``device``.
 
     Raises:
         FileNotFoundError: If ``model`` cannot be found.

@@ -64,6 +64,10 @@ class PosteriorCache:
             self._names, self._generators = (), ()
             self._noise = torch.empty(0)
 
+    def tensors(self) -> list[Tensor]:
+        """What is remembered."""
+        return list(self._known.values())
+
     def to(self, device: torch.device) -> None:
         """Move what is remembered along with the VAE."""
         for name, parameters in self._known.items():

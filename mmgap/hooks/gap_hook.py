@@ -147,7 +147,7 @@ class GAPHook(Hook):
         )
         self.seconds = dict(total=0.0, evaluation=0.0, search=0.0, synthesis=0.0)
         self._parts: tuple[Any, SourceSet, Critic | None] | None = None
-        self._resumed = False
+        self._resumed = self._trained = False
 
     # When: MMEngine's points
 
@@ -218,6 +218,7 @@ class GAPHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Run the round that is due before the next iteration of an iteration-based loop."""
+        self._trained = True
         done = runner.iter + 1
         if not self._by_epoch and done < runner.max_iters and self._is_due(done):
             self._round(runner, dict(epoch=runner.epoch, iter=done))
@@ -237,24 +238,21 @@ class GAPHook(Hook):
         self.state['stopped'] = of_main(self._reason_to_stop(runner))
         if self.state['stopped'] is not None:
             runner.logger.info(f'[gap] no further round: {self.state["stopped"]}')
+            self._let_go()
             return
         if number == 0 and self.state['before'] is None:
             self.state['before'] = self._evaluate(runner, 'test')
         self._save(runner, position)
         runner.logger.info(f'[gap] round {number + 1} of {self.rounds} begins')
-        generator, taken = self._parts[0], None
-        if self._due(number):
-            beside = 0 if generator.device.type == 'cpu' else generator.memory()
-            taken = training_memory() - beside
-        generator.to(generator.home)
+        taken = self._training_memory()
+        self._parts[0].to(self._parts[0].home)
         with same_buffers(runner.model):
             self.state['rounds'].append(self._search_and_draw(runner, number))
         self.state['rounds_done'] = number + 1
         if number + 1 < self.rounds:
             self._make_room(runner, taken)
         else:
-            self._parts = None
-            release_memory()
+            self._let_go()
         self.state['images'] = len(SamplePool(self.folder / 'pool').kept)
         self._read_pool()
         self._save(runner, position)
@@ -382,15 +380,28 @@ class GAPHook(Hook):
         generator = self._parts[0]
         if generator.device.type == 'cpu':
             return
-        if taken is not None and taken + generator.memory() <= memory():
-            return
-        generator.to('cpu')
+        stays = taken is not None and taken + generator.memory() <= memory()
+        if not stays:
+            generator.to('cpu')
         release_memory()
         known = 'not known yet' if taken is None else f'{taken / 2**30:.1f} GiB at its peak'
         runner.logger.info(
-            f'[gap] the generator ({generator.memory() / 2**30:.1f} GiB) waits on the CPU until '
-            f'the next round; training takes {known}, the GPU has {memory() / 2**30:.1f} GiB'
+            f'[gap] the generator ({generator.memory() / 2**30:.1f} GiB) waits on '
+            f'{"the GPU" if stays else "the CPU"} until the next round; training takes {known}, '
+            f'the GPU has {memory() / 2**30:.1f} GiB'
         )
+
+    def _training_memory(self) -> int | None:
+        """Bytes of the GPU that training took at its peak; None if nothing was trained yet."""
+        if not self._trained:
+            return None
+        generator = self._parts[0]
+        return training_memory() - (0 if generator.device.type == 'cpu' else generator.memory())
+
+    def _let_go(self) -> None:
+        """Free what no further round needs; terms and critics hold networks too."""
+        self._parts, self.feedback = None, []
+        release_memory()
 
     def _search(self, runner: Runner, number: int, draw: bool = True) -> tuple[Any, Any, Any]:
         """The search of a round, the prompts that it starts from, and its target."""

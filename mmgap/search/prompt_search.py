@@ -155,6 +155,7 @@ class PromptSearch:
         self._settings = plain(self._settings)
         self._judge = Judge(generator, target, sources, num_inference_steps, batch_size, seed)
         self._search_sources, self._held_out = {}, {}
+        self._ahead: dict[tuple[str | int, ...], list[tuple[int, int]]] = {}
         self._scorer = Scorer(
             generator, target, self.feedback, sources, num_inference_steps, batch_size
         )
@@ -187,7 +188,7 @@ class PromptSearch:
         for prompt in prompts:
             dist.broadcast(prompt.embeddings.data)  # drawn on devices that may round differently
         states = [SearchState(prompt, prompt.embeddings.detach().clone()) for prompt in prompts]
-        identity = of_main(self._identity(prompts)) if checkpoint or saves else {}
+        identity = of_main(self._identity(prompts)) if checkpoint or bank is not None else {}
         with self.target.frozen():
             optimizer = build_optim_wrapper(nn.ModuleList(prompts), self.optim_wrapper)
             schedulers = [
@@ -207,7 +208,7 @@ class PromptSearch:
                 self._loop(states, optimizer, schedulers, checkpoint, identity)
                 for prompt in prompts:
                     dist.broadcast(prompt.embeddings.data)
-                found = [self._judged(state) for state in states]
+                found = self._all_judged(states)
             except NonFiniteLossError:
                 for prompt in prompts if saves else ():
                     bank.add(prompt, dict(settings=self._settings, complete=False))
@@ -221,6 +222,8 @@ class PromptSearch:
     def try_out(self, prompts: Sequence[SoftPrompt]) -> None:
         """Send one image through the search, with every term that ever counts; change nothing.
 
+        Each process of a distributed run has its own.
+
         Raises:
             NonFiniteLossError: If a loss or a gradient is NaN or Inf.
         """
@@ -231,7 +234,18 @@ class PromptSearch:
         with self.target.frozen():
             for step in sorted({0, *(start for start in starts if start < self.steps)}):
                 state = SearchState(prompt, prompt.embeddings.detach().clone(), [0.0] * step)
-                self._scorer([state], [Job(0, source, seed)])
+                # One alone would be compiled for a batch of one.
+                count = dist.get_world_size() * (2 if self.generator.compiled else 1)
+                self._scorer([state], [Job(0, source, seed)] * count)
+
+    def _all_judged(self, states: Sequence[SearchState]) -> list[FoundPrompt]:
+        try:
+            return [self._judged(state) for state in states]
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(
+                f'{error}. The search is complete: with another scheduler or eta of the generator, '
+                'or num_inference_steps of the search, it goes on from here (--resume)'
+            ) from error
 
     def _judged(self, state: SearchState) -> FoundPrompt:
         held_out = self._split(state.prompt.label)[1]
@@ -323,16 +337,21 @@ class PromptSearch:
 
     def _jobs(self, active: Sequence[SearchState], ahead: int = 0) -> list[Job]:
         """The images of the step that comes after ``ahead`` others."""
-        jobs = []
+        jobs, known = [], {}
         for place, state in enumerate(active):
             step = len(state.losses) + ahead if self.fresh else 0
-            rng = derive_rng(self.seed, 'search', state.prompt.id, state.restarts, step)
-            pool = self._split(state.prompt.label)[0]
-            count = self.images_per_prompt
-            chosen = rng.choice(pool, count, replace=len(pool) < count)
-            seeds = rng.integers(2**62, size=count)
-            jobs += [Job(place, int(i), int(s)) for i, s in zip(chosen, seeds, strict=True)]
+            name = (state.prompt.id, state.restarts, step)
+            known[name] = self._ahead.get(name) or self._choose(state.prompt.label, *name)
+            jobs += [Job(place, source, seed) for source, seed in known[name]]
+        self._ahead = known
         return jobs
+
+    def _choose(self, label: int | None, *name: str | int) -> list[tuple[int, int]]:
+        """Source and seed of each image of a prompt's step."""
+        rng = derive_rng(self.seed, 'search', *name)
+        pool, count = self._split(label)[0], self.images_per_prompt
+        chosen = rng.choice(pool, count, replace=len(pool) < count).tolist()
+        return list(zip(chosen, rng.integers(2**62, size=count).tolist(), strict=True))
 
     def _split(self, label: int | None) -> tuple[Any, Any]:
         """Sources to search with and held-out ones, of one class or of all."""

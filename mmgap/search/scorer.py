@@ -119,7 +119,7 @@ class Scorer:
     def _score(
         self, batch: Sequence[Job], active: Sequence[SearchState], needs: Sequence[str], count: int
     ) -> _Scored:
-        """Draw and score a batch. Nothing here waits for a GPU."""
+        """Draw and score a batch; what it says stays on the device."""
         places = sorted({job.place for job in batch})
         need = 'target' if any(needs[p] == 'target' for p in places) else needs[places[0]]
         embeds = self.generator.prompts.encode([active[place].prompt for place in places])
@@ -208,7 +208,7 @@ def _check_finite(
             raise NonFiniteLossError(
                 f'the loss of prompt {state.prompt.id} at step {len(state.losses)} is {value} '
                 f'on source {job.source} with seed {job.seed}; the prompt is kept as it was '
-                'before'
+                'before. A search with another scheduler, eta or num_inference_steps begins anew'
             )
     for place, good in zip(part.places, finite, strict=True):
         if not good:

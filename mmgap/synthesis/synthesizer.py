@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 
 from mmgap.feedback import Critic, Draft, Feedback, TargetModel, total_feedback
-from mmgap.files import fingerprint, plain, weights_fingerprint
+from mmgap.files import fingerprint, plain, weights_fingerprint, write_json
 from mmgap.generators import Condition, SourceSet
 from mmgap.prompts import SoftPrompt
 from mmgap.search import Judge, in_turn, shares
@@ -24,6 +25,12 @@ from mmgap.sharding import failing_together, gathered_on_main, of_main, own_part
 from mmgap.synthesis.pool_writer import PoolWriter
 from mmgap.synthesis.progress import Progress
 from mmgap.synthesis.sample_pool import Sample, SamplePool
+
+# Where an image is NaN.
+ADVICE = (
+    'Take another num_inference_steps for synthesis, or another scheduler or eta for the '
+    'generator, and go on with --resume: the prompts that were found and the images so far stay'
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class _Work:
     generator: str
     critic: str | None
     round: int
+    # Other generators whose images stay if they are planned ones.
     accepted: frozenset[str]
 
 
@@ -181,18 +189,29 @@ class Synthesizer:
             FloatingPointError: If an image or a loss is NaN or Inf; images before its batch stay.
             OSError: When the disk is full; complete images stay.
         """
-        plan = self.plan(prompts, count, round, self._rates(prompts, target, round))
+        names = of_main([f'{p.id}@{_content(p)}' for p in prompts])
+        rates = self._known_rates(names, pool, round) if keep_drawn else None
+        if rates is None:
+            rates = self._rates(prompts, target, round)
+            self._write_rates(rates, names, pool, round)
+        plan = self.plan(prompts, count, round, rates)
         position = of_main(sum(sample.round < round for sample in pool.samples))
         progress = Progress(len(plan))
         about = self.generator.about()
         with torch.no_grad(), PoolWriter(pool, fingerprint(about), about) as writer:
-            work = self._work(prompts, round, self._accepted(pool, keep_drawn))
+            work = self._work(prompts, names, about, round)
+            if keep_drawn:
+                work = replace(work, accepted=_alike(about, pool.generators))
             for start in range(0, len(plan), self.batch_size):
                 batch = plan[start : start + self.batch_size]
                 following = plan[start + self.batch_size :][: self.batch_size]
                 for attempt in range(1, self.attempts + 1):
-                    self.sources.prefetch([drawing.source for drawing in (*batch, *following)])
-                    made, kept = self._draw(batch, position, work, writer, target, feedback)
+                    try:
+                        made, kept = self._draw(
+                            batch, following, position, work, writer, target, feedback
+                        )
+                    except FloatingPointError as error:
+                        raise FloatingPointError(f'{error}. {ADVICE}') from error
                     progress.drawn += made
                     position += len(batch)
                     failed = [d for d, good in zip(batch, kept, strict=True) if not good]
@@ -223,22 +242,42 @@ class Synthesizer:
         Raises:
             FloatingPointError: If the image or a loss is NaN or Inf.
         """
-        work = self._work(prompts[:1], 0)
+        work = self._work(prompts[:1], ['try-out'], self.generator.about(), 0)
         drawing = Drawing(0, 0, derive_seed(self.seed, 'try-out'))
-        self._make([drawing], work, target, feedback)
+        # One alone would be compiled for a batch of one.
+        self._make([drawing] * (2 if self.generator.compiled else 1), work, target, feedback)
 
     def _work(
-        self, prompts: Sequence[SoftPrompt], round: int, accepted: frozenset[str] = frozenset()
+        self,
+        prompts: Sequence[SoftPrompt],
+        names: list[str],
+        about: Mapping[str, Any],
+        round: int,
     ) -> _Work:
+        generator = of_main(fingerprint(about))
         return _Work(
             embeds=self.generator.prompts.encode(prompts),
             numbers=[p.number for p in prompts],
-            names=of_main([f'{p.id}@{_content(p)}' for p in prompts]),
-            generator=of_main(self.generator.fingerprint()),
+            names=names,
+            generator=generator,
             critic=of_main(self.critic.fingerprint() if self.critic is not None else None),
             round=round,
-            accepted=accepted,
+            accepted=frozenset(),
         )
+
+    def _known_rates(self, names: list[str], pool: SamplePool, round: int) -> np.ndarray | None:
+        """Failure rates that this round was planned by, if it was."""
+        path = pool.folder / f'aim_{round}.json'
+        known = json.loads(path.read_text()) if path.exists() and self.aim else {}
+        alike = known.get('prompts') == names and known.get('aim_images') == self.aim_images
+        return of_main(np.array(known['rates']) if alike else None)
+
+    def _write_rates(
+        self, rates: np.ndarray | None, names: list[str], pool: SamplePool, round: int
+    ) -> None:
+        if rates is not None and dist.is_main_process():
+            about = dict(prompts=names, aim_images=self.aim_images, rates=rates.tolist())
+            write_json(pool.folder / f'aim_{round}.json', about)
 
     def _rates(
         self, prompts: Sequence[SoftPrompt], target: TargetModel | None, round: int
@@ -286,6 +325,7 @@ class Synthesizer:
     def _draw(
         self,
         batch: Sequence[Drawing],
+        following: Sequence[Drawing],
         position: int,
         work: _Work,
         writer: PoolWriter,
@@ -293,6 +333,8 @@ class Synthesizer:
         feedback: Sequence[Feedback],
     ) -> tuple[int, list[bool]]:
         """Draw what the pool lacks of a batch that begins at ``position``.
+
+        Meanwhile the sources of the batch that follows are read.
 
         Returns:
             How many were drawn, and which images of the batch the critic keeps.
@@ -326,7 +368,8 @@ class Synthesizer:
         if done == len(batch):
             return 0, known
         # The whole batch again, as in an uninterrupted run: rounding depends on the batch's size.
-        part = batch[own_part(len(batch))]
+        part, later = (some[own_part(len(some))] for some in (batch, following))
+        self.sources.prefetch([drawing.source for drawing in (*part, *later)])
         with failing_together(FloatingPointError):
             made = self._make(part, work, target, feedback) if part else []
         # Whole and in order: the manifest is the same however many have drawn.
@@ -334,18 +377,6 @@ class Synthesizer:
         if dist.is_main_process():
             writer.write(new)
         return len(batch) - done, known + of_main([about['kept'] for _, _, about in new])
-
-    def _accepted(self, pool: SamplePool, keep_drawn: bool) -> frozenset[str]:
-        """Generators that differ from this one in scheduler and eta at most."""
-        if not keep_drawn:
-            return frozenset()
-        own = plain(self.generator.about())
-        known = {self.generator.fingerprint(): own, **pool.generators}
-        return frozenset(
-            name
-            for name, about in known.items()
-            if all(about.get(key) == own.get(key) for key in {*about, *own} - {'scheduler', 'eta'})
-        )
 
     def _make(
         self,
@@ -438,9 +469,7 @@ class Synthesizer:
             what = f'gave {values}' if finite[i] else 'has pixels that are NaN or Inf'
             raise FloatingPointError(
                 f'the image of source {drawing.source} with seed {drawing.seed} {what}; it is not '
-                'in the pool. Take another num_inference_steps for synthesis, or another scheduler '
-                'or eta for the generator, and go on with --resume: the prompts that were found '
-                'and the images so far stay'
+                'in the pool'
             )
 
 
@@ -448,3 +477,14 @@ def _content(prompt: SoftPrompt) -> str:
     """Eight hex digits that name what a prompt says, whatever its id."""
     parts = [weights_fingerprint(prompt), prompt.template, prompt.joiner]
     return fingerprint(parts)[:8]
+
+
+def _alike(about: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+    """The generator itself and those that differ from it in scheduler and eta at most."""
+    own = plain(about)
+    settings = {fingerprint(about): own, **known}
+    return frozenset(
+        name
+        for name, other in settings.items()
+        if all(other.get(key) == own.get(key) for key in {*other, *own} - {'scheduler', 'eta'})
+    )

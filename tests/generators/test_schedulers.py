@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
+from diffusers.configuration_utils import FrozenDict
 
 from mmgap.compat import keep_ddim_finite
 from mmgap.generators import InpaintingGenerator, SourceSet
@@ -185,3 +186,13 @@ def test_a_unet_of_eight_channels_is_refused(tmp_path):
     folder = save_tiny_pipeline(tmp_path / 'sd8', in_channels=8)
     with pytest.raises(ValueError, match='8 input channels; inpainting needs one with 4 or 9'):
         InpaintingGenerator(str(folder))
+
+
+def test_a_generator_is_the_same_in_each_process(tiny_sd):
+    """diffusers lists the settings that an old config leaves out in the order of a set."""
+    generator, names = InpaintingGenerator(str(tiny_sd)), set()
+    scheduler = generator.pipeline.scheduler
+    for order in (['clip_sample', 'thresholding'], ['thresholding', 'clip_sample']):
+        scheduler._internal_dict = FrozenDict({**scheduler.config, '_use_default_values': order})
+        names.add(generator.fingerprint())
+    assert len(names) == 1

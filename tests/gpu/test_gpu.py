@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -46,17 +47,21 @@ def keep(request):
 
 
 def start(tool: str, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
+    log = tempfile.TemporaryFile('w+')  # a pipe that nobody reads would fill up
+    process = subprocess.Popen(
         [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)],
-        stdout=subprocess.PIPE,
+        stdout=log,
         stderr=subprocess.STDOUT,
-        text=True,
         env=dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path])),
     )
+    process.log = log
+    return process
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=500)
+    process.wait(timeout=500)
+    process.log.seek(0)
+    output = process.log.read()
     assert process.returncode == 0, output[-4000:]
     return output
 
@@ -92,7 +97,7 @@ def test_killed_and_resumed(tmp_path, keep):
             assert finish_or_kill.poll() is None
             time.sleep(0.01)
         finish_or_kill.kill()
-        finish_or_kill.communicate()
+        finish_or_kill.wait()
         assert not (tmp_path / name / 'epoch_9.pth').exists()
     output = finish(start('train.py', MAIN, '--work-dir', tmp_path / 'cut', '--resume'))
     assert 'search goes on' in output
