@@ -28,6 +28,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="multiply the learning rate by this run's batch size over the config's "
+        'auto_scale_lr.base_batch_size',
+    )
+    parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
@@ -66,6 +72,13 @@ def main() -> None:
             raise SystemExit(f'--amp does not go with the optimiser wrapper {wrapper!r}')
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
+            raise SystemExit(
+                f'--auto-scale-lr: {args.config} does not say for which batch size its learning '
+                'rate is; add auto_scale_lr=dict(base_batch_size=N), N over all processes'
+            )
+        config.auto_scale_lr.enable = True
     if args.resume is not None:
         config.resume = True
         config.load_from = None if args.resume == 'auto' else args.resume
