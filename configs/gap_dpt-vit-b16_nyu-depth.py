@@ -53,6 +53,7 @@ optim_wrapper = dict(
 train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=2)
 val_cfg = dict()
 test_cfg = dict()
+auto_scale_lr = dict(base_batch_size=8)
 randomness = dict(seed=0)
 default_hooks = dict(checkpoint=dict(interval=2, max_keep_ckpts=2))
 

@@ -33,6 +33,7 @@ optim_wrapper = dict(optimizer=dict(type='AdamW', lr=5e-4, weight_decay=2e-6))
 train_cfg = dict(by_epoch=True, max_epochs=40, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
+auto_scale_lr = dict(base_batch_size=64)
 randomness = dict(seed=0)
 default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2))
 

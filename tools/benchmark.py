@@ -33,6 +33,7 @@ from benchmark_report import on_split, write_report
 from mmengine.config import Config, DictAction
 
 from mmgap.compat import allow_checkpoint_history
+from mmgap.configs import gap_hooks, name_of
 from mmgap.files import fingerprint, weights_fingerprint, write_json
 from mmgap.hooks.summary import environment
 
@@ -135,14 +136,13 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
     unknown = [name for name in chosen or [] if name not in methods]
     if unknown:
         raise SystemExit(f'unknown methods {unknown}; {path} has:\n{known}')
-    hooks = [h for h in config.get('custom_hooks') or [] if h['type'] == 'mmgap.GAPHook']
+    hooks = gap_hooks(config)
     if len(hooks) != 1:
         raise SystemExit(f'{path} must have one mmgap.GAPHook, it has {len(hooks)}')
     metrics = config.get('test_evaluator') or []
     if isinstance(metrics, Mapping):
         metrics = metrics.get('metrics', [metrics])
-    kinds = [metric['type'] for metric in metrics]
-    metrics = [k.rpartition('.')[2] if isinstance(k, str) else k.__name__ for k in kinds]
+    metrics = [name_of(metric['type']) for metric in metrics]
     if not set(metrics) & set(GROUP_METRICS):
         raise SystemExit(
             f'{path} has the test_evaluator {metrics}; the benchmark compares groups and needs one '

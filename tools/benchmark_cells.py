@@ -18,6 +18,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner, TestLoop
 
+from mmgap.compat import name_pretrained
+from mmgap.configs import gap_hooks, is_gap_hook, name_of
 from mmgap.feedback import read_sentences
 from mmgap.files import fingerprint, write_json
 from mmgap.hooks.components import Components
@@ -46,7 +48,7 @@ FIXED = ('train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks', 'load_
 def is_by_epoch(train_cfg: Mapping[str, Any]) -> bool:
     """Whether a config's training counts epochs, as MMEngine's Runner reads it."""
     if 'type' in train_cfg:
-        return 'IterBased' not in str(train_cfg['type'])
+        return 'IterBased' not in name_of(train_cfg['type'])
     return train_cfg.get('by_epoch', True)
 
 
@@ -73,6 +75,7 @@ class Benchmark:
     """
 
     def __init__(self, config: Config, out: Path, budgets: Sequence[int]) -> None:
+        name_pretrained(config.model)
         self.config = config
         self.settings = config.benchmark
         self.methods: Mapping[str, Any] = self.settings.methods
@@ -106,7 +109,7 @@ class Benchmark:
     @property
     def hook(self) -> Mapping[str, Any]:
         """Config of the GAPHook."""
-        return next(h for h in self.config.custom_hooks if h['type'] == 'mmgap.GAPHook')
+        return gap_hooks(self.config)[0]
 
     def makes_images(self, method: str) -> bool:
         """Whether budgets mean anything to a method."""
@@ -267,7 +270,7 @@ class Benchmark:
             config.randomness = dict(seed=seed)
             for hook in config.custom_hooks:
                 hook.pop('seed', None)  # it would be the same for all seeds of the benchmark
-                if hook['type'] == 'mmgap.GAPHook':
+                if is_gap_hook(hook):
                     hook['generator'].update(copy.deepcopy(dict(changes)))
             self._components = (key, Components(config))
         return self._components[1]

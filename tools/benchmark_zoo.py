@@ -33,6 +33,7 @@ from mmengine.registry import MODELS
 from PIL import Image
 
 from mmgap.compat import allow_checkpoint_history
+from mmgap.configs import name_of
 from mmgap.files import fingerprint, write_json
 from mmgap.hooks.summary import environment
 from mmgap.synthesis import SamplePool
@@ -289,7 +290,7 @@ def describe(zoo: Zoo) -> dict[str, Any]:
         budget=args.budget,
         layers=args.layers,
         test=first.config.test_dataloader.dataset.get('split', 'test'),
-        data=first.config.test_dataloader.dataset.type.rpartition('.')[2],
+        data=name_of(first.config.test_dataloader.dataset.type),
         config=args.config,
         versions=environment(first.parts(args.seeds[0]).sources.dataset.metainfo),
     )

@@ -25,10 +25,11 @@ from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS
 from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_with_prefix
 from torch import nn
 
+from mmgap.configs import gap_hooks, name_of, set_scope
 from mmgap.hooks.components import Components, split_search
 from mmgap.machine import memory, peak, reset_peak
 from mmgap.search.scorer import Job, Scorer
@@ -69,17 +70,15 @@ def parse_args() -> argparse.Namespace:
 
 def make_tiny(config: Config) -> None:
     """Put packaged weights in the place of the generator's, and none in that of the model's."""
-    for hook in config.get('custom_hooks') or ():
-        generator = hook.get('generator') if isinstance(hook, Mapping) else None
-        if generator is None:
-            continue
+    for hook in gap_hooks(config):
+        generator = hook.generator
         # Its tokenizer knows few words, so sentences are left out.
         generator.update(model='mmgap://toybirds-sd', size=64, negative_prompt='', lora=None)
         if 'controlnet' in generator:
             generator.controlnet = 'mmgap://toybirds-controlnet'
         hook.critic = False
         if hook.get('feedback'):
-            terms = [term for term in hook.feedback if 'Guidance' not in term.type]
+            terms = [term for term in hook.feedback if 'Guidance' not in name_of(term['type'])]
             depth = 'controlnet' in generator
             plain = 'mmgap.DepthAdversarialLoss' if depth else 'mmgap.AdversarialLoss'
             settings = {} if depth else dict(mode='uniform')
@@ -95,16 +94,19 @@ def make_tiny(config: Config) -> None:
 def without_pretrained(settings: Any) -> Any:
     """The same settings without weights to load."""
     if isinstance(settings, Mapping):
-        pretrained = (
-            (settings.get('init_cfg') or {}).get('type') == 'Pretrained'
-            if isinstance(settings.get('init_cfg'), Mapping)
-            else False
-        )
+        pretrained = is_pretrained(settings.get('init_cfg'))
         kept = {k: without_pretrained(v) for k, v in settings.items() if k != 'pretrained'}
         return type(settings)({**kept, **({'init_cfg': None} if pretrained else {})})
     if isinstance(settings, list):
         return [without_pretrained(part) for part in settings]
     return settings
+
+
+def is_pretrained(settings: Any) -> bool:
+    """Whether an ``init_cfg`` loads weights."""
+    if not isinstance(settings, Mapping):
+        return False
+    return name_of(settings.get('type')) in ('Pretrained', 'PretrainedInit')
 
 
 def devices(config: Config) -> tuple[None, str]:
@@ -127,7 +129,7 @@ def devices(config: Config) -> tuple[None, str]:
 
 def needs_gpu(path: str, value: Any) -> bool:
     if path == 'optim_wrapper.type':
-        return str(value) == 'AmpOptimWrapper'
+        return name_of(value) == 'AmpOptimWrapper'
     return path.endswith('device') and str(value).startswith(('cuda', 'gpu'))
 
 
@@ -203,7 +205,7 @@ def load_target(parts: Components, checkpoint: str | None) -> tuple[Any, str]:
     loaded = [f'weights from {checkpoint}'] if checkpoint else []
     for name, module in target.model.named_modules():
         settings = None if checkpoint else getattr(module, 'init_cfg', None)
-        if not isinstance(settings, Mapping) or settings.get('type') != 'Pretrained':
+        if not is_pretrained(settings):
             continue
         share = fitting_share(module, settings)
         # MMEngine only warns where weights do not fit, and trains on from a random start.
@@ -358,7 +360,7 @@ def main() -> None:
         config.merge_from_dict(args.cfg_options)
     if args.tiny:
         make_tiny(config)
-    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    set_scope(config)
     check = Checklist()
     check('device', lambda: devices(config))
     for name in ('train', 'val', 'test'):

@@ -40,6 +40,7 @@ from mmengine.logging import MMLogger
 from random_sd15 import random_pipeline
 from tqdm import tqdm
 
+from mmgap.configs import gap_hooks, name_of
 from mmgap.files import fingerprint, write_bytes, write_json
 from mmgap.hooks.summary import environment
 from mmgap.machine import device_name, memory, peak, reset_peak
@@ -95,14 +96,15 @@ def load(args: argparse.Namespace) -> Config:
     config = Config.fromfile(args.config)
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
-    kinds = [hook.get('generator', {}).get('type') for hook in config.get('custom_hooks', ())]
-    if kinds.count('mmgap.InpaintingGenerator') != 1:
+    hooks = gap_hooks(config)
+    kinds = [name_of((hook.get('generator') or {}).get('type')) for hook in hooks]
+    if kinds != ['InpaintingGenerator']:
         raise SystemExit(
             f'{args.config} must have one GAPHook with an mmgap.InpaintingGenerator, and has '
             f'{kinds}'
         )
-    hook = config.custom_hooks[kinds.index('mmgap.InpaintingGenerator')]
-    config.custom_hooks = [hook]
+    config.custom_hooks = hooks
+    (hook,) = config.custom_hooks
     config.train_dataloader.dataset = dict(type='mmgap.ToyBirds', split='train', size=512)
     config.model = without_pretrained(config.model)
     config.load_from = None

@@ -9,10 +9,10 @@ import os
 import os.path as osp
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmgap.compat import allow_checkpoint_history, start_processes
+from mmgap.configs import is_gap_hook, set_scope
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,10 +47,10 @@ def main() -> None:
     )
     # The hook belongs to training; the rest of custom_hooks (EMA, say) acts in tests too.
     config.custom_hooks = [
-        hook for hook in config.get('custom_hooks', []) if hook['type'] != 'mmgap.GAPHook'
+        hook for hook in config.get('custom_hooks') or () if not is_gap_hook(hook)
     ]
     config.load_from = args.checkpoint
-    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    set_scope(config)
     allow_checkpoint_history()
     start_processes(config.launcher, config)
     Runner.from_cfg(config).test()

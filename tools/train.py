@@ -10,10 +10,10 @@ import os.path as osp
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmgap.compat import allow_checkpoint_history, start_processes
+from mmgap.compat import allow_checkpoint_history, name_pretrained, start_processes
+from mmgap.configs import name_of, set_scope, toolbox_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,6 +27,12 @@ def parse_args() -> argparse.Namespace:
         help='go on from a checkpoint; without one, from the latest in the work directory',
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="multiply the learning rate by this run's batch size over the config's "
+        'auto_scale_lr.base_batch_size',
+    )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
     )
@@ -61,18 +67,25 @@ def main() -> None:
     elif config.get('work_dir') is None:
         config.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     if args.amp:
-        wrapper = config.optim_wrapper.get('type', 'OptimWrapper')
+        wrapper = name_of(config.optim_wrapper.get('type', 'OptimWrapper'))
         if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise SystemExit(f'--amp does not go with the optimiser wrapper {wrapper!r}')
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
+            raise SystemExit(
+                f'--auto-scale-lr: {args.config} does not say for which batch size its learning '
+                'rate is; add auto_scale_lr=dict(base_batch_size=N), N over all processes'
+            )
+        config.auto_scale_lr.enable = True
     if args.resume is not None:
         config.resume = True
         config.load_from = None if args.resume == 'auto' else args.resume
-    scope = config.get('default_scope', 'mmpretrain')
-    init_default_scope(scope)
-    if scope == 'mmpretrain':
+    set_scope(config)
+    if toolbox_of(config) == 'mmpretrain':
         set_loader_defaults(config)
+    name_pretrained(config.model)
     allow_checkpoint_history()
     start_processes(config.launcher, config)
     Runner.from_cfg(config).train()

@@ -12,6 +12,7 @@ stable_diffusion = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
 train_cfg = dict(by_epoch=True, max_epochs=40, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
+auto_scale_lr = dict(base_batch_size=32)
 randomness = dict(seed=0)
 default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2))
 

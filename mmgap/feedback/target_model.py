@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
+
+from mmgap.configs import name_of
 
 
 @dataclass
@@ -80,8 +81,8 @@ class TargetModel:
         size, ratio, order, loads = None, None, 'bgr', False
         for transform in pipeline:
             kind = transform.get('type', '')
-            kind = kind.__name__ if isinstance(kind, type) else str(kind)
-            name = re.split(r'[./]', kind)[-1]
+            name = name_of(kind)
+            kind = name if isinstance(kind, type) else str(kind)
             loads = loads or name == 'LoadImageFromFile'
             order = transform.get('channel_order', order)
             if name in ('Normalize', 'ToTensor'):

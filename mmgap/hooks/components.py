@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,11 +14,12 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
 
-from mmgap.compat import allow_checkpoint_history
+from mmgap.compat import allow_checkpoint_history, name_pretrained
+from mmgap.configs import gap_hooks, set_scope
 from mmgap.feedback import Critic, DepthTarget, Feedback, TargetModel
 from mmgap.generators import DepthSourceSet, SourceSet
 from mmgap.prompts import SoftPrompt
@@ -280,12 +282,12 @@ class Components:
     """
 
     def __init__(self, config: Config) -> None:
-        found = [cfg for cfg in config.get('custom_hooks') or () if _is_gap_hook(cfg['type'])]
+        found = gap_hooks(config)
         if len(found) != 1:
             raise ValueError(
                 f'custom_hooks must have one mmgap.GAPHook, {config.filename} has {len(found)}'
             )
-        init_default_scope(config.get('default_scope', 'mmpretrain'))
+        set_scope(config)
         self._config = config
         self.hook = HOOKS.build(dict(found[0]))
         seed = (config.get('randomness') or {}).get('seed')
@@ -305,7 +307,8 @@ class Components:
         Raises:
             RuntimeError: If the checkpoint does not fit the model.
         """
-        settings = self._config.model.copy()
+        settings = copy.deepcopy(self._config.model)
+        name_pretrained(settings)
         if self._config.get('data_preprocessor') is not None:  # as the Runner does
             settings.setdefault('data_preprocessor', self._config.data_preprocessor)
         set_random_seed(self.seed)
@@ -362,8 +365,3 @@ class Components:
         """The synthesizer."""
         parts = (self.generator, self.sources, self.hook.synthesis_cfg, self.seed)
         return build_synthesizer(*parts, critic=self.critic)
-
-
-def _is_gap_hook(kind: Any) -> bool:
-    name = kind.__name__ if isinstance(kind, type) else str(kind)
-    return name.rpartition('.')[2] == 'GAPHook'

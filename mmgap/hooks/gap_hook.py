@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner, TestLoop
 
 from mmgap.compat import (
@@ -148,6 +150,7 @@ class GAPHook(Hook):
         self.seconds = dict(total=0.0, evaluation=0.0, search=0.0, synthesis=0.0)
         self._parts: tuple[Any, SourceSet, Critic | None] | None = None
         self._resumed = self._trained = False
+        self._waiting: dict[str, torch.Tensor] = {}
 
     # When: MMEngine's points
 
@@ -164,10 +167,13 @@ class GAPHook(Hook):
         if runner._resume and 'mmgap' in checkpoint:
             self.state = checkpoint['mmgap']['state']
             self.seconds = checkpoint['mmgap']['seconds']
+            self._waiting = checkpoint['mmgap'].get('gradient', {})
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the hook's whole state."""
-        checkpoint['mmgap'] = dict(state=self.state, seconds=self._elapsed())
+        checkpoint['mmgap'] = dict(
+            state=self.state, seconds=self._elapsed(), gradient=waiting_gradient(runner)
+        )
 
     def before_train(self, runner: Runner) -> None:
         """Wrap the training data and check the plan."""
@@ -185,6 +191,8 @@ class GAPHook(Hook):
                 ' lower start, rounds or interval'
             )
         self._check_past(runner.epoch if self._by_epoch else runner.iter)
+        put_back_gradient(runner, self._waiting)
+        self._waiting = {}
         if self.plateau is not None and runner._val_loop is None:
             raise ValueError(f'plateau={self.plateau} needs a val_dataloader to watch')
         self._mix = self._mix_in(runner.train_loop.dataloader)
@@ -225,8 +233,11 @@ class GAPHook(Hook):
             restart_infinite_iterator(runner.train_loop, done)
 
     def after_train(self, runner: Runner) -> None:
-        """Evaluate and report."""
-        summary = self._summary(runner, after=self._evaluate(runner, 'test'))
+        """Evaluate and report, also the rounds that training has not lasted for."""
+        missed = self._missed(runner)
+        if missed is not None:
+            runner.logger.warning(f'[gap] {missed["why"]}')
+        summary = self._summary(runner, self._evaluate(runner, 'test'), missed)
         if dist.is_main_process():
             write_json(self.folder / 'summary.json', summary)
         runner.logger.info(summary_table(summary))
@@ -450,6 +461,23 @@ class GAPHook(Hook):
         over = number >= self.rounds or self.state['stopped'] is not None
         return not over and position == self._due(number)
 
+    def _missed(self, runner: Runner) -> dict[str, Any] | None:
+        """The rounds that were due after training had ended, and why; None if there are none."""
+        done = self.state['rounds_done']
+        if done >= self.rounds or self.state['stopped'] is not None:
+            return None
+        unit, position, length = 'iterations', runner.iter, runner.max_iters
+        if self._by_epoch:
+            unit, position, length = 'epochs', runner.epoch, runner.max_epochs
+        why = (
+            f'training ended after {position} of {length} {unit}, before round {done}, which was '
+            f'due after {self._due(done)}: {self.rounds - done} of {self.rounds} rounds were '
+            f'never run, and {self.state["images"]} images were made'
+        )
+        if getattr(runner.train_loop, 'stop_training', False):
+            why += '. A hook has stopped training, as EarlyStoppingHook does'
+        return dict(count=self.rounds - done, why=f'{why}; lower start or interval')
+
     def _seed_training(self, position: int) -> None:
         seed = derive_seed(self.seed, 'training', position, dist.get_rank())
         random.seed(seed)
@@ -472,7 +500,12 @@ class GAPHook(Hook):
         self._began = now
         return dict(self.seconds)
 
-    def _summary(self, runner: Runner, after: dict[str, Any] | None) -> dict[str, Any]:
+    def _summary(
+        self,
+        runner: Runner,
+        after: dict[str, Any] | None,
+        missed: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         seconds = self._elapsed()
         stages = ('evaluation', 'search', 'synthesis')
         seconds['training'] = seconds['total'] - sum(seconds[name] for name in stages)
@@ -482,7 +515,39 @@ class GAPHook(Hook):
             rounds=self.state['rounds'],
             images=self.state['images'],
             stopped=self.state['stopped'],
+            rounds_missed=missed,
             seconds=seconds,
             seed=self.seed,
             versions=environment(self._mix.metainfo),
         )
+
+
+def waiting_gradient(runner: Runner) -> dict[str, torch.Tensor]:
+    """What a run with ``accumulative_counts`` has added up since its last step, by parameter.
+
+    Empty just after a step, and with several processes: each has a gradient of its own until they
+    are averaged at the step, and only the main one saves.
+    """
+    wrapper = runner.optim_wrapper
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    if dist.get_world_size() > 1 or all(one.should_update() for one in wrappers):
+        return {}
+    parameters = _plain_model(runner).named_parameters()
+    return {name: p.grad.detach().cpu() for name, p in parameters if p.grad is not None}
+
+
+def put_back_gradient(runner: Runner, gradient: dict[str, torch.Tensor]) -> None:
+    """Let a resumed run go on with the gradient that its checkpoint carries."""
+    if not gradient:
+        return
+    for name, parameter in _plain_model(runner).named_parameters():
+        if name in gradient:
+            parameter.grad = gradient[name].to(parameter)
+    runner.logger.info(
+        '[gap] the gradient that waited for its step (accumulative_counts) is back from the '
+        'checkpoint: nothing of it is lost'
+    )
+
+
+def _plain_model(runner: Runner) -> torch.nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -108,6 +108,8 @@ def summary_table(summary: Mapping[str, Any]) -> str:
             )
             if prompt.get('alarm'):
                 lines.append(f'    alarm: {prompt["alarm"]}; kept step {prompt["kept_step"]}')
+    if summary.get('rounds_missed'):
+        lines.append(f'WARNING: {summary["rounds_missed"]["why"]}')
     stages = ', '.join(f'{name} {value:.1f}' for name, value in summary['seconds'].items())
     lines.append(f'seconds: {stages}')
     return '\n'.join(lines)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -316,6 +317,55 @@ def test_bad_settings(data, tiny_sd, tmp_path):
     config.custom_hooks[0].update(start=7)
     with pytest.raises(ValueError, match='round 1 would start after 9 epochs'):
         Runner.from_cfg(config).train()
+
+
+@pytest.mark.parametrize('by_epoch', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_training_that_ends_before_its_rounds_says_so(by_epoch, data, tiny_sd, tmp_path, caplog):
+    class Stop(Hook):  # as EarlyStoppingHook does
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+            runner.train_loop.stop_training = runner.iter + 1 >= 6
+
+    config = small_config(data, tiny_sd, tmp_path, by_epoch)
+    start, interval = (1, 2) if by_epoch else (3, 4)
+    config.custom_hooks[0].update(start=start, interval=interval)
+    config.custom_hooks[0].search.update(steps=1)
+    runner = Runner.from_cfg(config)
+    runner.register_hook(Stop())
+    runner.train()
+    summary = json.loads((tmp_path / 'gap' / 'summary.json').read_text())
+    assert summary['images'] == 8 and len(summary['rounds']) == 1
+    missed = summary['rounds_missed']
+    ended, due = ('2 of 5 epochs', 3) if by_epoch else ('6 of 10 iterations', 7)
+    assert missed['count'] == 1
+    assert (
+        f'training ended after {ended}, before round 1, which was due after {due}: 1 of 2 rounds'
+        in missed['why']
+    )
+    assert 'A hook has stopped training' in missed['why']
+    assert missed['why'] in summary_table(summary)
+
+
+@pytest.mark.parametrize('by_epoch', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_waiting_gradient_survives_a_resume(by_epoch, data, tiny_sd, tmp_path):
+    """Three batches an epoch and a step every two: at the end of an epoch, one waits."""
+    states = []
+    for name in ('whole', 'resumed'):
+        config = small_config(data, tiny_sd, tmp_path / name, by_epoch)
+        config.optim_wrapper.accumulative_counts = 2
+        config.custom_hooks[0].update(rounds=1)
+        config.custom_hooks[0].search.update(steps=1)
+        if by_epoch:
+            config.train_cfg.max_epochs = 2
+        else:
+            config.train_cfg.max_iters = 5
+        if name == 'resumed':  # from the end of the round
+            shutil.copytree(tmp_path / 'whole' / 'gap', tmp_path / 'resumed' / 'gap')
+            config.resume, config.load_from = True, str(tmp_path / 'whole' / 'gap_round.pth')
+        runner = Runner.from_cfg(config)
+        runner.train()
+        states.append(runner.model.state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
 
 
 def test_round_whose_time_has_passed(data, tiny_sd, tmp_path):
