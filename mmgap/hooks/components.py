@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -18,6 +18,7 @@ from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
 
 from mmgap.compat import allow_checkpoint_history
+from mmgap.datasets.synthetic_mix import SyntheticMixDataset, real_only
 from mmgap.feedback import Critic, DepthTarget, Feedback, TargetModel
 from mmgap.generators import DepthSourceSet, SourceSet
 from mmgap.prompts import SoftPrompt
@@ -32,6 +33,7 @@ from mmgap.search import (
 )
 from mmgap.seeds import derive_seed
 from mmgap.synthesis import Synthesizer
+from mmgap.wrappers import Distinct, parts_of
 
 INITIAL = ('prompts_per_class', 'tokens', 'grow', 'init', 'aim', 'scope', 'template')
 
@@ -49,10 +51,32 @@ def round_seed(seed: int, number: int) -> int:
 
 
 def build_sources(dataset: Any, generator: Any) -> SourceSet | DepthSourceSet:
-    """The sources of a dataset; of the one inside MMEngine's wrappers each stands once."""
-    while hasattr(dataset, 'dataset'):
+    """The sources of the training data: the real samples that its wrappers show, each once.
+
+    Args:
+        dataset: What the model is trained on, with or without a SyntheticMixDataset.
+        generator: Draws images.
+
+    Raises:
+        TypeError: If a wrapper does not tell which samples it shows.
+        ValueError: As for the generator's ``sources``.
+    """
+    if isinstance(dataset, SyntheticMixDataset):
         dataset = dataset.dataset
+    if parts_of(dataset):
+        with real_only(dataset):
+            dataset = Distinct(dataset)
     return generator.sources(dataset)
+
+
+def without_pools(dataset: Any) -> Any:
+    """The config of a dataset whose mixes have no pool yet: nothing but real samples."""
+    if isinstance(dataset, Mapping):
+        emptied = {key: without_pools(value) for key, value in dataset.items()}
+        if _name(dataset.get('type')) == SyntheticMixDataset.__name__:
+            emptied.update(pool=None, budget=None)
+        return ConfigDict(emptied)
+    return [without_pools(part) for part in dataset] if isinstance(dataset, list) else dataset
 
 
 def build_target(
@@ -79,7 +103,7 @@ def build_target(
     for name in ('test_dataloader', 'val_dataloader'):
         dataset = (config.get(name) or {}).get('dataset')
         while isinstance(dataset, Mapping) and 'pipeline' not in dataset:
-            dataset = dataset.get('dataset')
+            dataset = dataset.get('dataset') or next(iter(dataset.get('datasets') or ()), None)
         if dataset is not None:
             return kind.from_pipeline(model, dataset['pipeline'])
     raise ValueError(
@@ -280,7 +304,7 @@ class Components:
     """
 
     def __init__(self, config: Config) -> None:
-        found = [cfg for cfg in config.get('custom_hooks') or () if _is_gap_hook(cfg['type'])]
+        found = [c for c in config.get('custom_hooks') or () if _name(c['type']) == 'GAPHook']
         if len(found) != 1:
             raise ValueError(
                 f'custom_hooks must have one mmgap.GAPHook, {config.filename} has {len(found)}'
@@ -290,11 +314,9 @@ class Components:
         self.hook = HOOKS.build(dict(found[0]))
         seed = (config.get('randomness') or {}).get('seed')
         self.seed = next((s for s in (self.hook.seed, seed) if s is not None), 0)
-        dataset = config.train_dataloader.dataset
-        while 'dataset' in dataset:
-            dataset = dataset.dataset
+        dataset = DATASETS.build(without_pools(config.train_dataloader.dataset))
         self.generator = TASK_UTILS.build(dict(self.hook.generator_cfg))
-        self.sources = build_sources(DATASETS.build(dataset), self.generator)
+        self.sources = build_sources(dataset, self.generator)
 
     def target(self, checkpoint: str | None = None) -> TargetModel:
         """The config's model.
@@ -364,6 +386,7 @@ class Components:
         return build_synthesizer(*parts, critic=self.critic)
 
 
-def _is_gap_hook(kind: Any) -> bool:
+def _name(kind: Any) -> str:
+    """The name of a class, which configs of the new style hold in place of it."""
     name = kind.__name__ if isinstance(kind, type) else str(kind)
-    return name.rpartition('.')[2] == 'GAPHook'
+    return name.rpartition('.')[2]

@@ -326,7 +326,7 @@ class GAPHook(Hook):
     def _prepare(self, runner: Runner) -> None:
         """Build what all rounds share, and the parts of the first to see that they fit."""
         generator = TASK_UTILS.build(dict(self.generator_cfg))
-        sources = build_sources(self._mix.dataset, generator)
+        sources = build_sources(runner.train_loop.dataloader.dataset, generator)
         sources.load(sorted({0, len(sources) // 2, len(sources) - 1}))  # they can be read
         evaluation = [
             getattr(runner, f'{name}_loop').dataloader.dataset
