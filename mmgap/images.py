@@ -30,8 +30,8 @@ VOTES = 51  # CUB-200-2011 stores how many of five people saw the bird, in steps
 SHOWN = 6  # values in a message
 
 
-def checked(path: str, data: bytes) -> bytes:
-    """The bytes of an image, if it is whole and of a sensible size.
+def check_image(path: str, data: bytes) -> None:
+    """See that an image is whole and of a sensible size.
 
     OpenCV reads a truncated image without a word, the missing part grey.
 
@@ -54,16 +54,18 @@ def checked(path: str, data: bytes) -> bytes:
             image.load()
     except UNREADABLE as error:
         raise ValueError(f'image {path} cannot be read: {error}') from error
-    return data
 
 
-def read_image(info: str | Mapping[str, Any], loader: Any = None) -> np.ndarray:
+def read_image(
+    info: str | Mapping[str, Any], loader: Any = None, data: bytes | None = None
+) -> np.ndarray:
     """An image as the model sees it, whatever its mode: upright, without alpha, in 8 bits.
 
     Args:
         info: Its path, or a data info with ``img_path``.
         loader: The transform that loads images in the dataset's pipeline, see
             :func:`image_loader`. By default mmcv's, as all configs of the toolboxes have it.
+        data: What is in the file, where that is known already.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB.
@@ -77,7 +79,9 @@ def read_image(info: str | Mapping[str, Any], loader: Any = None) -> np.ndarray:
     loader = loader or LoadImageFromFile()
     path = info['img_path']
     if type(loader) is LoadImageFromFile and loader.file_client_args is None:
-        data = checked(path, read_bytes(path, backend_args=loader.backend_args))
+        if data is None:
+            data = read_bytes(path, backend_args=loader.backend_args)
+        check_image(path, data)
         try:
             pixels = mmcv.imfrombytes(data, loader.color_type, backend=loader.imdecode_backend)
         except UNREADABLE as error:
@@ -160,7 +164,7 @@ def read_mask(path: str, objects: Sequence[int] | None = None) -> np.ndarray:
     """
     data = read_bytes(path)
     try:
-        checked(path, data)
+        check_image(path, data)
     except ValueError as error:
         raise ValueError(str(error).replace('image', 'mask', 1)) from error
     # As an image, which cameras may store on its side.

@@ -40,12 +40,9 @@ class Distinct:
     def __init__(self, dataset: Any) -> None:
         # Of the class: an object may pass on what it does not know to what it wraps, which counts
         # its samples otherwise.
-        missing = [
-            name for name in ('get_data_info', '__len__') if not hasattr(type(dataset), name)
-        ]
-        if missing:
+        if not hasattr(type(dataset), 'get_data_info'):
             raise TypeError(
-                f'{type(dataset).__name__} wraps the training data and has no {missing[0]}, so '
+                f'{type(dataset).__name__} wraps the training data and has no get_data_info, so '
                 'it cannot be told which images are trained on; give its class '
                 'get_data_info(idx), which returns the data info of its own sample idx, or take '
                 'the part with indices=[…] of the dataset inside'

@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmgap.compat import allow_checkpoint_history, start_processes
+from mmgap.datasets import share_classes
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,6 +74,7 @@ def main() -> None:
     init_default_scope(scope)
     if scope == 'mmpretrain':
         set_loader_defaults(config)
+    share_classes(config)
     allow_checkpoint_history()
     start_processes(config.launcher, config)
     Runner.from_cfg(config).train()

@@ -18,6 +18,7 @@ from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
 
 from mmgap.compat import allow_checkpoint_history
+from mmgap.datasets.masked_folders import share_classes
 from mmgap.datasets.synthetic_mix import SyntheticMixDataset, real_only
 from mmgap.feedback import Critic, DepthTarget, Feedback, TargetModel
 from mmgap.generators import DepthSourceSet, SourceSet
@@ -173,6 +174,26 @@ def check_judges(parts: Sequence[Any], sources: SourceSet | DepthSourceSet) -> N
             )
 
 
+def check_classes(sources: SourceSet | DepthSourceSet, evaluation: Sequence[Any]) -> None:
+    """See that the numbers of the labels mean the same in all splits.
+
+    Args:
+        sources: Of the training data.
+        evaluation: Datasets that the run validates or tests on.
+
+    Raises:
+        ValueError: If one has other classes.
+    """
+    for dataset in evaluation:
+        classes = dataset.metainfo.get('classes')
+        if sources.kind == 'classes' and classes and tuple(classes) != sources.classes:
+            raise ValueError(
+                f'{type(dataset).__name__} for evaluation has the classes {[*classes]}, the '
+                f'training data {[*sources.classes]}: a label would mean two things. Give both '
+                'the same, with metainfo=dict(classes=[…])'
+            )
+
+
 def _same_path(path: str) -> str:
     return path if '://' in path else os.path.realpath(path)
 
@@ -291,7 +312,8 @@ class Components:
     What they search and draw is what the hook does in its first round, given the same weights.
 
     Args:
-        config: A config with one GAPHook in ``custom_hooks``.
+        config: A config with one GAPHook in ``custom_hooks``. Its data for evaluation are given the
+            classes of its training data, see :func:`~mmgap.datasets.share_classes`.
 
     Attributes:
         hook: The hook, whose settings hold.
@@ -310,6 +332,7 @@ class Components:
                 f'custom_hooks must have one mmgap.GAPHook, {config.filename} has {len(found)}'
             )
         init_default_scope(config.get('default_scope', 'mmpretrain'))
+        share_classes(config)
         self._config = config
         self.hook = HOOKS.build(dict(found[0]))
         seed = (config.get('randomness') or {}).get('seed')
@@ -368,6 +391,7 @@ class Components:
         """
         settings = [self._config.get(f'{name}_dataloader') for name in ('val', 'test')]
         evaluation = [*(DATASETS.build(s['dataset']) for s in settings if s), *further]
+        check_classes(self.sources, evaluation)
         classes = self.sources.classes
         prepare_feedback(feedback, self.generator, classes, evaluation, cache)
 

@@ -36,6 +36,7 @@ from mmgap.hooks.components import (
     build_sources,
     build_synthesizer,
     build_target,
+    check_classes,
     prepare_feedback,
     split_search,
 )
@@ -333,6 +334,7 @@ class GAPHook(Hook):
             for name in ('val', 'test')
             if getattr(runner, f'_{name}_loop') is not None
         ]
+        check_classes(sources, evaluation)
         features = self.folder / 'features'
         if not dist.is_main_process():
             dist.barrier()  # the main one first: the others read the features that it writes

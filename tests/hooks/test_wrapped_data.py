@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training data inside of wrappers: sources are what the wrapper shows, in the hook and the tools."""
+"""Training data inside of wrappers: sources are what these show, in the hook and the tools."""
 
 from __future__ import annotations
 
