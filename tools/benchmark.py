@@ -34,6 +34,7 @@ from mmengine.config import Config, DictAction
 
 from mmgap.compat import allow_checkpoint_history
 from mmgap.configs import gap_hooks, name_of
+from mmgap.datasets import share_classes
 from mmgap.files import fingerprint, weights_fingerprint, write_json
 from mmgap.hooks.summary import environment
 
@@ -110,6 +111,7 @@ def load_config(args: argparse.Namespace) -> Config:
     config = Config.fromfile(args.config, format_python_code=False)
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
+    share_classes(config)
     args.methods = check_config(args.config, config, args.methods, min(args.budgets))
     further = list(config.benchmark.get('evaluate') or {})
     if args.report not in (None, *further):

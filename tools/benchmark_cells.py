@@ -194,12 +194,9 @@ class Benchmark:
         for changes in (self.settings, self.methods[method]):
             config.merge_from_dict(copy.deepcopy(dict(changes.get('train', {}))))
         if pool is not None:
-            place = config.train_dataloader
-            while 'dataset' in place.dataset:  # inside of wrappers, which a mix must be
-                place = place.dataset
-            place.dataset = dict(
+            config.train_dataloader.dataset = dict(
                 type='mmgap.SyntheticMixDataset',
-                dataset=place.dataset,
+                dataset=config.train_dataloader.dataset,
                 pool=str(pool),
                 budget=images,
                 ratio=self.hook.get('ratio', 0.5),

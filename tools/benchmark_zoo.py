@@ -34,6 +34,7 @@ from PIL import Image
 
 from mmgap.compat import allow_checkpoint_history
 from mmgap.configs import name_of
+from mmgap.datasets import share_classes
 from mmgap.files import fingerprint, write_json
 from mmgap.hooks.summary import environment
 from mmgap.synthesis import SamplePool
@@ -64,6 +65,7 @@ def load_config(args: argparse.Namespace) -> Config:
     config = Config.fromfile(args.config, format_python_code=False)
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
+    share_classes(config)
     if args.transfer not in args.methods:
         args.methods.append(args.transfer)
     check_config(args.config, config, args.methods, args.budget)

@@ -30,10 +30,13 @@ from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_with_p
 from torch import nn
 
 from mmgap.configs import gap_hooks, name_of, set_scope
-from mmgap.hooks.components import Components, split_search
+from mmgap.datasets import share_classes
+from mmgap.datasets.masked_folders import left_out_note
+from mmgap.hooks.components import Components, check_classes, split_search
 from mmgap.machine import memory, peak, reset_peak
 from mmgap.search.scorer import Job, Scorer
 from mmgap.search.state import SearchState
+from mmgap.wrappers import innermost
 
 LOOKED_AT = 16  # masks or depth maps
 MOST_SECONDS = 60  # that a whole step may take to be looked at
@@ -163,10 +166,28 @@ def count(dataset: Any, needs_all: bool) -> tuple[Any, str]:
     if not groups or None in counts:
         counts, names = labels, classes
     said = f'{len(infos)} samples'
-    if not names or None in counts:
-        return dataset, said
-    counted = (f'{name} {counts[number]}' for number, name in enumerate(names))
-    return dataset, f'{said}: {", ".join(counted)}'
+    if names and None not in counts:
+        counted = (f'{name} {counts[number]}' for number, name in enumerate(names))
+        said += f': {", ".join(counted)}'
+    others = [name for part in innermost(dataset) for name in getattr(part, 'left_out', ())]
+    return dataset, f'{said}. NOTE: {left_out_note(others)}' if others else said
+
+
+def compare_splits(sources: Any, others: Mapping[str, Any]) -> tuple[Any, str]:
+    """See that labels mean the same in all splits, and whether a source is evaluated on.
+
+    Raises:
+        ValueError: If the classes differ.
+    """
+    check_classes(sources, [dataset for dataset in others.values() if dataset is not None])
+    own = [sources.dataset.get_data_info(i)['img_path'] for i in range(len(sources))]
+    said = 'no source is among the others'
+    for name, dataset in others.items():
+        if dataset is not None:
+            paths = {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
+            if paths & set(own):
+                said = f'NOTE: {len(paths & set(own))} sources are also {name} data'
+    return sources, said
 
 
 def is_gone(info: Mapping[str, Any]) -> bool:
@@ -363,11 +384,13 @@ def main() -> None:
     set_scope(config)
     check = Checklist()
     check('device', lambda: devices(config))
+    share_classes(config)
+    found = {}
     for name in ('train', 'val', 'test'):
         loader = config.get(f'{name}_dataloader')
         if loader is not None:
             needs_all = name == 'train'
-            check(
+            found[name] = check(
                 f'{name} data',
                 lambda loader=loader, all_=needs_all: count(DATASETS.build(loader.dataset), all_),
             )
@@ -376,6 +399,8 @@ def main() -> None:
     )
     if parts is not None:
         check('sources', lambda: look_at_sources(parts.sources))
+        others = {name: found.get(name) for name in ('val', 'test')}
+        check('splits', lambda: compare_splits(parts.sources, others))
         checkpoint = args.checkpoint or config.get('load_from')
         target = check('model', lambda: load_target(parts, checkpoint))
         if target and config.get('test_dataloader') is not None:

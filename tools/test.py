@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from mmgap.compat import allow_checkpoint_history, start_processes
 from mmgap.configs import is_gap_hook, set_scope
+from mmgap.datasets import share_classes
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +52,7 @@ def main() -> None:
     ]
     config.load_from = args.checkpoint
     set_scope(config)
+    share_classes(config)
     allow_checkpoint_history()
     start_processes(config.launcher, config)
     Runner.from_cfg(config).test()

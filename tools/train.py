@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from mmgap.compat import allow_checkpoint_history, name_pretrained, start_processes
 from mmgap.configs import name_of, set_scope, toolbox_of
+from mmgap.datasets import share_classes
 
 
 def parse_args() -> argparse.Namespace:
@@ -86,6 +87,7 @@ def main() -> None:
     if toolbox_of(config) == 'mmpretrain':
         set_loader_defaults(config)
     name_pretrained(config.model)
+    share_classes(config)
     allow_checkpoint_history()
     start_processes(config.launcher, config)
     Runner.from_cfg(config).train()

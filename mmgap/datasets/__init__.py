@@ -4,7 +4,7 @@
 from mmgap.datasets.amplitude_mix import AmplitudeMix
 from mmgap.datasets.iwildcam import IWildCam
 from mmgap.datasets.load_depth import LoadDepth
-from mmgap.datasets.masked_folders import MaskedFolders
+from mmgap.datasets.masked_folders import MaskedFolders, share_classes
 from mmgap.datasets.segmenters import SamSegmenter, Segmenter
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.datasets.synthetic_mix import SyntheticMixDataset
@@ -22,4 +22,5 @@ __all__ = [
     'SyntheticMixDataset',
     'Taskonomy',
     'Waterbirds',
+    'share_classes',
 ]

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from mmcv.transforms import BaseTransform
-from mmengine.fileio import get as read_bytes
 from mmengine.registry import DATASETS
-from PIL import Image, ImageOps
+from PIL import Image
 
+from mmgap.images import read_image
 from mmgap.registry import TRANSFORMS
 
 
@@ -69,8 +68,7 @@ class AmplitudeMix(BaseTransform):
             self._paths = [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
         path = self._paths[np.random.randint(len(self._paths))]
         height, width = results['img'].shape[:2]
-        other = ImageOps.exif_transpose(Image.open(io.BytesIO(read_bytes(path))))
-        other = other.convert('RGB').resize((width, height))
+        other = Image.fromarray(read_image(path)).resize((width, height))
         share = np.random.uniform(0, self.max_share)
         results['img'] = mix_amplitude(results['img'], np.array(other)[..., ::-1], share)
         return results

@@ -22,7 +22,16 @@ def check_masks(infos: Sequence[Mapping[str, Any]], what: str) -> None:
 
     Raises:
         FileNotFoundError: If one is missing; names the first, and what lies in its place.
+        ValueError: If two images would have the same.
     """
+    images: dict[str, str] = {}
+    for info in infos:
+        other = images.setdefault(info['mask_path'], info['img_path'])
+        if other != info['img_path']:
+            raise ValueError(
+                f'{other} and {info["img_path"]} would have the same mask {info["mask_path"]}; '
+                'rename one, or, if one is the mask of the other, to that name'
+            )
     missing = [info['mask_path'] for info in infos if not exists(info['mask_path'])]
     if missing:
         raise FileNotFoundError(

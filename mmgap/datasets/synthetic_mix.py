@@ -11,16 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import BaseDataset, force_full_init
+from mmengine.dataset import BaseDataset, Compose, force_full_init
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS as ROOT_DATASETS
 
 from mmgap.datasets.synthetic import SyntheticDataset
+from mmgap.images import described
 from mmgap.registry import DATASETS
 from mmgap.seeds import derive_seed
 from mmgap.synthesis.sample_pool import SamplePool
+from mmgap.wrappers import innermost, parts_of
 
 MODES = ('replace', 'extend')
+NEEDED = ('full_init', 'get_data_info', 'metainfo', '__len__', '__getitem__')  # of a dataset
 
 
 @DATASETS.register_module()
@@ -37,7 +40,8 @@ class SyntheticMixDataset:
     While the pool is empty, every place is a real sample; with a ``budget`` it must not be.
 
     Args:
-        dataset: The wrapped dataset or its config.
+        dataset: The wrapped dataset or its config; it may be a wrapper itself, such as
+            RepeatDataset, ConcatDataset, ClassBalancedDataset or KFoldDataset.
         pool: Folder of the sample pool; may be empty still. :class:`mmgap.GAPHook` sets it.
         ratio: Synthetic share, in [0, 1).
         mode: ``'replace'`` or ``'extend'``.
@@ -46,9 +50,10 @@ class SyntheticMixDataset:
 
     Raises:
         FileNotFoundError: If there is a ``budget`` and the pool has no samples.
-        ValueError: If ``ratio`` is outside [0, 1), ``mode`` is unknown, or the pool has fewer
-            samples than ``budget``.
-        TypeError: If ``dataset`` is neither a dataset with a pipeline nor a config of one.
+        ValueError: If ``ratio`` is outside [0, 1), ``mode`` is unknown, the pool has fewer samples
+            than ``budget``, or the pipeline for its images cannot be told.
+        TypeError: If ``dataset`` is neither a dataset of MMEngine or a wrapper like its own, nor a
+            config of one.
     """
 
     def __init__(
@@ -65,10 +70,11 @@ class SyntheticMixDataset:
         if mode not in MODES:
             raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
         self.dataset = ROOT_DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
-        if not hasattr(self.dataset, 'get_data_info') or not hasattr(self.dataset, 'pipeline'):
+        missing = [name for name in NEEDED if not hasattr(self.dataset, name)]
+        if missing:
             raise TypeError(
-                f'dataset must be a dataset with a pipeline, or a config of one, got '
-                f'{type(self.dataset).__name__}; put SyntheticMixDataset inside other wrappers'
+                f'dataset must be a dataset of MMEngine, or a wrapper like its own, or a config of '
+                f'one; {type(self.dataset).__name__} has no {", ".join(missing)}'
             )
         self.ratio = ratio
         self.mode = mode
@@ -98,6 +104,7 @@ class SyntheticMixDataset:
             return
         self.dataset.full_init()
         self._num_real = len(self.dataset)
+        self._pipeline()  # what cannot be mixed shall be refused now, not when there are images
         self._metainfo = self.dataset.metainfo
         self._fully_initialized = True
         if self.pool is not None:
@@ -116,7 +123,34 @@ class SyntheticMixDataset:
             )
         else:
             self._synthetic = SyntheticDataset(self.pool, self.budget, metainfo=self._metainfo)
-            self._synthetic.read_with(self.dataset.pipeline)
+            self._synthetic.read_with(self._pipeline())
+
+    def _pipeline(self) -> Compose:
+        """What generated samples go through: the same as real ones.
+
+        Raises:
+            ValueError: If the wrapped datasets have none, or different ones.
+        """
+        own = getattr(self.dataset, 'pipeline', None)
+        if own is not None and not isinstance(own, Compose):
+            raise ValueError(
+                f'{type(self.dataset).__name__} has a pipeline of its own, which generated images '
+                'would not pass; put SyntheticMixDataset inside of it, around the dataset'
+            )
+        found = {}
+        for part in innermost(self.dataset):
+            pipeline = getattr(part, 'pipeline', None)
+            if not isinstance(pipeline, Compose):
+                raise ValueError(f'{type(part).__name__} has no pipeline for generated images')
+            found[', '.join(described(t) for t in pipeline.transforms)] = pipeline
+        if len(found) > 1:
+            raise ValueError(
+                f'the datasets inside {type(self.dataset).__name__} have {len(found)} different '
+                'pipelines, and generated images can go through one; give them the same, or put '
+                'SyntheticMixDataset around one of them'
+            )
+        (pipeline,) = found.values()
+        return pipeline
 
     @force_full_init
     def __len__(self) -> int:
@@ -151,15 +185,15 @@ class SyntheticMixDataset:
     def get_subset_(self, indices: Sequence[int] | int) -> None:
         """Not supported, as in MMEngine's wrappers: a subset of a mix is ambiguous."""
         raise NotImplementedError(
-            'SyntheticMixDataset does not support get_subset_; take the subset of the wrapped '
-            'dataset first'
+            'SyntheticMixDataset does not support get_subset_; put what takes the subset inside of '
+            'it: dict(type="mmgap.SyntheticMixDataset", dataset=dict(type="KFoldDataset", …))'
         )
 
     def get_subset(self, indices: Sequence[int] | int) -> BaseDataset:
         """Not supported, see :meth:`get_subset_`."""
         raise NotImplementedError(
-            'SyntheticMixDataset does not support get_subset; take the subset of the wrapped '
-            'dataset first'
+            'SyntheticMixDataset does not support get_subset; put what takes the subset inside of '
+            'it: dict(type="mmgap.SyntheticMixDataset", dataset=dict(type="KFoldDataset", …))'
         )
 
     def _slot(self, idx: int) -> int:
@@ -170,8 +204,21 @@ def mixes_in(dataset: Any) -> list[SyntheticMixDataset]:
     """The mixes in a dataset and in MMEngine's wrappers around it."""
     if isinstance(dataset, SyntheticMixDataset):
         return [dataset]
-    parts = [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())]
-    return [mix for part in parts if part is not None for mix in mixes_in(part)]
+    return [mix for part in parts_of(dataset) for mix in mixes_in(part)]
+
+
+@contextmanager
+def real_only(dataset: Any) -> Iterator[None]:
+    """Hide the pools of the mixes in a dataset."""
+    mixes = mixes_in(dataset)
+    hidden = [mix._synthetic for mix in mixes]
+    try:
+        for mix in mixes:
+            mix._synthetic = None
+        yield
+    finally:
+        for mix, synthetic in zip(mixes, hidden, strict=True):
+            mix._synthetic = synthetic
 
 
 def batch_of(mix: SyntheticMixDataset, dataset: Any, indices: Sequence[int]) -> list[Any]:

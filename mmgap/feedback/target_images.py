@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from mmengine.registry import DATASETS
 from PIL import Image, ImageOps
 from torch import Tensor
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff')
+from mmgap.images import SUFFIXES, read_image
 
 
 class TargetImages:
@@ -55,16 +54,13 @@ class TargetImages:
         for path in found[:limit]:
             data = read_bytes(path)
             try:
-                Image.open(io.BytesIO(data)).convert('RGB')
-            except (OSError, ValueError, SyntaxError) as error:
+                read_image(str(path), data=data)
+            except ValueError as error:
                 if not skip_corrupt:
                     raise ValueError(
-                        f'target image {path} cannot be read: {error}; take it away, or set '
-                        'skip_corrupt=True'
+                        f'target {error}; take it away, or set skip_corrupt=True'
                     ) from error
-                MMLogger.get_current_instance().warning(
-                    f'[gap] target image {path} is left out, it cannot be read: {error}'
-                )
+                MMLogger.get_current_instance().warning(f'[gap] target {error}; it is left out')
                 continue
             self.paths.append(str(path))
             self._data.append(data)
@@ -84,8 +80,7 @@ class TargetImages:
         Returns:
             ``(3, H, W)`` RGB in [0, 1].
         """
-        image = Image.open(io.BytesIO(self._data[index]))
-        image = ImageOps.exif_transpose(image).convert('RGB')
+        image = Image.fromarray(read_image(self.paths[index], data=self._data[index]))
         if size is not None:
             image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.fileio import get as read_bytes
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmgap.generators.source_memory import SourceMemory
+from mmgap.images import image_loader, read_image, read_mask
 
 
 @dataclass
@@ -66,12 +65,13 @@ class SourceSet:
     """The labelled, masked images of a dataset, as conditions of a generator.
 
     Image and mask go through the same resize and crop, which keeps as much of the object as it can.
+    Images are read as the dataset's pipeline reads them, masks by :func:`~mmgap.images.read_mask`.
 
     Args:
         dataset: Any dataset with MMEngine's ``get_data_info``, whose infos carry ``img_path``,
-            ``gt_label`` and ``mask_path`` (8-bit image, foreground bright), and optionally
-            ``group``. Classes that its metainfo names under ``background`` show no object: their
-            images need no mask, nothing of them is kept.
+            ``gt_label`` and ``mask_path`` (an image, foreground bright), and optionally ``group``.
+            Classes that its metainfo names under ``background`` show no object: their images need
+            no mask, nothing of them is kept.
         size: ``(height, width)`` of the conditions in pixels.
         masked: Whether every image must have a mask with an object and something around it.
             Without, the mask of one that has none is the whole image.
@@ -119,7 +119,7 @@ class SourceSet:
                 'foreground and needs masks of it (tools/dataset_converters/masks.py makes them)'
             )
         self.groups = [info.get('group') for info in infos]
-        self._paths = [(info['img_path'], info.get('mask_path')) for info in infos]
+        self._loader = image_loader(dataset)
         empty = [name for i, name in enumerate(self.classes) if not (self.labels == i).any()]
         if empty:
             raise ValueError(f'no source images of class {", ".join(empty)} in {len(infos)} infos')
@@ -138,8 +138,9 @@ class SourceSet:
         """Read sources, or take them from memory.
 
         Raises:
-            ValueError: If a mask has another size than its image, or covers nothing or everything
-                of what is left after the crop; names the file.
+            ValueError: If a file cannot be read, or a mask may mean several things, has another
+                size than its image, or covers nothing or everything of what is left after the
+                crop; names the file.
         """
         images, masks = zip(*(self._memory(int(i)) for i in indices), strict=True)
         return Condition(
@@ -155,13 +156,14 @@ class SourceSet:
         self._memory.prefetch(indices)
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image_path, mask_path = self._paths[index]
+        info = self.dataset.get_data_info(index)
+        image_path, mask_path = info['img_path'], info.get('mask_path')
         height, width = self.size
-        image = open_image(image_path).convert('RGB')
+        image = Image.fromarray(read_image(info, self._loader))
         if mask_path is None:
             image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
             return np.array(image), np.full(self.size, self._all_kept[index])
-        mask = open_image(mask_path).convert('L')
+        mask = Image.fromarray(read_mask(mask_path)).convert('L')
         if mask.size != image.size:
             raise ValueError(
                 f'mask {mask_path} is {mask.size[0]}x{mask.size[1]}, its image {image_path} is '
@@ -200,9 +202,3 @@ def _best(counts: np.ndarray, length: int) -> float:
     return (
         float(places[len(places) // 2] / max(1, len(sums) - 1)) if len(places) < len(sums) else 0.5
     )
-
-
-def open_image(path: str) -> Image.Image:
-    """An image from wherever MMEngine's file client can read it."""
-    # As mmcv does for the model: cameras store how they were held beside the pixels.
-    return ImageOps.exif_transpose(Image.open(io.BytesIO(read_bytes(path))))

@@ -11,9 +11,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mmgap.generators.condition import Condition, open_image
+from mmgap.generators.condition import Condition
 from mmgap.generators.source_memory import SourceMemory
+from mmgap.images import UNREADABLE, described, image_loader, read_image
 from mmgap.registry import TASK_UTILS
+from mmgap.wrappers import innermost
 
 # Metres. A median outside of it is taken for a wrong unit.
 PLAUSIBLE = (0.05, 500.0)
@@ -49,14 +51,24 @@ class DepthSourceSet:
                 f"no 'depth_map_path' (the first is number {without[0]}); a generator that draws "
                 'for depth maps needs them'
             )
-        transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
-        loaders = [t for t in transforms if hasattr(t, 'depth_rescale_factor')]
-        if not loaders:
+        loaders = {}
+        for part in innermost(dataset):
+            transforms = getattr(getattr(part, 'pipeline', None), 'transforms', ())
+            found = [t for t in transforms if hasattr(t, 'depth_rescale_factor')]
+            if not found:
+                raise ValueError(
+                    f'the pipeline of {type(part).__name__} loads no depth; it must have '
+                    "dict(type='LoadDepthAnnotation', depth_rescale_factor=…)"
+                )
+            loaders[described(found[0])] = found[0]
+        if len(loaders) > 1:
             raise ValueError(
-                f'the pipeline of {type(dataset).__name__} loads no depth; it must have '
-                "dict(type='LoadDepthAnnotation', depth_rescale_factor=…)"
+                f'the parts of the training data load depth in different ways: {sorted(loaders)}; '
+                'a pool has one unit: convert the depth maps to one, and give all parts the same '
+                'loader'
             )
-        self._loader = loaders[0]
+        (self._loader,) = loaders.values()
+        self._image_loader = image_loader(dataset)
         backend = getattr(self._loader, 'decode_backend', 'cv2')
         if backend != 'cv2':
             raise ValueError(
@@ -126,10 +138,15 @@ class DepthSourceSet:
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         info = self.dataset.get_data_info(index)
-        image = open_image(info['img_path']).convert('RGB')
-        loaded = self._loader(dict(info, seg_fields=[]))
-        depth = np.asarray(loaded['gt_depth_map'], np.float32)
+        image = Image.fromarray(read_image(info, self._image_loader))
         path = info['depth_map_path']
+        try:
+            loaded = self._loader(dict(info, seg_fields=[]))
+        except FileNotFoundError:
+            raise
+        except (*UNREADABLE, AttributeError) as error:  # the toolbox's on what OpenCV cannot read
+            raise ValueError(f'depth map {path} cannot be read: {error}') from error
+        depth = np.asarray(loaded['gt_depth_map'], np.float32)
         if depth.shape != image.size[::-1]:
             raise ValueError(
                 f'depth map {path} is {depth.shape[1]}x{depth.shape[0]}, its image '

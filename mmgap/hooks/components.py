@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS
@@ -19,7 +19,9 @@ from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
 
 from mmgap.compat import allow_checkpoint_history, name_pretrained
-from mmgap.configs import gap_hooks, set_scope
+from mmgap.configs import gap_hooks, name_of, set_scope
+from mmgap.datasets.masked_folders import share_classes
+from mmgap.datasets.synthetic_mix import SyntheticMixDataset, real_only
 from mmgap.feedback import Critic, DepthTarget, Feedback, TargetModel
 from mmgap.generators import DepthSourceSet, SourceSet
 from mmgap.prompts import SoftPrompt
@@ -34,6 +36,7 @@ from mmgap.search import (
 )
 from mmgap.seeds import derive_seed
 from mmgap.synthesis import Synthesizer
+from mmgap.wrappers import Distinct, parts_of
 
 INITIAL = ('prompts_per_class', 'tokens', 'grow', 'init', 'aim', 'scope', 'template')
 
@@ -51,10 +54,32 @@ def round_seed(seed: int, number: int) -> int:
 
 
 def build_sources(dataset: Any, generator: Any) -> SourceSet | DepthSourceSet:
-    """The sources of a dataset; of the one inside MMEngine's wrappers each stands once."""
-    while hasattr(dataset, 'dataset'):
+    """The sources of the training data: the real samples that its wrappers show, each once.
+
+    Args:
+        dataset: What the model is trained on, with or without a SyntheticMixDataset.
+        generator: Draws images.
+
+    Raises:
+        TypeError: If a wrapper does not tell which samples it shows.
+        ValueError: As for the generator's ``sources``.
+    """
+    if isinstance(dataset, SyntheticMixDataset):
         dataset = dataset.dataset
+    if parts_of(dataset):
+        with real_only(dataset):
+            dataset = Distinct(dataset)
     return generator.sources(dataset)
+
+
+def without_pools(dataset: Any) -> Any:
+    """The config of a dataset whose mixes have no pool yet: nothing but real samples."""
+    if isinstance(dataset, Mapping):
+        emptied = {key: without_pools(value) for key, value in dataset.items()}
+        if name_of(dataset.get('type')) == SyntheticMixDataset.__name__:
+            emptied.update(pool=None, budget=None)
+        return ConfigDict(emptied)
+    return [without_pools(part) for part in dataset] if isinstance(dataset, list) else dataset
 
 
 def build_target(
@@ -81,7 +106,7 @@ def build_target(
     for name in ('test_dataloader', 'val_dataloader'):
         dataset = (config.get(name) or {}).get('dataset')
         while isinstance(dataset, Mapping) and 'pipeline' not in dataset:
-            dataset = dataset.get('dataset')
+            dataset = dataset.get('dataset') or next(iter(dataset.get('datasets') or ()), None)
         if dataset is not None:
             return kind.from_pipeline(model, dataset['pipeline'])
     raise ValueError(
@@ -148,6 +173,26 @@ def check_judges(parts: Sequence[Any], sources: SourceSet | DepthSourceSet) -> N
             raise ValueError(
                 f'{type(part).__name__} judges {part.judges}, but the labels of the training data '
                 f'are {sources.kind}'
+            )
+
+
+def check_classes(sources: SourceSet | DepthSourceSet, evaluation: Sequence[Any]) -> None:
+    """See that the numbers of the labels mean the same in all splits.
+
+    Args:
+        sources: Of the training data.
+        evaluation: Datasets that the run validates or tests on.
+
+    Raises:
+        ValueError: If one has other classes.
+    """
+    for dataset in evaluation:
+        classes = dataset.metainfo.get('classes')
+        if sources.kind == 'classes' and classes and tuple(classes) != sources.classes:
+            raise ValueError(
+                f'{type(dataset).__name__} for evaluation has the classes {[*classes]}, the '
+                f'training data {[*sources.classes]}: a label would mean two things. Give both '
+                'the same, with metainfo=dict(classes=[…])'
             )
 
 
@@ -269,7 +314,8 @@ class Components:
     What they search and draw is what the hook does in its first round, given the same weights.
 
     Args:
-        config: A config with one GAPHook in ``custom_hooks``.
+        config: A config with one GAPHook in ``custom_hooks``. Its data for evaluation are given the
+            classes of its training data, see :func:`~mmgap.datasets.share_classes`.
 
     Attributes:
         hook: The hook, whose settings hold.
@@ -288,15 +334,14 @@ class Components:
                 f'custom_hooks must have one mmgap.GAPHook, {config.filename} has {len(found)}'
             )
         set_scope(config)
+        share_classes(config)
         self._config = config
         self.hook = HOOKS.build(dict(found[0]))
         seed = (config.get('randomness') or {}).get('seed')
         self.seed = next((s for s in (self.hook.seed, seed) if s is not None), 0)
-        dataset = config.train_dataloader.dataset
-        while 'dataset' in dataset:
-            dataset = dataset.dataset
+        dataset = DATASETS.build(without_pools(config.train_dataloader.dataset))
         self.generator = TASK_UTILS.build(dict(self.hook.generator_cfg))
-        self.sources = build_sources(DATASETS.build(dataset), self.generator)
+        self.sources = build_sources(dataset, self.generator)
 
     def target(self, checkpoint: str | None = None) -> TargetModel:
         """The config's model.
@@ -349,6 +394,7 @@ class Components:
         """
         settings = [self._config.get(f'{name}_dataloader') for name in ('val', 'test')]
         evaluation = [*(DATASETS.build(s['dataset']) for s in settings if s), *further]
+        check_classes(self.sources, evaluation)
         classes = self.sources.classes
         prepare_feedback(feedback, self.generator, classes, evaluation, cache)
 

@@ -38,6 +38,7 @@ from mmgap.hooks.components import (
     build_sources,
     build_synthesizer,
     build_target,
+    check_classes,
     prepare_feedback,
     split_search,
 )
@@ -340,13 +341,14 @@ class GAPHook(Hook):
     def _prepare(self, runner: Runner) -> None:
         """Build what all rounds share, and the parts of the first to see that they fit."""
         generator = TASK_UTILS.build(dict(self.generator_cfg))
-        sources = build_sources(self._mix.dataset, generator)
+        sources = build_sources(runner.train_loop.dataloader.dataset, generator)
         sources.load(sorted({0, len(sources) // 2, len(sources) - 1}))  # they can be read
         evaluation = [
             getattr(runner, f'{name}_loop').dataloader.dataset
             for name in ('val', 'test')
             if getattr(runner, f'_{name}_loop') is not None
         ]
+        check_classes(sources, evaluation)
         features = self.folder / 'features'
         if not dist.is_main_process():
             dist.barrier()  # the main one first: the others read the features that it writes

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mmengine.registry import DATASETS
 from PIL import Image
 
-from mmgap.datasets import MaskedFolders
+from mmgap.datasets import MaskedFolders, share_classes
 from mmgap.generators import SourceSet
+from mmgap.hooks.components import check_classes
+from mmgap.images import SUFFIXES
 
 
 @pytest.fixture
@@ -49,8 +53,10 @@ def test_masks_in_a_folder_of_their_own(root):
     info = dataset.get_data_info(0)
     assert info['mask_path'] == str(root / 'masks' / 'cat' / '0.png') and info['gt_label'] == 0
     assert MaskedFolders(str(root), mask_dir='masks').metainfo['classes'] == ('ape', 'cat')
-    with pytest.raises(FileNotFoundError, match='6 of 6 masks of .* are missing, .*_mask'):
+    with pytest.raises(ValueError, match=r"\['masks'\].* none .* a folder of masks in"):
         MaskedFolders(str(root), metainfo=dict(classes=('cat', 'ape')))
+    with pytest.raises(FileNotFoundError, match='6 of 6 masks of .* are missing, .*0.png'):
+        MaskedFolders(str(root), mask_dir=str(root / 'masks' / 'cat'), classes=('cat', 'ape'))
     (root / '.ipynb_checkpoints').mkdir()
     for given in ('masks', 'masks/', './masks', str(root / 'masks')):
         plain = MaskedFolders(str(root), with_masks=False, mask_dir=given)
@@ -58,8 +64,57 @@ def test_masks_in_a_folder_of_their_own(root):
         assert 'mask_path' not in plain.get_data_info(0)
 
 
+def test_classes_are_those_of_the_training_data(root, capfd):
+    """A split that lacks one would number the others anew."""
+    train = shutil.copytree(root, root.with_name('train'))
+    shutil.copytree(train / 'cat', train / 'bee')
+    kind = dict(type='mmgap.MaskedFolders', with_masks=False)
+    repeated = dict(type='RepeatDataset', dataset=dict(kind, data_root=str(train)), times=2)
+    given = dict(dataset=dict(kind, data_root=str(root), classes=['ape', 'cat']))
+    config = dict(
+        train_dataloader=dict(dataset=repeated),
+        val_dataloader=given,
+        test_dataloader=dict(dataset=dict(kind, data_root=str(root))),
+    )
+    share_classes(config)
+    test = config['test_dataloader']['dataset']
+    assert test['classes'] == ['ape', 'bee', 'cat']
+    assert given['dataset']['classes'] == ['ape', 'cat']
+    dataset = DATASETS.build(test)
+    labels = {Path(i['img_path']).relative_to(root).parts[0]: i['gt_label'] for i in infos(dataset)}
+    assert labels == dict(ape=0, cat=2) and 'has no images of class bee' in said(capfd)
+    sources = SimpleNamespace(kind='classes', classes=('ape', 'bee', 'cat'))
+    check_classes(sources, [dataset])
+    with pytest.raises(ValueError, match=r"\['ape', 'cat'\], the training data \['ape', 'bee"):
+        check_classes(sources, [DATASETS.build(given['dataset'])])
+
+
+def said(capfd) -> str:
+    return ''.join(capfd.readouterr())
+
+
+def infos(dataset) -> list[dict]:
+    return [dataset.get_data_info(i) for i in range(len(dataset))]
+
+
+def test_no_file_is_left_out_without_a_word(root, capfd):
+    for i, suffix in enumerate(SUFFIXES):
+        name = root / 'cat' / f'new{i}{suffix}'
+        Image.new('1' if suffix == '.pbm' else 'RGB', (24, 20)).save(name)
+        shutil.copy(root / 'cat' / '0_mask.png', name.with_name(f'new{i}_mask.png'))
+    (root / 'ape' / '9.heic').write_text('')
+    dataset = MaskedFolders(str(root))
+    assert len(dataset) == 6 + len(SUFFIXES) and len(dataset.left_out) == 2
+    warned = said(capfd)
+    assert '2 files are left out, they end with none of' in warned and '9.heic' in warned
+    assert SourceSet(dataset, (20, 20)).load(range(len(dataset))).masks.any(dim=-1).any()
+    shutil.copy(root / 'cat' / 'new0.jpg', root / 'cat' / 'new0.png')
+    with pytest.raises(ValueError, match='new0.jpg and .*new0.png would have the same mask'):
+        MaskedFolders(str(root))
+
+
 def test_what_is_missing_is_named(root):
-    with pytest.raises(FileNotFoundError, match=r"no folder of classes \['dog'\]; it has \['ape'"):
+    with pytest.raises(ValueError, match=r"folders \['ape'\], which are none of the classes"):
         MaskedFolders(str(root), metainfo=dict(classes=('dog', 'cat')))
     (root / 'empty').mkdir()
     with pytest.raises(FileNotFoundError, match='empty has no images'):

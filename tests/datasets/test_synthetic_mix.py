@@ -85,10 +85,22 @@ def test_a_dataset_or_a_config(pool):
     dataset = Real(pipeline=[pack])
     assert len(DATASETS.build(config)) == len(SyntheticMixDataset(dataset)) == 40
     assert len(RepeatDataset(config, times=2)) == 80
-    with pytest.raises(TypeError, match='got RepeatDataset; put .* inside other wrappers'):
-        SyntheticMixDataset(RepeatDataset(real(), times=2))
-    with pytest.raises(TypeError, match='got list'):
+    with pytest.raises(TypeError, match='list has no full_init, get_data_info, metainfo'):
         SyntheticMixDataset([dataset])
+
+
+def test_around_other_wrappers(pool):
+    """Generated images go through the pipeline of what is inside, if that is one."""
+    parts = [real(), real()]
+    mix = SyntheticMixDataset(dict(type='ConcatDataset', datasets=parts), pool, mode='extend')
+    assert len(mix) == 160 and mix[79]['path'] == 'real39' and mix[80]['made']
+    mix = SyntheticMixDataset(RepeatDataset(real(), times=2), pool, ratio=0.2, mode='extend')
+    assert len(mix) == 100 and mix[79]['path'] == 'real39' and mix[80]['made']
+    parts[1] = dict(parts[1], pipeline=[pack, pack])
+    with pytest.raises(ValueError, match='inside ConcatDataset have 2 different pipelines'):
+        SyntheticMixDataset(dict(type='ConcatDataset', datasets=parts))
+    with pytest.raises(NotImplementedError, match='put what takes the subset inside'):
+        mix.get_subset([1])
 
 
 # Length, ratio, modes
