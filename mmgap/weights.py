@@ -10,8 +10,10 @@ Importing this module teaches MMEngine's ``CheckpointLoader`` the prefix, so tha
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -60,23 +62,57 @@ def load_pretrained(
     Raises:
         FileNotFoundError: If ``model`` is neither a complete folder nor a hub id that can be
             loaded.
-        ValueError: If what is there is not of this library, or not of this kind.
+        ValueError: If what is there is not of this library, not of this kind, or would run code.
     """
     path = resolve(model)
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, index)):
-            raise ValueError(f'model={model!r} has no {index}: it is no {library} model')
+            files = sorted(name for name in os.listdir(path) if name.endswith('.safetensors'))
+            raise ValueError(
+                f'model={model!r} has no {index}: it is no {library} model'
+                + (f'. It holds {files}: for a model in one file give that file' if files else '')
+            )
     elif os.path.isfile(path) or os.path.isabs(path) or path.count('/') != 1:
         raise FileNotFoundError(f'model={model!r} is neither a folder nor a hub id (OWNER/NAME)')
+    variant = settings.get('variant')
+    if variant is not None and os.path.isdir(path) and not _has_variant(path, variant):
+        raise FileNotFoundError(f'model={model!r} has no weights of variant={variant!r}')
     try:
         return load(path, **settings)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnpicklingError) as error:
+        if _in_pickle(error):
+            raise ValueError(
+                f'model={model!r} has a pickle (.bin) that is damaged or would run code, which is '
+                f'not done; take its .safetensors: {error}'
+            ) from error
         raise FileNotFoundError(
             f'model={model!r} is neither a complete {library} folder nor a hub id that can be '
-            f'loaded: {error}'
+            f'loaded: {error}{variants_in(path, settings.get("variant"))}'
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'model={model!r} is not {kind}: {error}') from error
+
+
+def _in_pickle(error: BaseException | None) -> bool:
+    """Whether an error comes from a file that PyTorch would not read as weights alone."""
+    while error is not None:
+        if isinstance(error, UnpicklingError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _has_variant(path: str, variant: str) -> bool:
+    return any(p.suffix in ('.safetensors', '.bin') for p in Path(path).rglob(f'*.{variant}*.*'))
+
+
+def variants_in(path: str, variant: str | None) -> str:
+    """What to say of the variants in a folder where another one was asked for; '' if nothing."""
+    names = [p.stem for p in Path(path).rglob('*.*.safetensors')] if os.path.isdir(path) else []
+    found = sorted({re.sub(r'-\d+-of-\d+$', '', name.partition('.')[2]) for name in names})
+    if not found or variant in found:
+        return ''
+    return f'. Its weights are of variant {found}: set variant={found[0]!r}'
 
 
 @CheckpointLoader.register_scheme(prefixes=PREFIX, force=True)
