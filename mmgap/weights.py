@@ -123,9 +123,10 @@ def load_pretrained(
                 f'model={model!r} has a pickle (.bin) that is damaged or would run code, which is '
                 f'not done; take its .safetensors: {error}'
             ) from error
+        said = variants_in(path, variant) if 'variant' in settings else ''
         raise FileNotFoundError(
             f'model={model!r} is neither a complete {library} folder nor a hub id that can be '
-            f'loaded: {error}{variants_in(path, settings.get("variant"))}'
+            f'loaded: {error}{said}'
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'model={model!r} is not {kind}: {error}') from error
@@ -145,8 +146,10 @@ def _has_variant(path: str, variant: str) -> bool:
 
 
 def variants_in(path: str, variant: str | None) -> str:
-    """What to say of the variants in a folder where another one was asked for; '' if nothing."""
-    names = [p.stem for p in Path(path).rglob('*.*.safetensors')] if os.path.isdir(path) else []
+    """What to say of the variants of a model where another one was asked for; '' if nothing."""
+    if not os.path.isdir(path):
+        return '' if variant else ". If the hub has half precision alone, set variant='fp16'"
+    names = [p.stem for p in Path(path).rglob('*.*.safetensors')]
     found = sorted({re.sub(r'-\d+-of-\d+$', '', name.partition('.')[2]) for name in names})
     if not found or variant in found:
         return ''

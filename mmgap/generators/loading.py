@@ -209,16 +209,13 @@ def load_file(
     return loaded
 
 
-def load_controlnet(
-    controlnet: str | Mapping[str, Any], dtype: torch.dtype, name: str = 'controlnet'
-) -> Any:
+def load_controlnet(controlnet: str | Mapping[str, Any], dtype: torch.dtype) -> Any:
     """Load a ControlNet of diffusers.
 
     Args:
         controlnet: Folder, hub id, ``mmgap://NAME`` or a single file, or
             ``dict(path=…, variant=…, config=…)``.
         dtype: Dtype of the weights.
-        name: The setting, for messages.
 
     Raises:
         FileNotFoundError: If it is neither a complete folder, a file nor a hub id that can be
@@ -239,7 +236,7 @@ def load_controlnet(
             return ControlNetModel.from_pretrained(place, dtype=dtype, variant=variant)
     except OSError as error:
         raise FileNotFoundError(
-            f'{name}={controlnet!r} is neither a complete diffusers folder nor a hub id that can '
-            f'be loaded: {error}{variants_in(place, variant)}'
+            f'controlnet={controlnet!r} is neither a complete diffusers folder nor a hub id that '
+            f'can be loaded: {error}{variants_in(place, variant)}'
         ) from error
-    raise ValueError(f'{name}={controlnet!r} is a {kind}, not a ControlNetModel')
+    raise ValueError(f'controlnet={controlnet!r} is a {kind}, not a ControlNetModel')

@@ -26,6 +26,7 @@ ENDINGS = {
     }.items()
     for word, part in zip(words, ('down', 'up'), strict=True)
 } | {'.lora_A.default.weight': 'down', '.lora_B.default.weight': 'up', '.alpha': 'alpha'}
+# Networks by what keys begin with.
 PREFIXES = dict(
     unet='unet',
     text_encoder='text_encoder',
@@ -83,12 +84,14 @@ def merge_lora(
         for (name, layer), parts in layers_of(state, networks).items():
             weight = networks[name].get_submodule(layer).weight
             settings = about.get(name, about.get('', {}))
-            changes.append((weight, _change(weight, parts, settings, f'{name}.{layer}')))
+            changes.append((weight, parts, _factor(weight, parts, settings, f'{name}.{layer}')))
     except ValueError as error:
         raise ValueError(f'lora={str(file)!r} does not fit the model: {error}') from error
     with torch.no_grad():
-        for weight, change in changes:
-            weight += (scale * change).to(weight.device, weight.dtype)
+        for weight, parts, factor in changes:  # one after the other: together they would be large
+            up, down = (parts[part].double().flatten(1) for part in ('up', 'down'))
+            change = scale * factor * (up @ down).reshape(weight.shape)
+            weight += change.to(weight.device, weight.dtype)
 
 
 def find_lora(path: str, weight_name: str | None = None) -> Path:
@@ -237,24 +240,24 @@ def _from_ldm(flat: str, layers: int | list[int]) -> str:
     return f'{way}_blocks_{block}_{("resnets", "attentions")[kind % 2]}_{layer}_{rest}'
 
 
-def _change(
+def _factor(
     weight: Tensor, parts: Mapping[str, Tensor], about: Mapping[str, Any], name: str
-) -> Tensor:
-    """What a layer's parts add to its weight at ``scale`` 1, float64 on the CPU."""
+) -> float:
+    """What ``up @ down`` of a layer is multiplied with at ``scale`` 1, if the parts fit."""
     if not {'down', 'up'} <= set(parts):
         raise ValueError(f'{name} has {sorted(parts)}, a LoRA has down and up')
     unknown = [key for key in ('use_dora', 'alpha_pattern', 'lora_bias') if about.get(key)]
     if unknown or about.get('peft_type', 'LORA') != 'LORA':
         raise ValueError(f'{unknown or about["peft_type"]} of its adapter cannot be merged')
-    down, up = (parts[part].double() for part in ('down', 'up'))
+    down, up = parts['down'], parts['up']
     rank = len(down)
     alpha = float(parts['alpha']) if 'alpha' in parts else about.get('lora_alpha', rank)
     if up.numel() != len(up) * rank:
         raise ValueError(f'{name} has parts of {tuple(down.shape)} and {tuple(up.shape)}')
-    change = up.flatten(1) @ down.flatten(1)
-    if change.numel() != weight.numel() or len(change) != len(weight):
+    made_for = (len(up), down.numel() // rank)
+    if made_for != (len(weight), weight.numel() // len(weight)):
         raise ValueError(
-            f'{name} is {tuple(weight.shape)}, the LoRA is for {tuple(change.shape)}: it was made '
-            'for another model'
+            f'{name} is {tuple(weight.shape)}, the LoRA is for {made_for}: it was made for another '
+            'model'
         )
-    return alpha / (rank**0.5 if about.get('use_rslora') else rank) * change.reshape(weight.shape)
+    return alpha / (rank**0.5 if about.get('use_rslora') else rank)
