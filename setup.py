@@ -48,11 +48,9 @@ EXTRAS_REQUIRE = {
         'onedl-mmpretrain>=1.3.6',
         'onedl-mmsegmentation>=1.4.2',
     ],
-    # LoRA weights on top of a generator's.
-    'lora': ['peft>=0.17'],
     # Corrupted pictures of the embedded world's depth data.
     'corruptions': ['imagecorruptions-imaug>=1.1.5'],
-    'test': ['pytest>=8.0', 'ruff>=0.9', 'pyyaml'],
+    'test': ['pytest>=8.0', 'ruff>=0.9', 'pyyaml', 'peft>=0.17'],
 }
 
 

@@ -2,7 +2,7 @@
 # DPT (it has Taskonomy and omnidata instead of NYU). The training schedule is ours.
 #
 # Data: data/nyu, as MMSegmentation prepares it. Weights: folders or hub ids, in the hook's
-# generator; the ViT's as for MMSegmentation's DPT configs.
+# generator; the ViT's from Hugging Face.
 _base_ = [
     '_base_/depth_runtime.py',
     '_base_/nyu.py',
@@ -23,9 +23,14 @@ model = dict(
         num_heads=12,
         out_indices=(2, 5, 8, 11),
         final_norm=False,
+        patch_bias=True,  # the weights have one
         with_cls_token=True,
         output_cls_token=True,
-        init_cfg=dict(type='Pretrained', checkpoint='pretrain/vit-b16_p16_224-80ecf9dd.pth'),
+        # Those of MMSegmentation's DPT configs; also a file: timm-mmseg://PATH.safetensors
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='timm-mmseg://vit_base_patch16_224.orig_in21k_ft_in1k',
+        ),
     ),
     decode_head=dict(
         type='mmgap.DPTDepthHead',

@@ -8,7 +8,7 @@ model = dict(
         type='ResNetV1c',
         depth=50,
         norm_cfg=dict(type='SyncBN', requires_grad=True),
-        init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://resnet50_v1c'),
+        init_cfg=dict(type='Pretrained', checkpoint='timm-mmseg://resnet50c.gluon_in1k'),
     ),
     decode_head=dict(
         _delete_=True,

@@ -8,9 +8,8 @@ model = dict(
         init_cfg=dict(
             _delete_=True,
             type='Pretrained',
-            checkpoint='https://download.openmmlab.com/mmclassification/v0/vit/'
-            'vit-base-p16_pt-32xb128-mae_in1k_20220623-4c544545.pth',
-            prefix='backbone',
+            # DeiT's, from Hugging Face; also a file: timm://PATH.safetensors
+            checkpoint='timm://deit_base_patch16_224.fb_in1k',
         )
     ),
     head=dict(num_classes=7, topk=(1,), loss=dict(_delete_=True, type='CrossEntropyLoss')),

@@ -64,8 +64,11 @@ def write_image(path: str | Path, image: Any, **settings: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON knows it: configs may hold classes and tuples, files may not."""
-    return json.loads(json.dumps(value, default=str))
+    """``value`` as JSON knows it: configs may hold classes and tuples, files may not.
+
+    A class becomes its name, so that a config says the same in either style.
+    """
+    return json.loads(json.dumps(value, default=lambda v: getattr(v, '__name__', str(v))))
 
 
 def fingerprint(value: Any) -> str:

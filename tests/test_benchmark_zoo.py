@@ -70,6 +70,11 @@ def test_weights_that_are_not_there_are_named(config):
         changed.model.backbone.init_cfg.checkpoint = 'mmgap://no/vit.safetensors'
         check_weights('vit-tiny', changed)
     check_weights('resnet18', with_model(config, 'resnet18'))
+    changed.model.backbone.init_cfg.checkpoint = 'http://127.0.0.1:9/vit.pth'
+    with pytest.raises(
+        FileNotFoundError, match=r'vit-tiny: .*host 127\.0\.0\.1 failed .*timm://NAME'
+    ):
+        check_weights('vit-tiny', changed)
 
 
 def test_unknown_names_are_refused(config):

@@ -30,6 +30,7 @@ from benchmark_cells import Benchmark
 from benchmark_zoo_report import write_report
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
 
 from mmgap.compat import allow_checkpoint_history
@@ -144,7 +145,7 @@ def check_weights(name: str, config: Config) -> None:
     """See before the hours begin that a target's pretrained weights are there.
 
     Raises:
-        FileNotFoundError: If they are to be in a file, and are not.
+        FileNotFoundError: If they are to be in a file, and are not, or cannot be fetched.
     """
     init = config.model.get('backbone', {}).get('init_cfg')
     weights = init.get('checkpoint') or '' if isinstance(init, Mapping) else ''
@@ -155,7 +156,15 @@ def check_weights(name: str, config: Config) -> None:
             f'{name}: {error}; pretrain it with tools/toyworld/train_backbone.py --zoo, or name '
             'another checkpoint in its init_cfg'
         ) from error
-    if path.endswith('.pth') and '://' not in path and not Path(path).expanduser().is_file():
+    if '://' in path:
+        try:
+            CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{name}: {error}. A model in the config's `zoo` has an init_cfg of its own, also "
+                "timm's from Hugging Face (timm://NAME)"
+            ) from error
+    elif path.endswith('.pth') and not Path(path).expanduser().is_file():
         raise FileNotFoundError(f'{name}: there is no {path}, which its init_cfg names')
 
 

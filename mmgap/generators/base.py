@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -16,13 +15,14 @@ from mmgap.compat import (
     keep_ddim_finite,
     keep_device_known,
     keep_timesteps_on_cpu,
-    silence_empty_cast_warning,
 )
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators.compilation import compile_blocks
 from mmgap.generators.condition import Condition
 from mmgap.generators.denoising import denoising_loss
 from mmgap.generators.gradient import GradientPolicy
+from mmgap.generators.loading import dtype_of
+from mmgap.generators.lora import merge_lora
 from mmgap.generators.posterior_cache import PosteriorCache
 from mmgap.generators.schedulers import (
     SchedulerError,
@@ -31,7 +31,6 @@ from mmgap.generators.schedulers import (
     check_steps,
 )
 from mmgap.prompts import PromptEncoder, PromptEncoderPair
-from mmgap.weights import load_pretrained
 
 
 class DiffusionGenerator:
@@ -53,11 +52,12 @@ class DiffusionGenerator:
             not name is taken from the model's own. It must know the noise that the model was
             trained on and what the model predicts; see :mod:`mmgap.generators.schedulers`.
         lora: LoRA weights on top: a folder, file or hub id, or
-            ``dict(path=…, scale=1.0, weight_name=…)``, or a list of these. They are merged into the
-            model's own; needs the package peft.
+            ``dict(path=…, scale=1.0, weight_name=…)``, or a list of these, as kohya-ss, diffusers
+            and PEFT save them. They are merged into the model's own.
         gradient: Arguments of :class:`~mmgap.generators.gradient.GradientPolicy`.
-        autocast: Dtype of matrix products and convolutions and their weights, e.g. ``'bfloat16'``:
-            1.5 to 2 times faster on CPUs that have it. Latents and norms stay in the model's dtype.
+        autocast: Dtype of matrix products and convolutions and their weights, ``'bfloat16'`` or
+            ``'float16'``: 1.5 to 2 times faster on CPUs that have it. Latents and norms stay in the
+            model's dtype.
         compile: Whether to compile the blocks of UNet, ControlNet and VAE decoder: the first steps
             take minutes, the others less time. Where PyTorch cannot compile, a warning says so.
         device: Where it runs; by default MMEngine's device.
@@ -106,7 +106,7 @@ class DiffusionGenerator:
         self.negative_prompt = negative_prompt if zeros else negative_prompt or ''
         self.gradient = GradientPolicy(**(gradient or {}))
         self.home = self.device = torch.device(device or get_device())
-        self.autocast = getattr(torch, autocast) if autocast else None
+        self.autocast = dtype_of(autocast, 'autocast') if autocast else None
         self.pipeline = pipe = pipeline.to(self.device)
         pipe.set_progress_bar_config(disable=True)
         keep_device_known(pipe)
@@ -141,16 +141,24 @@ class DiffusionGenerator:
         self._negative: Tensor | None = None
 
     @staticmethod
-    def check_settings(strength: float, eta: float) -> None:
+    def check_settings(
+        strength: float, eta: float, dtype: str, autocast: str | None = None, **others: Any
+    ) -> torch.dtype:
         """Before anything is loaded.
 
+        Returns:
+            The dtype of that name.
+
         Raises:
-            ValueError: If a setting is out of range.
+            ValueError: If a setting is out of range, or no dtype; lists those there are.
         """
+        if autocast:
+            dtype_of(autocast, 'autocast')
         if not 0 < strength <= 1:
             raise ValueError(f'strength must be in (0, 1], got {strength}')
         if not 0 <= eta <= 1:
             raise ValueError(f'eta must be in [0, 1], got {eta}')
+        return dtype_of(dtype, 'dtype')
 
     def check_steps(self, num_inference_steps: int, stage: str = '') -> None:
         """See whether the scheduler can draw with a number of steps, before anything is drawn.
@@ -377,94 +385,3 @@ def cast_once(network: nn.Module, dtype: torch.dtype) -> None:
             for parameter in module.parameters(recurse=False):
                 if parameter is not first:
                     parameter.data = parameter.data.to(dtype)
-
-
-def is_xl(model: str) -> bool:
-    """Whether a diffusers model is a Stable Diffusion XL; nothing but its index is read.
-
-    Args:
-        model: Folder, hub id or ``mmgap://NAME``.
-
-    Raises:
-        FileNotFoundError: If ``model`` is neither a folder nor a hub id that can be loaded.
-        ValueError: If what is there is not a diffusers model, or needs several text encoders and is
-            no Stable Diffusion XL.
-    """
-    from diffusers import DiffusionPipeline
-
-    index = load_pretrained(
-        DiffusionPipeline.load_config, model, 'a diffusers model', 'diffusers', 'model_index.json'
-    )
-    if 'text_encoder_2' not in index:
-        return False
-    kinds = [index.get(name, [None])[-1] for name in ('text_encoder', 'text_encoder_2', 'unet')]
-    base = ['CLIPTextModel', 'CLIPTextModelWithProjection', 'UNet2DConditionModel']
-    if kinds != base or index.get('requires_aesthetics_score'):
-        raise ValueError(
-            f'model={model!r} ({index.get("_class_name")}) cannot be a generator; take a Stable '
-            'Diffusion 1.x, 2.x or XL, and of XL the base model, not the refiner'
-        )
-    return True
-
-
-def load_pipeline(load: Callable[..., Any], model: str, kind: str, **settings: Any) -> Any:
-    """Load a diffusers pipeline without its safety checker and its watermark.
-
-    The safety checker would break the gradient and can black images out; so would the watermark.
-
-    Args:
-        load: A ``from_pretrained`` of diffusers.
-        model: Folder, hub id or ``mmgap://NAME``.
-        kind: What it must be, for messages: "an inpainting pipeline".
-        **settings: For ``load``.
-
-    Raises:
-        FileNotFoundError: If ``model`` is neither a folder nor a hub id that can be loaded.
-        ValueError: If what is there is not a diffusers model that can be a generator, is not of
-            this kind, or has a VAE that cannot be float16.
-    """
-    xl = is_xl(model)
-    plain = dict(safety_checker=None, requires_safety_checker=False)
-    settings.update(dict(add_watermarker=False) if xl else plain)
-    pipeline = load_pretrained(load, model, kind, 'diffusers', 'model_index.json', **settings)
-    if xl and pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
-        raise ValueError(
-            f"the VAE of model={model!r} overflows in dtype='float16', and diffusers casts it to "
-            "float32 and back in every call, which no gradient survives; take dtype='bfloat16', "
-            "or dtype='float32' with autocast='bfloat16'"
-        )
-    if xl:
-        silence_empty_cast_warning()
-    return pipeline
-
-
-def merge_lora(pipeline: Any, path: str, scale: float = 1.0, **kwargs: Any) -> None:
-    """Merge LoRA weights into those of a pipeline.
-
-    Args:
-        pipeline: A diffusers pipeline.
-        path: Folder, file or hub id.
-        scale: Factor of the change.
-        **kwargs: As for diffusers' ``load_lora_weights``: ``weight_name`` …
-
-    Raises:
-        FileNotFoundError: If there are none.
-        ImportError: If the package peft is missing.
-        ValueError: If they do not fit the model.
-    """
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f'lora={path!r} needs the package peft: pip install peft') from error
-    if not os.path.exists(path) and (os.path.isabs(path) or path.count('/') != 1):
-        raise FileNotFoundError(f'lora={path!r} is neither a folder, a file nor a hub id')
-    try:
-        pipeline.load_lora_weights(path, **kwargs)
-    except (OSError, ConnectionError) as error:
-        raise FileNotFoundError(f'lora={path!r} cannot be loaded: {error}') from error
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f'lora={path!r} does not fit the model: {error}') from error
-    if not pipeline.get_list_adapters():
-        raise ValueError(f'lora={path!r} has no weights for {type(pipeline).__name__}')
-    pipeline.fuse_lora(lora_scale=scale)
-    pipeline.unload_lora_weights()

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from mmgap.generators.base import DiffusionGenerator, is_xl, load_pipeline
+from mmgap.generators.base import DiffusionGenerator
 from mmgap.generators.condition import Condition
 from mmgap.generators.depth import DepthSourceSet
+from mmgap.generators.loading import load_controlnet, load_pipeline
 from mmgap.generators.posterior_cache import PosteriorCache
 from mmgap.registry import TASK_UTILS
-from mmgap.weights import resolve
 
 
 @TASK_UTILS.register_module()
@@ -24,14 +24,18 @@ class ControlNetGenerator(DiffusionGenerator):
     that of XL), below from the source (``StableDiffusionControlNetImg2ImgPipeline``), as in SDEdit.
 
     Args:
-        model: Folder or hub id of a Stable Diffusion, or ``mmgap://NAME`` for packaged weights.
-        controlnet: Folder or hub id of its ControlNet, or ``mmgap://NAME``.
+        model: Folder or hub id of a Stable Diffusion, ``mmgap://NAME`` for packaged weights, or a
+            single ``.safetensors`` file of the original layout.
+        controlnet: The same of its ControlNet, or ``dict(path=…, variant=…, config=…)``.
         condition_image: Config of what turns metres into the image that the ControlNet was trained
             on.
         conditioning_scale: Factor of what the ControlNet says, at least 0.
         strength: In (0, 1]; below 1 the source shines through.
         eta: DDIM's noise, 0 to 1.
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
+        variant: Which weights of the model to take: ``'fp16'`` where there are no others.
+        config: For a model in a single file, a diffusers model of its kind; its configs and
+            tokenizers hold. By default diffusers guesses it and fetches these from the hub.
         **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
             ``guidance_scale``, ``negative_prompt``, ``scheduler``, ``lora``, ``gradient``,
             ``autocast``, ``compile``, ``device``.
@@ -47,29 +51,22 @@ class ControlNetGenerator(DiffusionGenerator):
     def __init__(
         self,
         model: str,
-        controlnet: str,
+        controlnet: str | Mapping[str, Any],
         condition_image: Mapping[str, Any] | None = None,
         conditioning_scale: float = 1.0,
         strength: float = 1.0,
         eta: float = 0.0,
         dtype: str = 'float32',
+        variant: str | None = None,
+        config: str | None = None,
         **kwargs: Any,
     ) -> None:
-        import diffusers
-
-        self.check_settings(strength, eta)
+        weights = self.check_settings(strength, eta, dtype, **kwargs)
         if conditioning_scale < 0:
             raise ValueError(f'conditioning_scale must not be negative, got {conditioning_scale}')
-        weights = getattr(torch, dtype)
-        family = 'StableDiffusionXLControlNet' if is_xl(model) else 'StableDiffusionControlNet'
-        kind = f'{family}Pipeline' if strength == 1 else f'{family}Img2ImgPipeline'
-        pipeline = load_pipeline(
-            getattr(diffusers, kind).from_pretrained,
-            model,
-            'a Stable Diffusion that takes a ControlNet',
-            dtype=weights,
-            controlnet=load_controlnet(controlnet, weights),
-        )
+        task = 'ControlNet' if strength == 1 else 'ControlNetImg2Img'
+        network = load_controlnet(controlnet, weights)
+        pipeline = load_pipeline(task, model, weights, variant, config, controlnet=network)
         check_fit(pipeline, model, controlnet)
         super().__init__(pipeline, model, strength=strength, eta=eta, **kwargs)
         if strength < 1:  # it begins at the source
@@ -103,29 +100,7 @@ class ControlNetGenerator(DiffusionGenerator):
         return dict(super().about(), **own)
 
 
-def load_controlnet(controlnet: str, dtype: torch.dtype) -> Any:
-    """Load a ControlNet of diffusers.
-
-    Raises:
-        FileNotFoundError: If it is neither a complete folder nor a hub id that can be loaded.
-        ValueError: If what is there is no ControlNet.
-    """
-    from diffusers import ControlNetModel
-
-    path = resolve(controlnet)
-    try:
-        kind = ControlNetModel.load_config(path).get('_class_name')
-        if kind == 'ControlNetModel':  # diffusers itself would take a UNet, and fill it up
-            return ControlNetModel.from_pretrained(path, dtype=dtype)
-    except OSError as error:
-        raise FileNotFoundError(
-            f'controlnet={controlnet!r} is neither a complete diffusers folder nor a hub id that '
-            f'can be loaded: {error}'
-        ) from error
-    raise ValueError(f'controlnet={controlnet!r} is a {kind}, not a ControlNetModel')
-
-
-def check_fit(pipeline: Any, model: str, controlnet: str) -> None:
+def check_fit(pipeline: Any, model: str, controlnet: str | Mapping[str, Any]) -> None:
     """Whether a ControlNet was made for this Stable Diffusion.
 
     Raises:

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from mmgap.generators.base import DiffusionGenerator, load_pipeline
+from mmgap.generators.base import DiffusionGenerator
 from mmgap.generators.condition import Condition, SourceSet
+from mmgap.generators.loading import load_pipeline
 from mmgap.generators.posterior_cache import PosteriorCache
 from mmgap.registry import TASK_UTILS
 
@@ -22,11 +23,15 @@ class ImageToImageGenerator(DiffusionGenerator):
 
     Args:
         model: Folder or hub id of a diffusers model that has an image-to-image pipeline, or
-            ``mmgap://NAME`` for packaged weights.
+            ``mmgap://NAME`` for packaged weights, or a single ``.safetensors`` file of the original
+            layout.
         strength: Share of the noise that is added to the source, in (0, 1]; at 1 nothing is left of
             it but what the prompt says.
         eta: DDIM's noise, 0 to 1.
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
+        variant: Which weights of the model to take: ``'fp16'`` where there are no others.
+        config: For a single file, a diffusers model of its kind; its configs and tokenizers hold.
+            By default diffusers guesses it and fetches these from the hub.
         cache_size: Number of VAE posteriors kept, one for each source; by default as many as 512
             MiB hold, on the generator's device.
         **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
@@ -52,15 +57,13 @@ class ImageToImageGenerator(DiffusionGenerator):
         strength: float = 0.6,
         eta: float = 0.0,
         dtype: str = 'float32',
+        variant: str | None = None,
+        config: str | None = None,
         cache_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        from diffusers import AutoPipelineForImage2Image
-
-        self.check_settings(strength, eta)
-        load = AutoPipelineForImage2Image.from_pretrained
-        kind = 'an image-to-image pipeline'
-        pipeline = load_pipeline(load, model, kind, dtype=getattr(torch, dtype))
+        weights = self.check_settings(strength, eta, dtype, **kwargs)
+        pipeline = load_pipeline('Img2Img', model, weights, variant, config)
         channels = pipeline.unet.config.in_channels
         if channels != pipeline.unet.config.out_channels:
             raise ValueError(

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgap.generators.base import DiffusionGenerator, load_pipeline
+from mmgap.generators.base import DiffusionGenerator
 from mmgap.generators.condition import Condition, SourceSet
+from mmgap.generators.loading import load_pipeline
 from mmgap.generators.posterior_cache import PosteriorCache
 from mmgap.registry import TASK_UTILS
 
@@ -25,10 +26,14 @@ class InpaintingGenerator(DiffusionGenerator):
 
     Args:
         model: Folder or hub id of a diffusers model that has an inpainting pipeline (UNets with 4
-            or 9 input channels), or ``mmgap://NAME`` for packaged weights.
+            or 9 input channels), ``mmgap://NAME`` for packaged weights, or a single
+            ``.safetensors`` file of the original layout.
         strength: In (0, 1]; below 1 the source's background shines through.
         eta: DDIM's noise, 0 to 1.
         dtype: Dtype of the weights: ``'float32'``, ``'bfloat16'``, ``'float16'``, ``'float64'``.
+        variant: Which weights of the model to take: ``'fp16'`` where there are no others.
+        config: For a single file, a diffusers model of its kind; its configs and tokenizers hold.
+            By default diffusers guesses it and fetches these from the hub.
         cache_size: Number of VAE posteriors kept, one for each source, two with a UNet of 9 input
             channels; by default as many as 512 MiB hold, on the generator's device.
         **kwargs: As for :class:`~mmgap.generators.base.DiffusionGenerator`: ``size``,
@@ -47,14 +52,13 @@ class InpaintingGenerator(DiffusionGenerator):
         strength: float = 1.0,
         eta: float = 0.0,
         dtype: str = 'float32',
+        variant: str | None = None,
+        config: str | None = None,
         cache_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        from diffusers import AutoPipelineForInpainting
-
-        self.check_settings(strength, eta)
-        load = AutoPipelineForInpainting.from_pretrained
-        pipeline = load_pipeline(load, model, 'an inpainting pipeline', dtype=getattr(torch, dtype))
+        weights = self.check_settings(strength, eta, dtype, **kwargs)
+        pipeline = load_pipeline('Inpaint', model, weights, variant, config)
         channels = pipeline.unet.config.in_channels
         if channels not in (4, 9):
             raise ValueError(

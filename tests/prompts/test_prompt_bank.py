@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmgap.prompts import PromptBank, SoftPrompt, load_prompt, load_prompts
+from tests.hostile import Hostile
 
 
 def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
@@ -74,18 +75,10 @@ def test_files_for_two_text_encoders(tmp_path):
             SoftPrompt(joined, 'p', widths=widths)
 
 
-class Malicious:
-    def __init__(self, path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def test_malicious_pickle_is_refused_and_not_run(tmp_path):
     ran = tmp_path / 'ran'
-    torch.save({'<p>': Malicious(ran)}, tmp_path / 'zip.bin')
-    (tmp_path / 'plain.bin').write_bytes(pickle.dumps({'<p>': Malicious(ran)}, protocol=2))
+    torch.save({'<p>': Hostile(ran)}, tmp_path / 'zip.bin')
+    (tmp_path / 'plain.bin').write_bytes(pickle.dumps({'<p>': Hostile(ran)}, protocol=2))
     for name in ('zip.bin', 'plain.bin'):
         with pytest.raises(ValueError, match=name):
             load_prompt(tmp_path / name)
