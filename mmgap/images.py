@@ -30,7 +30,7 @@ VOTES = 51  # CUB-200-2011 stores how many of five people saw the bird, in steps
 SHOWN = 6  # values in a message
 
 
-def check_image(path: str, data: bytes) -> None:
+def check_image(path: str, data: bytes) -> str:
     """See that an image is whole and of a sensible size.
 
     OpenCV reads a truncated image without a word, the missing part grey.
@@ -38,6 +38,9 @@ def check_image(path: str, data: bytes) -> None:
     Args:
         path: Where it is from, for messages.
         data: What is in the file.
+
+    Returns:
+        Pillow's name of its mode.
 
     Raises:
         ValueError: If it is no image, is broken, or has more pixels than Pillow's
@@ -52,6 +55,7 @@ def check_image(path: str, data: bytes) -> None:
                     f'than PIL.Image.MAX_IMAGE_PIXELS={most}; make it smaller'
                 )
             image.load()
+            return image.mode
     except UNREADABLE as error:
         raise ValueError(f'image {path} cannot be read: {error}') from error
 
@@ -77,11 +81,11 @@ def read_image(
     """
     info = dict(img_path=info) if isinstance(info, str) else dict(info)
     loader = loader or LoadImageFromFile()
-    path = info['img_path']
+    path, mode = info['img_path'], ''
     if type(loader) is LoadImageFromFile and loader.file_client_args is None:
         if data is None:
             data = read_bytes(path, backend_args=loader.backend_args)
-        check_image(path, data)
+        mode = f' (mode {check_image(path, data)})'
         try:
             pixels = mmcv.imfrombytes(data, loader.color_type, backend=loader.imdecode_backend)
         except UNREADABLE as error:
@@ -89,8 +93,6 @@ def read_image(
     else:
         pixels = (loader(info) or {}).get('img')
     if pixels is None:
-        with Image.open(io.BytesIO(read_bytes(path))) as image:
-            mode = f' (mode {image.mode})'
         raise ValueError(
             f'image {path}{mode} cannot be read by the {type(loader).__name__} of the pipeline, so '
             'no model can be trained on it; save it in 8 bits, as PNG or JPEG'
