@@ -137,6 +137,35 @@ def test_faults_of_the_data(damage, settings, words, check, drawn, tmp_path):
     assert all(part in wrong for part in words), done.said
 
 
+def test_splits_are_compared(check):
+    """What labels mean, and whether an image is drawn from and evaluated on."""
+    import check as tool
+
+    class Split:
+        def __init__(self, *names, classes=('a', 'b')) -> None:
+            self.names, self.metainfo = names, dict(classes=classes)
+
+        def __len__(self) -> int:
+            return len(self.names)
+
+        def get_data_info(self, i: int) -> dict:
+            return dict(img_path=self.names[i])
+
+    class Sources(Split):
+        kind, classes = 'classes', ('a', 'b')
+
+        @property
+        def dataset(self):
+            return self
+
+    sources = Sources('1', '2', '3')
+    assert tool.compare_splits(sources, dict(val=Split('4'), test=None))[1].startswith('no source')
+    said = tool.compare_splits(sources, dict(val=Split('4'), test=Split('2', '3', '5')))[1]
+    assert said == 'NOTE: 2 sources are also test data'
+    with pytest.raises(ValueError, match=r"classes \['b'\], the training data \['a', 'b'\]"):
+        tool.compare_splits(sources, dict(test=Split('4', classes=('b',))))
+
+
 def test_faults_of_the_machine_and_the_weights(check, on_cpu):
     config = 'configs/gap_resnet18_toybirds.py'
     done = check(config, '--cfg-options', 'model.backbone.depth=34')

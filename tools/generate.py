@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import os.path as osp
-import re
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from mmengine.logging import MMLogger
 
 from mmgap.compat import start_processes
 from mmgap.hooks.components import Components
-from mmgap.prompts import SoftPrompt, load_prompts
+from mmgap.prompts import SoftPrompt, ids_of, load_prompts
 from mmgap.synthesis import SamplePool
 from mmgap.synthesis.contact_sheet import write_contact_sheet
 
@@ -57,8 +56,7 @@ def collect_prompts(components: Components, path: str | None, texts: list[str]) 
     """The prompts of ``path`` and those in words, each with an id of its own."""
     encoder = components.generator.prompts
     prompts = load_prompts(path, encoder.width) if path is not None else []
-    for text in texts:
-        id = re.sub(r'[^\w.-]+', '_', text)
+    for text, id in zip(texts, ids_of(texts, runs=True), strict=True):
         prompts.append(encoder.text_prompt(text, id, number=len(prompts)))
     ids = [prompt.id for prompt in prompts]
     if len(set(ids)) < len(ids):

@@ -26,8 +26,7 @@ train_buildings = [
     'stockman',
     'tolstoy',
     'wainscott',
-    'woodbine',
-]
+]  # without woodbine, whose files were damaged and are lost (omnidata's issue 3)
 val_buildings = ['collierville', 'corozal', 'darden', 'markleeville', 'wiconisco']
 test_buildings = ['ihlen', 'mcdade', 'muleshoe', 'noxapater', 'uvalda']
 

@@ -10,6 +10,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.fileio import get as read_bytes
 
+from mmgap.images import read_mask
 from mmgap.registry import TRANSFORMS
 
 
@@ -17,17 +18,17 @@ from mmgap.registry import TRANSFORMS
 class LoadDepth(BaseTransform):
     """Like MMSegmentation's ``LoadDepthAnnotation``, for depth that is not all known.
 
-    Reads ``depth_map_path`` and, where the data info has it, ``depth_mask_path``: an 8-bit image,
-    bright where depth is known. Adds ``gt_depth_map``, ``(H, W)`` float32 in metres, 0 where
-    unknown.
+    Reads ``depth_map_path`` and, where the data info has it, ``depth_mask_path``: an image, bright
+    where depth is known, see :func:`~mmgap.images.read_mask`. Adds ``gt_depth_map``, ``(H, W)``
+    float32 in metres, 0 where unknown.
 
     Args:
         depth_rescale_factor: Metres that a 1 in the file stands for.
         unknown: Value in the file that means unknown, beside 0.
 
     Raises:
-        ValueError: If the factor is not positive, a file is no image of one channel, or a mask has
-            another size than its depth map; names the file.
+        ValueError: If the factor is not positive, a file is no image of one channel, or a mask may
+            mean several things or has another size than its depth map; names the file.
     """
 
     def __init__(self, depth_rescale_factor: float = 1e-3, unknown: int | None = None) -> None:
@@ -44,13 +45,13 @@ class LoadDepth(BaseTransform):
             depth[stored == self.unknown] = 0
         mask_path = results.get('depth_mask_path')
         if mask_path:
-            mask = self._read(mask_path)
+            mask = read_mask(mask_path)
             if mask.shape != depth.shape:
                 raise ValueError(
                     f'depth mask {mask_path} is {mask.shape[1]}x{mask.shape[0]}, its depth map '
                     f'{results["depth_map_path"]} is {depth.shape[1]}x{depth.shape[0]}'
                 )
-            depth[mask <= 127] = 0
+            depth[~mask] = 0
         results['gt_depth_map'] = depth
         results.setdefault('seg_fields', []).append('gt_depth_map')
         results['depth_rescale_factor'] = self.depth_rescale_factor

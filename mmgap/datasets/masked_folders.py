@@ -143,7 +143,7 @@ class MaskedFolders(BaseDataset):
 
 def left_out_note(names: Sequence[str]) -> str:
     """What to say of files in class folders that are no images."""
-    return f'{len(names)} files are left out, they end with none of {SUFFIXES}: {names[0]} …'
+    return f'{len(names)} file(s) are left out, they end with none of {SUFFIXES}: {names[0]} …'
 
 
 def mask_root(data_root: str, mask_dir: str | None) -> str | None:

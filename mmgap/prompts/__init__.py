@@ -4,7 +4,7 @@
 from mmgap.prompts.prompt_bank import PromptBank, load_prompt, load_prompts
 from mmgap.prompts.prompt_encoder import PromptEncoder
 from mmgap.prompts.prompt_encoder_pair import PromptEncoderPair
-from mmgap.prompts.soft_prompt import SoftPrompt, draw_from_vocabulary
+from mmgap.prompts.soft_prompt import SoftPrompt, draw_from_vocabulary, ids_of
 
 __all__ = [
     'PromptBank',
@@ -12,6 +12,7 @@ __all__ = [
     'PromptEncoderPair',
     'SoftPrompt',
     'draw_from_vocabulary',
+    'ids_of',
     'load_prompt',
     'load_prompts',
 ]

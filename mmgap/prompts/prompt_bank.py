@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mmgap.files import write_bytes, write_json
-from mmgap.prompts.soft_prompt import SoftPrompt
+from mmgap.prompts.soft_prompt import SoftPrompt, ids_of
 
 # Names under which a file for Stable Diffusion XL holds the parts for its two text encoders.
 TWO_ENCODERS = ('clip_l', 'clip_g')
 
 
 def load_prompt(
-    path: str | Path, width: int | None = None, joiner: str = ' ', number: int = 0
+    path: str | Path,
+    width: int | None = None,
+    joiner: str = ' ',
+    number: int = 0,
+    id: str | None = None,
 ) -> SoftPrompt:
     """Read one prompt from a file.
 
@@ -35,6 +38,8 @@ def load_prompt(
         width: Embedding width that the text encoder needs, checked when given.
         joiner: Text between the tokens of an imported file, see :class:`SoftPrompt`. What mmgap
             saved itself brings its own.
+        number: Its place among the prompts, unless the file brings one.
+        id: Its name, unless the file brings one; by default the file's.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -66,7 +71,7 @@ def load_prompt(
         raise ValueError(f'provenance {provenance} of a prompt is not JSON: {error}') from error
     return SoftPrompt(
         embeddings,
-        id=about.get('id', re.sub(r'[^\w.-]', '_', path.stem)),
+        id=about.get('id', id or ids_of([path.stem])[0]),
         label=about.get('label'),
         template=about.get('template', '{}'),
         joiner=about.get('joiner', joiner),
@@ -162,4 +167,5 @@ def load_prompts(path: str | Path, width: int | None = None, joiner: str = ' ') 
     files = sorted(p for p in path.iterdir() if p.suffix in ('.safetensors', '.bin', '.pt'))
     if not files:
         raise FileNotFoundError(f'{path} holds no prompt files (*.safetensors, *.bin, *.pt)')
-    return [load_prompt(file, width, joiner, place) for place, file in enumerate(files)]
+    ids = ids_of([file.stem for file in files])
+    return [load_prompt(file, width, joiner, place, ids[place]) for place, file in enumerate(files)]

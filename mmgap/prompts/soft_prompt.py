@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+LONGEST = 200  # bytes of an id; a file's name may have 255
 
 
 class SoftPrompt(nn.Module):
@@ -56,8 +60,11 @@ class SoftPrompt(nn.Module):
             )
         if not torch.isfinite(embeddings).all():
             raise ValueError(f'embeddings of prompt {id!r} contain NaN or Inf')
-        if not re.fullmatch(r'[\w.-]+', id):
-            raise ValueError(f'id must consist of letters, digits, ".", "-" and "_", got {id!r}')
+        if not isinstance(id, str) or not re.fullmatch(r'[\w.-]+', id) or not id.strip('.'):
+            raise ValueError(
+                'id must consist of letters, digits, ".", "-" and "_", and not of dots alone, got '
+                f'{id!r}'
+            )
         if template.count('{}') != 1:
             raise ValueError(f"template must contain '{{}}' exactly once, got {template!r}")
         widths = (embeddings.shape[1],) if widths is None else tuple(widths)
@@ -92,6 +99,33 @@ class SoftPrompt(nn.Module):
     def extra_repr(self) -> str:
         n, width = self.embeddings.shape
         return f'id={self.id!r}, tokens={n}, width={width}, label={self.label}'
+
+
+def ids_of(names: Sequence[str], runs: bool = False) -> list[str]:
+    """Ids that stand for names: file names, a different one for each different name.
+
+    What is no letter or digit becomes ``_``. Where names would then be one, as those that differ in
+    a vowel sign, in ``<`` and ``>``, or (on some file systems) in capitals, or where one is too
+    long for a file, a part of the name's hash is put behind it. It depends on nothing but the name.
+
+    Args:
+        names: What the ids stand for.
+        runs: Whether several such characters in a row become one ``_``.
+
+    Returns:
+        The id of each name; equal names have equal ids.
+    """
+    pattern = r'[^\w.-]+' if runs else r'[^\w.-]'
+    plain = {name: re.sub(pattern, '_', name) for name in names}
+    counts = Counter(id.lower() for id in plain.values())
+    ids = []
+    for name in names:
+        id = plain[name]
+        if counts[id.lower()] > 1 or len(id.encode()) > LONGEST:
+            short = id.encode()[: LONGEST - 20].decode(errors='ignore')
+            id = f'{short}.{hashlib.sha256(name.encode()).hexdigest()[:6]}'
+        ids.append(id)
+    return ids
 
 
 def draw_from_vocabulary(table: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 
-from mmgap.prompts import PromptEncoder, PromptEncoderPair, SoftPrompt, load_prompt
+from mmgap.prompts import PromptEncoder, PromptEncoderPair, SoftPrompt, ids_of, load_prompt
 from mmgap.seeds import derive_seed
 
 SCOPES = ('class', 'all')
@@ -63,14 +62,14 @@ def initial_prompts(
     if scope == 'all' and '{class}' in template:
         raise ValueError(f"template {template!r} names a class, which needs scope='class'")
     prompts: list[SoftPrompt] = []
+    ids = ids_of(classes)
     for label, name in enumerate(classes):
         for i in range(prompts_per_class):
             own = scope == 'class'
             n = counts[len(prompts) % len(counts)]
-            id = f'{prefix}{name if own else "all"}-{i if own else len(prompts)}'
+            id = f'{prefix}{ids[label] if own else "all"}-{i if own else len(prompts)}'
             number = len(prompts) if order is None else order[label][i]
             start = starts[number % len(starts)]
-            id = re.sub(r'[^\w.-]', '_', id)
             about = dict(label=label if own else None, number=number)
             about |= dict(template=template.replace('{class}', name))
             if start == 'vocabulary':

@@ -98,7 +98,7 @@ class SamplePool:
 
     Raises:
         ValueError: If a line of the manifest is not one that mmgap writes, or names an image that
-            is missing or truncated.
+            is missing, truncated or outside of the folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -240,17 +240,29 @@ class SamplePool:
                     f'{self.manifest} line {number}: depth_file must be depth/NUMBER.png with the '
                     f'number of its image, got {about["depth_file"]!r}'
                 )
+            if type(about['label']) is not int:
+                raise ValueError(
+                    f'{self.manifest} line {number}: label must be a whole number, got '
+                    f'{about["label"]!r}'
+                )
             samples.append(Sample(**about))
         self._check_images(samples)
         return samples
 
     def _check_images(self, samples: Sequence[Sample]) -> None:
+        inside = os.path.join(os.path.realpath(self.folder), '')
         for number, sample in enumerate(samples, start=1):
             files = [(sample.file, sample.bytes)]
             if sample.depth_file is not None:
                 files.append((sample.depth_file, sample.depth_bytes))
             for name, size in files:
                 path = self.folder / name
+                real = os.path.realpath(path)
+                if not real.startswith(inside):  # pools are passed on, and unpacked elsewhere
+                    raise ValueError(
+                        f'{self.manifest} line {number} names {name}, which is a link to {real}, '
+                        'outside the pool; put the file itself there'
+                    )
                 found = path.stat().st_size if path.is_file() else None
                 if found == size:
                     continue

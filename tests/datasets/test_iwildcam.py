@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,8 @@ from mmgap.datasets import IWildCam
 from mmgap.datasets.iwildcam import CLASSES, SPLITS
 from mmgap.generators import SourceSet
 from tests.miniature import convert_iwildcam, draw_iwildcam
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -91,6 +96,70 @@ def test_places_hours_and_masks(root):
     assert (kept[condition.labels == 0] == 0).all()
     assert ((kept > 0.05) & (kept < 0.95))[condition.labels != 0].all()
     assert masked.metainfo['classes'] == CLASSES
+
+
+@pytest.fixture
+def converter(monkeypatch, capsys):
+    """Run the converter in this process."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools' / 'dataset_converters'))
+    monkeypatch.delitem(sys.modules, 'iwildcam', raising=False)
+    import iwildcam as tool
+
+    def run(*args: object) -> str:
+        monkeypatch.setattr(sys, 'argv', ['iwildcam.py', *map(str, args)])
+        try:
+            tool.main()
+        except SystemExit as stop:
+            return f'failed: {stop.code}'
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_files_of_boxes_and_broken_images(root, source, tmp_path, converter):
+    """Boxes of other images are refused and leave nothing behind; those of 2021 have an id."""
+    src, out = tmp_path / 'src', tmp_path / 'out'
+    (src / 'train').mkdir(parents=True)
+    shutil.copy(source / 'categories.csv', src)
+    with (source / 'metadata.csv').open() as file:
+        head, *rows = list(csv.reader(file))
+    rows = rows[::40]
+    with (src / 'metadata.csv').open('w', newline='') as file:
+        csv.writer(file).writerows([head, *rows])
+    names = [row[head.index('filename')] for row in rows]
+    for name in names:
+        shutil.copy(source / 'train' / name, src / 'train')
+    images = json.loads((source / 'detections.json').read_text())['images']
+    found = {image['file'].split('/')[-1]: image['detections'] for image in images}
+    files = dict(
+        others=[dict(file=f'animals/{i}.jpg', detections=found[n]) for i, n in enumerate(names)],
+        by_id=[dict(id=Path(n).stem, detections=found[n]) for n in names if n in found],
+    )
+    for name, images in files.items():
+        (src / f'{name}.json').write_text(json.dumps(dict(images=images)))
+    said = converter('--src', src, '--detections', src / 'others.json', '--out', out)
+    assert said.startswith('failed: ') and 'has none of the' in said and "'animals/0.jpg'" in said
+    assert not out.exists()
+
+    options = ('--src', src, '--detections', src / 'by_id.json', '--out', out)
+    broken, gone = (src / 'train' / name for name in names[:2])
+    whole = {path: path.read_bytes() for path in (broken, gone)}
+    broken.write_bytes(whole[broken][: len(whole[broken]) // 2])
+    gone.unlink()
+    said = converter(*options)
+    assert said.startswith(f'failed: 2 of {len(names)} images cannot be converted')
+    assert f'{broken} cannot be read' in said and str(gone) in said and '--skip-faulty' in said
+    assert not (out / 'metadata.csv').exists()
+    said = converter(*options, '--skip-faulty')
+    assert f'{len(names) - 2} images, ' in said and '2 are left out' in said
+    with (out / 'metadata.csv').open() as file:
+        assert [row['filename'] for row in csv.DictReader(file)] == names[2:]
+    for path, data in whole.items():
+        path.write_bytes(data)
+    assert f'{len(names)} images, ' in converter(*options)
+    made = {path.name: path.read_bytes() for path in (out / 'masks').iterdir()}
+    masks = [root / 'masks' / name.replace('jpg', 'png') for name in names]
+    assert made == {path.name: path.read_bytes() for path in masks if path.exists()} != {}
 
 
 def test_bad_input(root, source, tmp_path):

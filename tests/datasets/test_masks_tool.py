@@ -139,7 +139,9 @@ def test_faults_are_listed_before_anything_is_written(masks, cub):
     Image.new('L', (10, 12), 255).save(small)
     Image.new('L', sizes[empty], 102).save(empty)
     broken.write_bytes(b'no picture')
-    Image.fromarray(np.full(sizes[deep][::-1], 60000, np.uint16)).save(deep)
+    numbers = np.zeros(sizes[deep][::-1], np.uint16)
+    numbers[4:40, 4:40], numbers[20:30, 20:30] = 3, 7
+    Image.fromarray(numbers).save(deep)
     Image.new('L', sizes[full], 255).save(full)
     before = files(cub.root)
     done = masks(cub.root, '--segmentations', cub.segmentations)
@@ -150,7 +152,7 @@ def test_faults_are_listed_before_anything_is_written(masks, cub):
         (small, f'the image is {drawn_size}, its segmentation 10x12'),
         (empty, 'its mask is empty'),
         (broken, 'cannot identify image file'),
-        (deep, 'mode I;16'),
+        (deep, 'holds the values 0, 3, 7'),
         (full, 'fills 100% of the middle square'),
     ):
         name = f'{path.parent.name}/{path.stem}.jpg'
@@ -279,7 +281,7 @@ def test_masks_that_came_out_badly(masks, animals, tmp_path):
     assert not done.failed and '2 of 6 images have masks' in done.said
     for words in (
         '4 have none',
-        'ape/2.jpg: it cannot be read: image file is truncated',
+        '2.jpg cannot be read: image file is truncated',
         'bee/0.jpg: its mask fills 100% of the middle square',
         'bee/1.jpg: its mask is empty',
         'bee/2.jpg:',
@@ -334,6 +336,22 @@ def test_bad_input(masks, animals, tmp_path, monkeypatch, options, words):
     done = masks('animals', *options)
     assert done.failed and words in done.said, done.said
     assert files(tmp_path) == before
+
+
+def test_numbers_of_classes(masks, animals, tmp_path):
+    """Nobody but a person can tell which is the object."""
+    classes = np.full((40, 60), 2, np.uint8)
+    classes[5:20, 5:20], classes[20:30, 20:40], classes[:2] = 15, 9, 255
+    for path in animals.rglob('*.jpg'):
+        named = tmp_path / 'classes' / path.relative_to(animals).with_suffix('.png')
+        named.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(classes).save(named)
+    done = masks(animals, '--segmentations', tmp_path / 'classes')
+    assert done.failed and '6 of 6 images can have no mask' in done.said
+    done = masks(animals, '--segmentations', tmp_path / 'classes', '--object', 15, 9)
+    assert not done.failed, done.said
+    made = np.array(Image.open(animals / 'ape' / '0_mask.png'))
+    assert np.array_equal(made > 0, np.isin(classes, (9, 15)))
 
 
 def test_bad_images(masks, animals, tmp_path):

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
 from mmgap.datasets import LoadDepth, Taskonomy
@@ -57,3 +60,8 @@ def test_what_is_missing_is_named(tmp_path):
         Taskonomy(str(tmp_path))
     with pytest.raises(ValueError, match='depth_rescale_factor must be positive, got 0'):
         LoadDepth(0)
+
+
+def test_the_config_names_what_can_be_downloaded():
+    config = Config.fromfile(Path(__file__).parents[2] / 'configs/_base_/taskonomy.py')
+    assert len(config.train_buildings) == 24 and 'woodbine' not in config.train_buildings

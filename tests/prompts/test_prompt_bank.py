@@ -101,6 +101,23 @@ def test_damaged_files_are_refused(suffix, damage, tmp_path):
         load_prompt(path)
 
 
+@pytest.mark.parametrize('id', ['../x', 'a/b', '/x', '..', 'a\n', '', 5, None])
+def test_an_id_that_is_no_name_is_refused(id, tmp_path):
+    """A bank would write a file of that name."""
+    path = PromptBank(tmp_path).add(SoftPrompt(torch.ones(1, 4), 'p'), {})
+    about = json.loads(path.with_suffix('.json').read_text())
+    path.with_suffix('.json').write_text(json.dumps(dict(about, id=id)))
+    with pytest.raises(ValueError, match='id must consist of letters'):
+        load_prompt(path)
+
+
+def test_names_of_files_that_differ_in_no_letter(tmp_path):
+    for name in ('size >5', 'size <5', 'plain'):
+        torch.save({'<x>': torch.ones(4)}, tmp_path / f'{name}.bin')
+    ids = [prompt.id for prompt in load_prompts(tmp_path)]
+    assert ids[0] == 'plain' and len(set(ids)) == 3
+
+
 def test_files_without_prompts(tmp_path):
     with pytest.raises(FileNotFoundError, match='nothing.safetensors'):
         load_prompt(tmp_path / 'nothing.safetensors')

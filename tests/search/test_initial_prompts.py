@@ -44,6 +44,30 @@ def test_templates_and_ids(encoder):
     assert [p.id for p in prompts] == ['r1-land_bird-0', 'r1-Car_Truck-0']
 
 
+@pytest.mark.parametrize(
+    'classes',
+    [
+        ('หมู', 'หมี'),
+        ('कि', 'की'),
+        ('size >5', 'size <5'),
+        ('Cat', 'cat'),
+        ('a b', 'a/b'),
+        ('x' * 300,),
+    ],
+)
+def test_classes_that_differ_in_no_letter(classes, encoder, tmp_path):
+    """Their prompts have names, files and starts of their own, whatever other classes there are."""
+    prompts = initial_prompts(encoder, (*classes, 'dog'), 1, prefix='r0-')
+    ids = [prompt.id for prompt in prompts]
+    assert len({id.lower() for id in ids}) == len(ids) and ids[-1] == 'r0-dog-0'
+    turned = initial_prompts(encoder, ('dog', *reversed(classes)), 1, prefix='r0-')
+    assert [prompt.id for prompt in turned] == ids[::-1]
+    bank = PromptBank(tmp_path)
+    for prompt in prompts:
+        bank.add(prompt, {})
+    assert {prompt.id for prompt in bank} == set(ids)
+
+
 def test_start_from_words_and_files(encoder, tmp_path):
     (words,) = initial_prompts(encoder, ('a',), 1, tokens=5, init='x yz')
     ids = encoder.tokenizer('x yz', add_special_tokens=False).input_ids

@@ -157,6 +157,21 @@ def test_missing_or_truncated_image_is_an_error(tmp_path, damage, words):
         SamplePool(tmp_path)
 
 
+@pytest.mark.parametrize('what', ['image', 'folder'])
+def test_a_link_out_of_the_pool_is_an_error(tmp_path, what):
+    pool = fill(tmp_path / 'pool')
+    image = pool.path(pool.samples[1])
+    place = image if what == 'image' else image.parent
+    place.rename(tmp_path / place.name)
+    place.symlink_to(tmp_path / place.name)
+    with pytest.raises(ValueError, match='which is a link to .*, outside the pool'):
+        SamplePool(tmp_path / 'pool')
+    (tmp_path / 'linked').symlink_to(tmp_path / 'pool')
+    place.unlink()
+    (tmp_path / place.name).rename(place)
+    assert len(SamplePool(tmp_path / 'linked')) == len(pool)  # the pool itself may be one
+
+
 def edited(**changes):
     return lambda line: json.dumps({**json.loads(line), **changes})
 
@@ -171,6 +186,10 @@ def edited(**changes):
         (edited(extra=1), 'line 2 must have the fields'),
         (edited(file='../../etc/passwd'), 'line 2: file must be images/NUMBER.png'),
         (edited(file=None), 'line 2: file must be images/NUMBER.png'),
+        (edited(file='/etc/passwd'), 'line 2: file must be images/NUMBER.png'),
+        (edited(file='images/../../000001.png'), 'line 2: file must be images/NUMBER.png'),
+        (edited(depth_file='depth/../../x.png'), 'line 2: depth_file must be depth/NUMBER.png'),
+        (edited(label='1'), "line 2: label must be a whole number, got '1'"),
     ],
 )
 def test_garbage_lines_are_errors(tmp_path, edit, words):

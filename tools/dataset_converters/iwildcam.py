@@ -18,12 +18,13 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from objects import MOST, megadetector, why_unusable
+from objects import LISTED, MOST, Boxes, listed, megadetector, why_unusable
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from mmgap.datasets.iwildcam import CLASSES, COLUMNS
 from mmgap.files import write_image, write_json
+from mmgap.images import read_image
 
 # By their names in categories.csv.
 SPECIES = dict(
@@ -79,14 +80,13 @@ def check_settings(args: argparse.Namespace) -> None:
     write_json(path, settings)
 
 
-def convert(name: str, boxes: list[list[float]], args: argparse.Namespace) -> None:
+def convert(name: str, boxes: list[list[float]] | None, args: argparse.Namespace) -> None:
     """Cut one image, and draw its mask if it has boxes."""
     target = args.out / 'images' / name
     mask_path = (args.out / 'masks' / name).with_suffix('.png')
     if target.exists():
         return
-    with Image.open(args.src / 'train' / name) as opened:
-        image = opened.convert('RGB')
+    image = Image.fromarray(read_image(str(args.src / 'train' / name)))
     width, height = image.size
     top, bottom = round(args.top * height), height - round(args.bottom * height)
     if boxes:
@@ -100,6 +100,17 @@ def convert(name: str, boxes: list[list[float]], args: argparse.Namespace) -> No
     write_image(target, image.crop((0, top, width, bottom)), quality=95)
 
 
+def check_names(boxes: Boxes, names: list[str]) -> None:
+    """See that a file of boxes is of these images, and say how many of them it has."""
+    known = [name for name in names if boxes.given(name) is not None]
+    if not known:
+        raise SystemExit(
+            f'{boxes.path} has none of the {len(names)} images: theirs are named like '
+            f'{names[0]!r}, its own like {next(iter(boxes.boxes), None)!r}'
+        )
+    print(f'{boxes.path} has {len(known)} of the {len(names)} images')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--src', type=Path, required=True, help='folder of WILDS: iwildcam_v2.0')
@@ -108,6 +119,9 @@ def main() -> None:
     parser.add_argument('--min-confidence', type=float, default=0.5, help='of a detection')
     parser.add_argument('--top', type=float, default=0.05, help='share of the height to cut off')
     parser.add_argument('--bottom', type=float, default=0.07, help='share of the height to cut off')
+    parser.add_argument(
+        '--skip-faulty', action='store_true', help='leave out images that cannot be read'
+    )
     args = parser.parse_args()
     for name in ('top', 'bottom'):
         if not 0 <= getattr(args, name) < 0.5:
@@ -115,28 +129,40 @@ def main() -> None:
     if args.detections is not None and not args.detections.is_file():
         parser.error(f'--detections {args.detections} does not exist')
     ours = labels(args.src)
-    check_settings(args)
     columns = ('filename', 'y', 'split', 'location_remapped', 'sequence_remapped', 'datetime')
     rows = [row for row in read_csv(args.src / 'metadata.csv', columns) if row['y'] in ours]
-    boxes = {}
+    boxes = None
     if args.detections is not None:
-        found = megadetector(args.detections, args.min_confidence).boxes
-        boxes = {Path(file).name: rows for file, rows in found.items()}
-    written = []
+        boxes = megadetector(args.detections, args.min_confidence)
+        check_names(boxes, [row['filename'] for row in rows])
+    check_settings(args)
+    written, faults = [], {}
     for row in tqdm(rows, unit='image'):
-        convert(row['filename'], boxes.get(row['filename'], []), args)
+        try:
+            convert(row['filename'], boxes.given(row['filename']) if boxes else None, args)
+        except (FileNotFoundError, ValueError) as error:
+            faults[row['filename']] = str(error)
+            continue
         hour = datetime.fromisoformat(row['datetime']).hour
         places = (row['location_remapped'], row['sequence_remapped'])
         written.append((row['filename'], ours[row['y']], row['split'], *places, hour))
+    if faults and (not args.skip_faulty or not written):
+        raise SystemExit(
+            f'{len(faults)} of {len(rows)} images cannot be converted:\n{listed(faults, LISTED)}\n'
+            'There is no metadata.csv yet. Bring them back and run the same command, or leave them '
+            'out with --skip-faulty'
+        )
     temporary = args.out / 'metadata.csv.tmp'
     with temporary.open('w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(written)
     os.replace(temporary, args.out / 'metadata.csv')
-    names = [Path(row['filename']).with_suffix('.png') for row in rows]
+    names = [Path(name).with_suffix('.png') for name, *_ in written]
     masked = sum((args.out / 'masks' / name).exists() for name in names)
-    print(f'{len(rows)} images, {masked} with masks, in {args.out}')
+    print(f'{len(written)} images, {masked} with masks, in {args.out}')
+    if faults:
+        print(f'{len(faults)} are left out:\n{listed(faults)}')
 
 
 if __name__ == '__main__':

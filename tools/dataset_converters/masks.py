@@ -3,7 +3,8 @@
 """Make the masks of a folder of images, from segmentations or with a segmenter.
 
 ``--segmentations DIR`` takes grey pictures in the layout of the images, object bright, as those of
-CUB-200-2011 are for Waterbirds: values above 127 are the object. ``--segmenter type=… model=…``
+CUB-200-2011 are for Waterbirds: values above 127 are the object. Numbers of objects will do too; of
+numbers of classes say with ``--object`` which are meant. ``--segmenter type=… model=…``
 builds a segmenter of mmgap's registry (mmgap.SamSegmenter) that is told the boxes of ``--boxes``,
 or else that the object is at the centre.
 
@@ -22,20 +23,18 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import DictAction
-from objects import MOST, Boxes, read_boxes, why_unusable
+from objects import LISTED, MOST, Boxes, listed, read_boxes, why_unusable
 from PIL import ExifTags, Image, ImageFilter, ImageOps
 from tqdm import tqdm
 
 from mmgap.datasets.masked_folders import BESIDE, list_images
 from mmgap.files import write_image
+from mmgap.images import UNREADABLE, read_image, read_mask
 from mmgap.registry import TASK_UTILS
 from mmgap.seeds import derive_rng
 from mmgap.synthesis.contact_sheet import draw_sheet
 
-UNREADABLE = (OSError, SyntaxError)  # Pillow raises the latter on some broken PNGs
-EIGHT_BITS = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA')
 SHEET = '_contact_sheet.png'  # after the name of the folder
-LISTED = 20  # faults in a message
 SHOWN = 40  # masks on the contact sheet
 IN_A_ROW = 8
 THUMBNAIL = (160, 160)
@@ -46,8 +45,9 @@ class Segmentations:
 
     most = 1.0  # a person drew them: they may fill the image, if only something is left
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], objects: Sequence[int] | None) -> None:
         self.folder = folder
+        self.objects = objects
         if not any(self.path(name).is_file() for name in names):
             raise SystemExit(
                 f'none of {len(names)} images has a segmentation in {folder}; the first would be '
@@ -63,8 +63,8 @@ class Segmentations:
             return f'there is no {self.path(name)}'
         try:
             mask = self(name, None)
-        except (*UNREADABLE, ValueError) as error:
-            return f'{self.path(name)}: {error}'
+        except (OSError, ValueError) as error:
+            return str(error)
         if mask.size != size:
             ours, theirs = (f'{width}x{height}' for width, height in (size, mask.size))
             return f'the image is {ours}, its segmentation {theirs}'
@@ -72,10 +72,7 @@ class Segmentations:
 
     def __call__(self, name: str, image: Image.Image | None) -> Image.Image:
         """The mask of an image."""
-        with Image.open(self.path(name)) as opened:
-            if opened.mode not in EIGHT_BITS:
-                raise ValueError(f'is a picture of mode {opened.mode}, not one of 8 bits')
-            return opened.convert('L').point([0] * 128 + [255] * 128)
+        return Image.fromarray(read_mask(str(self.path(name)), self.objects)).convert('L')
 
 
 class Prompted:
@@ -104,7 +101,7 @@ class Prompted:
     def __call__(self, name: str, image: Image.Image) -> Image.Image:
         """The mask of an image."""
         boxes = np.zeros((0, 4)) if self.boxes is None else self.boxes.of(name, image.size)
-        mask = np.asarray(self.segmenter(np.array(image.convert('RGB')), boxes))
+        mask = np.asarray(self.segmenter(np.array(image), boxes))
         if mask.dtype != bool or mask.shape != image.size[::-1]:
             raise SystemExit(
                 f'{type(self.segmenter).__name__} gave a mask of {mask.dtype} and shape '
@@ -133,6 +130,13 @@ def parse_args() -> argparse.Namespace:
         help='type=mmgap.SamSegmenter model=PATH, for example',
     )
     parser.add_argument(
+        '--object',
+        type=int,
+        nargs='+',
+        metavar='VALUE',
+        help='values of the object in --segmentations that hold numbers of classes',
+    )
+    parser.add_argument(
         '--boxes',
         type=Path,
         help="where the objects are: a JSON file of MegaDetector, or CUB's bounding_boxes.txt",
@@ -143,6 +147,8 @@ def parse_args() -> argparse.Namespace:
         '--skip-faulty', action='store_true', help='leave out images that can have no mask'
     )
     args = parser.parse_args()
+    if args.object is not None and args.segmentations is None:
+        parser.error('--object is for --segmentations')
     if args.boxes is not None and args.segmenter is None:
         parser.error('--boxes is for --segmenter; --segmentations need none')
     if args.segmenter is not None and 'type' not in args.segmenter:
@@ -203,10 +209,9 @@ def make(
     faults, refused = {}, {}
     for name, path in tqdm(todo.items(), desc='masks', unit='image'):
         try:
-            with Image.open(images / name) as image:
-                mask = maker(name, ImageOps.exif_transpose(image))
-        except UNREADABLE as error:
-            faults[name] = f'it cannot be read: {error}'
+            mask = maker(name, Image.fromarray(read_image(str(images / name))))
+        except (OSError, ValueError) as error:
+            faults[name] = str(error)
             continue
         fault = why_unusable(mask, maker.most)
         if fault is None:
@@ -220,9 +225,7 @@ def make(
 
 def outlined(path: Path, mask: Image.Image) -> np.ndarray:
     """A thumbnail with the mask's outline in red, and dark where it is not."""
-    with Image.open(path) as opened:
-        upright = ImageOps.exif_transpose(opened).convert('RGB')
-    picture = np.array(ImageOps.pad(upright, THUMBNAIL))
+    picture = np.array(ImageOps.pad(Image.fromarray(read_image(str(path))), THUMBNAIL))
     small = ImageOps.pad(mask, THUMBNAIL, Image.Resampling.NEAREST)
     inside, core = (np.array(m) > 127 for m in (small, small.filter(ImageFilter.MinFilter(3))))
     picture[~inside] //= 2
@@ -236,7 +239,8 @@ def write_sheet(
     """Show masks that were not written, and some, by chance, of those there are."""
     order = derive_rng('masks').permutation(len(masks))[: SHOWN - len(refused)]
     shown = {
-        name: Image.open(masks[name]).convert('L') for name in sorted(np.array([*masks])[order])
+        name: Image.fromarray(read_mask(str(masks[name]))).convert('L')
+        for name in sorted(np.array([*masks])[order])
     }
     rows = []
     for title, part in (('not written', refused), ('masks', shown)):
@@ -247,12 +251,6 @@ def write_sheet(
     write_image(path, draw_sheet(rows))
 
 
-def listed(faults: dict[str, str], most: int | None = None) -> str:
-    rows = [f'  {name}: {fault}' for name, fault in faults.items()][:most]
-    rest = len(faults) - len(rows)
-    return '\n'.join([*rows, *([f'  … and {rest} more'] if rest else [])])
-
-
 def main() -> None:
     args = parse_args()
     paths = mask_paths(args)
@@ -260,7 +258,7 @@ def main() -> None:
     faults, refused = {}, {}
     if todo:
         if args.segmentations is not None:
-            maker = Segmentations(args.segmentations, list(todo))
+            maker = Segmentations(args.segmentations, list(todo), args.object)
         else:
             boxes = None
             if args.boxes is not None:

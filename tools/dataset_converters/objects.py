@@ -15,6 +15,7 @@ from mmgap.generators.condition import around_object
 ANIMAL = '1'  # MegaDetector's category
 MOST = 0.95  # of a square that an object may fill; around it something is drawn
 FAULTS = (AttributeError, KeyError, TypeError, ValueError)  # of what is in a file
+LISTED = 20  # faults in a message
 SEEN_AT = 64  # pixels of the side at which an object must be seen
 
 
@@ -54,11 +55,30 @@ class Boxes:
         for name in boxes:
             self._by_name[name.split('/')[-1]].append(name)
 
+    def given(self, name: str) -> list[list[float]] | None:
+        """Boxes of an image as the file has them; None if it does not have the image.
+
+        Args:
+            name: The image's path, or the end of the one in the file, which may lack the ending.
+
+        Raises:
+            ValueError: If several paths in the file end so.
+        """
+        for own in (name, name.rpartition('.')[0]):
+            names = self._by_name.get(own.split('/')[-1], ())
+            names = [other for other in names if f'/{other}'.endswith(f'/{own}')]
+            if len(names) > 1:
+                both = f'{names[0]} and {names[1]}'
+                raise ValueError(f'{self.path} has two images of this name: {both}')
+            if names:
+                return self.boxes[names[0]]
+        return None
+
     def of(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """Boxes of an image: left, top, right and bottom in pixels.
 
         Args:
-            name: The image's path, or the end of the one in the file.
+            name: As for :meth:`given`.
             size: Width and height in pixels.
 
         Returns:
@@ -67,11 +87,7 @@ class Boxes:
         Raises:
             ValueError: If several paths in the file end so, or a box lies mostly outside.
         """
-        names = self._by_name.get(name.split('/')[-1], ())
-        names = [other for other in names if f'/{other}'.endswith(f'/{name}')]
-        if len(names) > 1:
-            raise ValueError(f'{self.path} has two images of this name: {names[0]} and {names[1]}')
-        rows = np.array(self.boxes[names[0]] if names else [], np.float64).reshape(-1, 4)
+        rows = np.array(self.given(name) or [], np.float64).reshape(-1, 4)
         if not self.in_pixels:
             rows = rows * (*size, *size)
         given = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]], axis=1)
@@ -109,7 +125,8 @@ def megadetector(path: Path, least: float) -> Boxes:
     """Boxes of animals with a confidence of ``least``, as shares of the image."""
     try:
         found = {
-            image['file'].replace('\\', '/'): [
+            # The file of iWildCam 2021 has an id, which is the name without its ending.
+            (image['file'] if 'file' in image else image['id']).replace('\\', '/'): [
                 numbers(animal['bbox'])
                 for animal in image.get('detections') or ()
                 if animal['category'] == ANIMAL and animal['conf'] >= least
@@ -149,3 +166,10 @@ def numbers(box: list) -> list[float]:
     if len(box) != 4:
         raise ValueError(f'a box has four numbers, this has {len(box)}: {box}')
     return [float(number) for number in box]
+
+
+def listed(faults: dict[str, str], most: int | None = None) -> str:
+    """What is wrong with images, a line each."""
+    rows = [f'  {name}: {fault}' for name, fault in faults.items()][:most]
+    rest = len(faults) - len(rows)
+    return '\n'.join([*rows, *([f'  … and {rest} more'] if rest else [])])
