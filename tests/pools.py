@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgap.synthesis import SamplePool
+from mmgap.pool import SamplePool
 
 ABOUT = dict(
     label=1,

@@ -40,7 +40,7 @@ def test_some(tool):
         tool.hugging_face_classifier,
         lambda: tool.depth_model('ERFNet'),
     ):
-        row = tool.judge(build)
+        row = tool.evaluate(build)
         assert row['passes'], row['why']
 
 
@@ -52,8 +52,8 @@ def test_what_does_not_pass(tool):
         return target
 
     rows = {
-        'zero': tool.judge(zero),
-        'wrong': tool.judge(lambda: tool.depth_model('NoBackbone')),
+        'zero': tool.evaluate(zero),
+        'wrong': tool.evaluate(lambda: tool.depth_model('NoBackbone')),
     }
     assert rows['zero']['why'] == 'the gradient is zero'
     assert rows['wrong']['why'].startswith('KeyError')
@@ -68,6 +68,6 @@ def test_all(tool):
     allow_mmcv_without_ops()
     for section, rows in tool.candidates().items():
         for name, build in rows.items():
-            row, expected = tool.judge(build), NOT.get(name.split()[0])
+            row, expected = tool.evaluate(build), NOT.get(name.split()[0])
             assert row['passes'] == (expected is None), (section, name, row.get('why'))
             assert expected is None or expected in row['why']

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from mmgap.files import write_json
 from tests.benchmark_job import work
-from tests.test_sharding import torchrun
+from tests.test_distributed import torchrun
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))

@@ -14,9 +14,9 @@ from PIL import Image
 
 from mmgap.compat import allow_checkpoint_history
 from mmgap.datasets.iwildcam import CLASSES
+from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompts
 from mmgap.registry import TASK_UTILS
-from mmgap.synthesis import SamplePool
 from tests.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
 
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from mmgap.compat import allow_checkpoint_history
+from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompts
-from mmgap.synthesis import SamplePool
 from tests.miniature import draw_nyu, draw_taskonomy
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ import torch
 from mmcv.transforms import Compose, LoadImageFromFile
 from PIL import ExifTags, Image
 
-from mmgap.generators import SourceSet
 from mmgap.images import read_image, read_mask
+from mmgap.sources import SourceSet
 
 GREY = np.arange(12 * 20, dtype=np.uint8).reshape(12, 20)
 RGB = np.stack([GREY, 255 - GREY, GREY // 2], axis=2)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from mmengine.runner import Runner
 
+from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompts
-from mmgap.synthesis import SamplePool
 from tests.conftest import see_no_gpu
 from tests.miniature import draw_waterbirds
 from tests.test_classification_configs import miniature_config

@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmgap.feedback import TargetModel
-from mmgap.synthesis import SamplePool
+from mmgap.pool import SamplePool
+from mmgap.targets import TargetModel
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
-from mmgap.feedback import AdversarialLoss, TargetModel
-from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.feedback import AdversarialLoss
+from mmgap.generators import InpaintingGenerator
 from mmgap.prompts import PromptBank
 from mmgap.search import PromptSearch, initial_prompts
+from mmgap.sources import SourceSet
+from mmgap.targets import TargetModel
 from tests.conftest import DrawnDataset
 from tests.tiny import tiny_classifier
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmgap.compat import start_processes
-from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.generators import InpaintingGenerator
+from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank
-from mmgap.synthesis import SamplePool, Synthesizer
+from mmgap.sources import SourceSet
+from mmgap.synthesis import Synthesizer
 from tests.conftest import DrawnDataset
 from tests.tiny_search import make
 

@@ -29,8 +29,8 @@ from torch import nn
 from tqdm import tqdm
 
 from mmgap.compat import allow_mmcv_without_ops
-from mmgap.feedback import DepthTarget, TargetModel
 from mmgap.files import write_bytes
+from mmgap.targets import DepthTarget, TargetModel
 
 FAULTS = (ValueError, TypeError, LookupError, RuntimeError, ImportError, AssertionError)
 PIXELS = 64  # of depth, where a backbone has no size of its own
@@ -245,7 +245,7 @@ def depth_backbones() -> list[str]:
     return sorted(backbones.__all__)
 
 
-def judge(build: Callable[[], TargetModel]) -> dict[str, Any]:
+def evaluate(build: Callable[[], TargetModel]) -> dict[str, Any]:
     """Build a target, and look at the gradient that it gives to two images.
 
     Returns:
@@ -336,7 +336,7 @@ def main() -> None:
     allow_mmcv_without_ops()
     results = {
         section: {
-            name: judge(build)
+            name: evaluate(build)
             for name, build in tqdm(rows.items(), desc=section)
             if any(word.lower() in name.lower() for word in args.only)
         }

@@ -24,7 +24,7 @@ from mmgap.feedback import read_sentences
 from mmgap.files import fingerprint, write_json
 from mmgap.hooks.components import Components
 from mmgap.hooks.summary import group_report
-from mmgap.synthesis import SamplePool
+from mmgap.pool import SamplePool
 
 # What a method's fragment may say.
 KEYS = (

@@ -13,7 +13,6 @@ import numpy as np
 from mmengine.registry import DATASETS, TASK_UTILS
 
 from mmgap.feedback import Critic
-from mmgap.generators import SourceSet
 from mmgap.hooks.components import (
     Components,
     build_critic,
@@ -21,8 +20,9 @@ from mmgap.hooks.components import (
     build_synthesizer,
     split_search,
 )
+from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank, SoftPrompt
-from mmgap.synthesis import SamplePool
+from mmgap.sources import SourceSet
 
 if TYPE_CHECKING:
     from benchmark_cells import Benchmark
@@ -40,7 +40,7 @@ def put_real(benchmark: Benchmark, method: str, seed: int, folder: Path) -> dict
     dataset = DATASETS.build(copy.deepcopy(settings))
     _check_leak(method, dataset, benchmark.evaluation())
     generator, pool = benchmark.parts(seed).generator, SamplePool(folder)
-    depth = benchmark.parts(seed).sources.kind == 'depth'
+    depth = benchmark.parts(seed).sources.label_type == 'depth'
     # They are stored as they are, so nothing need be known of what to keep.
     sources = generator.sources(dataset) if depth else SourceSet(dataset, generator.size, False)
     number = max(benchmark.budgets)
@@ -108,7 +108,7 @@ def generate(benchmark: Benchmark, method: str, seed: int, folder: Path) -> dict
             f'method {method!r} has {len(prompts)} prompts, the hook {len(initial)}; all methods '
             'must have as many'
         )
-    judged = [search.judge(prompt) for prompt in prompts]
+    judged = [search.evaluate(prompt) for prompt in prompts]
     return dict(
         prompts=[prompt.id for prompt in prompts],
         judged=judged,

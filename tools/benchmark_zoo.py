@@ -38,7 +38,7 @@ from mmgap.configs import name_of
 from mmgap.datasets import share_classes
 from mmgap.files import fingerprint, write_json
 from mmgap.hooks.summary import environment
-from mmgap.synthesis import SamplePool
+from mmgap.pool import SamplePool
 from mmgap.weights import resolve
 
 
@@ -238,7 +238,7 @@ class Zoo:
         self._make_room(model)
         began = time.time()
         folder = row.pool(args.transfer, seed)
-        loss, accuracy = judge(column, seed, folder, args.budget)
+        loss, accuracy = evaluate_on_pool(column, seed, folder, args.budget)
         if images_of == model:
             report = column.cell(args.transfer, args.budget, seed, args.layers)
         else:
@@ -263,7 +263,9 @@ class Zoo:
 
 
 @torch.no_grad()
-def judge(benchmark: Benchmark, seed: int, folder: Path, count: int) -> tuple[float, float]:
+def evaluate_on_pool(
+    benchmark: Benchmark, seed: int, folder: Path, count: int
+) -> tuple[float, float]:
     """Mean loss and accuracy of a target's base checkpoint on the first kept images of a pool."""
     pool = SamplePool(folder)
     samples = pool.kept[:count]

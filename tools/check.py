@@ -34,8 +34,8 @@ from mmgap.datasets import share_classes
 from mmgap.datasets.masked_folders import left_out_note
 from mmgap.hooks.components import Components, check_classes, split_search
 from mmgap.machine import memory, peak, reset_peak
-from mmgap.search.scorer import Job, Scorer
-from mmgap.search.state import SearchState
+from mmgap.search.progress import PromptProgress
+from mmgap.search.step import Job, SearchStep
 from mmgap.wrappers import innermost
 
 LOOKED_AT = 16  # masks or depth maps
@@ -322,10 +322,10 @@ def measure(parts: Components, target: Any, images: int, denoising: int) -> tupl
 
     Each image has a prompt of its own, as in the worst case.
     """
-    scorer = Scorer(parts.generator, target, parts.feedback, parts.sources, denoising, images)
+    scorer = SearchStep(parts.generator, target, parts.feedback, parts.sources, denoising, images)
     random_prompt = parts.generator.prompts.random_prompt
     prompts = [random_prompt(4, seed=i, id=f'check-{i}') for i in range(images)]
-    states = [SearchState(prompt, prompt.embeddings.detach().clone()) for prompt in prompts]
+    states = [PromptProgress(prompt, prompt.embeddings.detach().clone()) for prompt in prompts]
     reset_peak()
     began = time.time()
     with target.frozen():

@@ -19,9 +19,9 @@ from mmgap.compat import differentiable_call
 from mmgap.feedback import adversarial_loss
 from mmgap.generators import GradientPolicy
 from mmgap.hooks.components import Components, prepare_feedback, split_search
-from mmgap.search.scorer import Job, Scorer
-from mmgap.search.state import SearchState
-from mmgap.synthesis import SamplePool
+from mmgap.pool import SamplePool
+from mmgap.search.progress import PromptProgress
+from mmgap.search.step import Job, SearchStep
 
 BATCHES = 2  # of a measured synthesis
 
@@ -59,8 +59,8 @@ class Case:
     def search_step(self, number: int) -> list[Tensor]:
         """The gradient of a step of mmgap's search, each image of another prompt."""
         terms = (self.feedback, self.parts.sources, self.search_steps, self.images)
-        scorer = Scorer(self.generator, self.target, *terms)
-        states = [SearchState(p, p.embeddings.detach().clone()) for p in self.prompts]
+        scorer = SearchStep(self.generator, self.target, *terms)
+        states = [PromptProgress(p, p.embeddings.detach().clone()) for p in self.prompts]
         jobs, following = (
             [Job(i, source, i) for i, source in enumerate(self._sources(step))]
             for step in (number, number + 1)

@@ -15,8 +15,8 @@ from mmengine.logging import MMLogger
 
 from mmgap.compat import start_processes
 from mmgap.hooks.components import Components
+from mmgap.pool import SamplePool
 from mmgap.prompts import SoftPrompt, ids_of, load_prompts
-from mmgap.synthesis import SamplePool
 from mmgap.synthesis.contact_sheet import write_contact_sheet
 
 

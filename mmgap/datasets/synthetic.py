@@ -7,8 +7,8 @@ from typing import Any
 
 from mmengine.dataset import BaseDataset, Compose
 
+from mmgap.pool import Sample, SamplePool
 from mmgap.registry import DATASETS
-from mmgap.synthesis.sample_pool import Sample, SamplePool
 
 
 @DATASETS.register_module()

@@ -17,9 +17,9 @@ from mmengine.registry import DATASETS as ROOT_DATASETS
 
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.images import described
+from mmgap.pool import SamplePool
 from mmgap.registry import DATASETS
 from mmgap.seeds import derive_seed
-from mmgap.synthesis.sample_pool import SamplePool
 from mmgap.wrappers import innermost, parts_of
 
 MODES = ('replace', 'extend')

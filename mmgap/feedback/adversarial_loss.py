@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgap.feedback.base import Draft, Feedback
+from mmgap.feedback.base import Feedback, FeedbackBatch
 from mmgap.registry import TASK_UTILS
 
 MODES = ('flip', 'untargeted', 'targeted', 'uniform')
@@ -76,7 +76,7 @@ class AdversarialLoss(Feedback):
     """
 
     needs = 'target'
-    judges = 'classes'
+    label_type = 'classes'
 
     def __init__(
         self,
@@ -103,10 +103,10 @@ class AdversarialLoss(Feedback):
         self.logit_scale = logit_scale
         self.floor = floor
 
-    def __call__(self, draft: Draft) -> Tensor:
+    def __call__(self, batch: FeedbackBatch) -> Tensor:
         """``(B,)``: the loss of each image, without the weight."""
-        logits = draft.output.logits
+        logits = batch.output.logits
         loss = adversarial_loss(
-            logits, draft.labels.to(logits.device), self.mode, self.target, self.logit_scale
+            logits, batch.labels.to(logits.device), self.mode, self.target, self.logit_scale
         )
         return loss if self.floor is None else loss.clamp(min=self.floor)

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmgap.feedback.target_model import TargetOutput
 from mmgap.files import plain
+from mmgap.targets import TargetOutput
 
 NEEDS = ('prompt', 'image', 'target')
 
 
 @dataclass
-class Draft:
+class FeedbackBatch:
     """A batch as feedback sees it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Feedback:
     Attributes:
         needs: ``'prompt'``, ``'image'`` or ``'target'``: the least that must be computed. A step
             whose terms all need the prompt alone draws no image.
-        judges: ``'classes'`` or ``'depth'``, what the target must say; None where the term does
+        label_type: ``'classes'`` or ``'depth'``, what the target must say; None where the term does
             not ask it.
 
     Raises:
@@ -62,7 +62,7 @@ class Feedback:
     """
 
     needs = 'target'
-    judges: str | None = None
+    label_type: str | None = None
 
     def __init__(self, weight: float = 1.0, start: int = 0, end: int | None = None) -> None:
         name = type(self).__name__
@@ -87,7 +87,7 @@ class Feedback:
             cache: Folder for what is worth keeping on disk; None for nowhere.
         """
 
-    def target_images(self) -> list[str]:
+    def guidance_images(self) -> list[str]:
         """Paths of the images of the target distribution that a prepared term looks at."""
         return []
 
@@ -96,9 +96,9 @@ class Feedback:
         settings = {name: value for name, value in vars(self).items() if name[0] != '_'}
         return plain(dict(settings, type=type(self).__name__))
 
-    def __call__(self, draft: Draft) -> Tensor:
+    def __call__(self, batch: FeedbackBatch) -> Tensor:
         """``(B,)``: the loss of each image, without the weight, to be minimised."""
-        raise NotImplementedError(f'{type(self).__name__} says nothing of a draft')
+        raise NotImplementedError(f'{type(self).__name__} says nothing of a batch')
 
 
 def least_attack(feedback: Sequence[Feedback]) -> float:
@@ -127,25 +127,25 @@ class Total(NamedTuple):
 
 
 def total_feedback(
-    feedback: Sequence[Feedback], draft: Draft, steps: Sequence[int] | None = None
+    feedback: Sequence[Feedback], batch: FeedbackBatch, steps: Sequence[int] | None = None
 ) -> Total:
     """Weighted sum of the terms.
 
     Args:
         feedback: The terms.
-        draft: The batch.
+        batch: The batch.
         steps: Step of each image's prompt; None takes all terms whatever their start and end.
     """
-    total = torch.zeros(len(draft), device=draft.hidden.device)
+    total = torch.zeros(len(batch), device=batch.hidden.device)
     attack = torch.full_like(total, float('nan'))
     means: dict[str, Tensor] = {}
     for term in feedback:
         counts = [
-            term.weight > 0 if steps is None else term.active(s) for s in steps or draft.seeds
+            term.weight > 0 if steps is None else term.active(s) for s in steps or batch.seeds
         ]
         if not any(counts):
             continue
-        loss = term(draft).to(total.device)
+        loss = term(batch).to(total.device)
         counted, more = loss, attack.nan_to_num() + term.weight * loss.detach()
         if not all(counts):
             where = torch.tensor(counts, device=total.device)

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from mmgap.compat import allow_checkpoint_history
 from mmgap.feedback.clip_model import ClipModel
-from mmgap.feedback.depth_target import DepthTarget
-from mmgap.feedback.target_model import TargetModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.registry import TASK_UTILS
+from mmgap.targets import DepthTarget, TargetModel
 
 
 class Critic:
@@ -31,13 +30,13 @@ class Critic:
             not trained on. None drops nothing and only records.
 
     Attributes:
-        judges: ``'classes'`` or ``'depth'``, what its labels are.
+        label_type: ``'classes'`` or ``'depth'``, what its labels are.
 
     Raises:
         ValueError: If the threshold is outside [0, 1].
     """
 
-    judges = 'classes'
+    label_type = 'classes'
 
     def __init__(self, threshold: float | None = None) -> None:
         if threshold is not None and not 0 <= threshold <= 1:
@@ -239,7 +238,7 @@ class DepthCritic(ModelCritic):
         target: As for :class:`ModelCritic`.
     """
 
-    judges = 'depth'
+    label_type = 'depth'
 
     def prepare(self, classes: Sequence[str]) -> None:
         """Build the depth model.

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from mmgap.feedback.base import Draft, Feedback
+from mmgap.feedback.base import Feedback, FeedbackBatch
 from mmgap.feedback.depth_errors import masked_l1, scale_shift_invariant_mae
-from mmgap.feedback.depth_target import DepthOutput
 from mmgap.registry import TASK_UTILS
+from mmgap.targets import DepthOutput
 
 LOSSES = ('model', 'l1', 'ssi')
 
@@ -32,7 +32,7 @@ class DepthAdversarialLoss(Feedback):
     """
 
     needs = 'target'
-    judges = 'depth'
+    label_type = 'depth'
 
     def __init__(self, loss: str = 'model', floor: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -43,13 +43,13 @@ class DepthAdversarialLoss(Feedback):
         self.loss = loss
         self.floor = floor
 
-    def __call__(self, draft: Draft) -> Tensor:
+    def __call__(self, batch: FeedbackBatch) -> Tensor:
         """``(B,)``: minus the error of each image, without the weight.
 
         Raises:
             ValueError: If the target is no depth model.
         """
-        output = draft.output
+        output = batch.output
         if not isinstance(output, DepthOutput):
             raise ValueError(
                 "DepthAdversarialLoss needs a depth model; take 'mmgap.AdversarialLoss' for classes"

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from mmgap.feedback.base import Draft, Feedback
+from mmgap.feedback.base import Feedback, FeedbackBatch
 from mmgap.feedback.clip_model import ClipModel
-from mmgap.feedback.target_images import TargetImages
+from mmgap.feedback.guidance_images import GuidanceImages
 from mmgap.files import fingerprint, write_bytes
 from mmgap.registry import TASK_UTILS
 
@@ -81,7 +81,7 @@ class ImageGuidance(Feedback):
     """Pull generated images toward target images, in CLIP's space.
 
     Args:
-        images: Folder or dataset config, see :class:`~mmgap.feedback.target_images.TargetImages`.
+        images: Folder or dataset config, see :class:`~mmgap.feedback.GuidanceImages`.
         clip: Arguments of :class:`~mmgap.feedback.clip_model.ClipModel`.
         distance: ``'cosine'`` or ``'l2'``, see :func:`feature_distance`.
         clusters: Into how many clusters to split the target images; prompts get them in turn, by
@@ -131,7 +131,7 @@ class ImageGuidance(Feedback):
         """
         if self._clusters is not None:
             return
-        targets = TargetImages(self.images, self.limit, self.skip_corrupt)
+        targets = GuidanceImages(self.images, self.limit, self.skip_corrupt)
         if self.distance == 'l2' and len(targets) < 2:
             raise ValueError(
                 f"distance='l2' needs the variance of several images, {self.images!r} holds one"
@@ -162,15 +162,15 @@ class ImageGuidance(Feedback):
             f'[gap] {len(targets)} target images guide the search, in clusters of {sizes}'
         )
 
-    def target_images(self) -> list[str]:
+    def guidance_images(self) -> list[str]:
         """Paths of the target images."""
         return self._paths
 
-    def __call__(self, draft: Draft) -> Tensor:
+    def __call__(self, batch: FeedbackBatch) -> Tensor:
         """``(B,)``: distance of each image from the target images of its prompt's cluster."""
-        features = self._model.encode_images(draft.images)
-        turns = torch.tensor([number % len(self._clusters) for number in draft.numbers])
-        loss = features.new_zeros(len(draft))
+        features = self._model.encode_images(batch.images)
+        turns = torch.tensor([number % len(self._clusters) for number in batch.numbers])
+        loss = features.new_zeros(len(batch))
         for turn in turns.unique().tolist():
             own = (turns == turn).nonzero()[:, 0].to(features.device)
             part = feature_distance(features[own], self._clusters[turn], self.distance)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgap.feedback.base import Draft, Feedback
-from mmgap.feedback.target_images import TargetImages
+from mmgap.feedback.base import Feedback, FeedbackBatch
+from mmgap.feedback.guidance_images import GuidanceImages
 from mmgap.registry import TASK_UTILS
 from mmgap.seeds import derive_rng
 
@@ -25,7 +25,7 @@ class InversionGuidance(Feedback):
     generated image.
 
     Args:
-        images: Folder or dataset config, see :class:`~mmgap.feedback.target_images.TargetImages`.
+        images: Folder or dataset config, see :class:`~mmgap.feedback.GuidanceImages`.
         limit: Take only the first so many images.
         skip_corrupt: Leave images out that cannot be read.
         **kwargs: As for :class:`~mmgap.feedback.base.Feedback`.
@@ -44,7 +44,7 @@ class InversionGuidance(Feedback):
         self.images = images
         self.limit = limit
         self.skip_corrupt = skip_corrupt
-        self._targets: TargetImages | None = None
+        self._targets: GuidanceImages | None = None
         self._generator: Any = None
 
     def prepare(self, generator: Any, classes: Sequence[str], cache: Path | None = None) -> None:
@@ -55,17 +55,17 @@ class InversionGuidance(Feedback):
         """
         self._generator = generator
         if self._targets is None:
-            self._targets = TargetImages(self.images, self.limit, self.skip_corrupt)
+            self._targets = GuidanceImages(self.images, self.limit, self.skip_corrupt)
 
-    def target_images(self) -> list[str]:
+    def guidance_images(self) -> list[str]:
         """Paths of the target images."""
         return self._targets.paths if self._targets is not None else []
 
-    def __call__(self, draft: Draft) -> Tensor:
+    def __call__(self, batch: FeedbackBatch) -> Tensor:
         """``(B,)``: denoising error of each prompt on the target image that its seed draws."""
         chosen = [
             int(derive_rng(int(seed), 'inversion').integers(len(self._targets)))
-            for seed in draft.seeds
+            for seed in batch.seeds
         ]
         images = torch.stack([self._targets.load(i, self._generator.size) for i in chosen])
-        return self._generator.denoising_loss(images, draft.hidden, draft.seeds)
+        return self._generator.denoising_loss(images, batch.hidden, batch.seeds)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgap.feedback.base import Draft, Feedback
+from mmgap.feedback.base import Feedback, FeedbackBatch
 from mmgap.feedback.clip_model import ClipModel
 from mmgap.registry import TASK_UTILS
 
@@ -151,14 +151,14 @@ class TextGuidance(Feedback):
         length = states.flatten(1).norm(dim=1).mean()
         return (mean * (length / mean.norm().clamp(min=1e-12)))[None]
 
-    def __call__(self, draft: Draft) -> Tensor:
+    def __call__(self, batch: FeedbackBatch) -> Tensor:
         """``(B,)``: distance of each image, or of its prompt, from its description."""
         rows = [
             self._towards[label][number % len(self._towards[label])]
-            for label, number in zip(draft.labels.tolist(), draft.numbers, strict=True)
+            for label, number in zip(batch.labels.tolist(), batch.numbers, strict=True)
         ]
         towards = torch.stack(rows)
         if self.space == 'clip':
-            return 1 - F.cosine_similarity(self._model.encode_images(draft.images), towards, dim=1)
-        hidden = draft.hidden.float()
+            return 1 - F.cosine_similarity(self._model.encode_images(batch.images), towards, dim=1)
+        hidden = batch.hidden.float()
         return hidden_state_distance(hidden, towards.to(hidden.device), self.distance)

@@ -18,7 +18,6 @@ from mmgap.compat import (
 )
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators.compilation import compile_blocks
-from mmgap.generators.condition import Condition
 from mmgap.generators.denoising import denoising_loss
 from mmgap.generators.gradient import GradientPolicy
 from mmgap.generators.loading import dtype_of
@@ -31,6 +30,7 @@ from mmgap.generators.schedulers import (
     check_steps,
 )
 from mmgap.prompts import PromptEncoder, PromptEncoderPair
+from mmgap.sources import Condition
 
 
 class DiffusionGenerator:

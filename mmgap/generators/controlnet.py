@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from mmgap.generators.base import DiffusionGenerator
-from mmgap.generators.condition import Condition
-from mmgap.generators.depth import DepthSourceSet
 from mmgap.generators.loading import load_controlnet, load_pipeline
 from mmgap.generators.posterior_cache import PosteriorCache
 from mmgap.registry import TASK_UTILS
+from mmgap.sources import Condition, DepthSourceSet
 
 
 @TASK_UTILS.register_module()
@@ -116,3 +116,37 @@ def check_fit(pipeline: Any, model: str, controlnet: str | Mapping[str, Any]) ->
                 f'controlnet={controlnet!r} was made for another base model than {model!r}: its '
                 f'{name} is {its}, the UNet has {mine}'
             )
+
+
+@TASK_UTILS.register_module()
+class InverseDepth:
+    """Nearest white, farthest black: what ControlNets for Stable Diffusion were trained on.
+
+    The inverse depth of each map is stretched over [0, 1]. Unknown pixels are black.
+    """
+
+    def __call__(self, depth: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` in [0, 1] of ``(B, 1, H, W)`` metres, 0 where unknown."""
+        known = depth > 0
+        return _stretched(1 / torch.where(known, depth, 1.0), known)
+
+
+@TASK_UTILS.register_module()
+class LinearDepth:
+    """Nearest white, farthest black, linear in metres.
+
+    Minus the depth of each map is stretched over [0, 1]. Unknown pixels are black.
+    """
+
+    def __call__(self, depth: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` in [0, 1] of ``(B, 1, H, W)`` metres, 0 where unknown."""
+        return _stretched(-depth, depth > 0)
+
+
+def _stretched(values: Tensor, known: Tensor) -> Tensor:
+    """The known values of each map stretched over [0, 1], as three equal channels; else 0."""
+    low = torch.where(known, values, torch.inf).flatten(1).amin(dim=1)
+    high = torch.where(known, values, -torch.inf).flatten(1).amax(dim=1)
+    low, high = low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1)
+    shown = (values - low) / (high - low).clamp(min=1e-9)
+    return torch.where(known, shown, 0.0).expand(-1, 3, -1, -1)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 
 from mmgap.generators.base import DiffusionGenerator
-from mmgap.generators.condition import Condition, SourceSet
 from mmgap.generators.loading import load_pipeline
 from mmgap.generators.posterior_cache import PosteriorCache
 from mmgap.registry import TASK_UTILS
+from mmgap.sources import Condition, SourceSet
 
 
 @TASK_UTILS.register_module()

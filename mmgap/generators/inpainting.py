@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mmgap.generators.base import DiffusionGenerator
-from mmgap.generators.condition import Condition, SourceSet
 from mmgap.generators.loading import load_pipeline
 from mmgap.generators.posterior_cache import PosteriorCache
 from mmgap.registry import TASK_UTILS
+from mmgap.sources import Condition, SourceSet
 
 
 @TASK_UTILS.register_module()

@@ -22,20 +22,21 @@ from mmgap.compat import allow_checkpoint_history, name_pretrained
 from mmgap.configs import gap_hooks, name_of, set_scope
 from mmgap.datasets.masked_folders import share_classes
 from mmgap.datasets.synthetic_mix import SyntheticMixDataset, real_only
-from mmgap.feedback import Critic, DepthTarget, Feedback, TargetModel
-from mmgap.generators import DepthSourceSet, SourceSet
+from mmgap.feedback import Critic, Feedback
 from mmgap.prompts import SoftPrompt
 from mmgap.registry import HOOKS, TASK_UTILS
 from mmgap.search import (
     AlignmentAlarm,
     PromptSearch,
+    allocation,
     check_ids,
-    in_turn,
     initial_prompts,
-    shares,
+    round_robin,
 )
 from mmgap.seeds import derive_seed
+from mmgap.sources import DepthSourceSet, SourceSet
 from mmgap.synthesis import Synthesizer
+from mmgap.targets import DepthTarget, TargetModel
 from mmgap.wrappers import Distinct, parts_of
 
 INITIAL = ('prompts_per_class', 'tokens', 'grow', 'init', 'aim', 'scope', 'template')
@@ -88,7 +89,7 @@ def build_target(
     settings: Mapping[str, Any] | None,
     sources: SourceSet | DepthSourceSet,
 ) -> TargetModel:
-    """The model as a judge of images.
+    """The model, seen from the image.
 
     Args:
         model: A classifier of MMPretrain or, with depth maps as labels, a depth model of
@@ -100,7 +101,7 @@ def build_target(
     Raises:
         ValueError: If neither says them.
     """
-    kind = DepthTarget if sources.kind == 'depth' else TargetModel
+    kind = DepthTarget if sources.label_type == 'depth' else TargetModel
     if settings is not None:
         return kind(model, **settings)
     for name in ('test_dataloader', 'val_dataloader'):
@@ -136,7 +137,7 @@ def prepare_feedback(
     """
     for term in feedback:
         term.prepare(generator, classes, cache)
-    guiding = {_same_path(path) for term in feedback for path in term.target_images()}
+    guiding = {_same_path(path) for term in feedback for path in term.guidance_images()}
     if not guiding:
         return
     for dataset in evaluation:
@@ -162,17 +163,17 @@ def build_critic(
     return critic
 
 
-def check_judges(parts: Sequence[Any], sources: SourceSet | DepthSourceSet) -> None:
-    """See that terms and critics judge what the labels are; None is no part.
+def check_label_types(parts: Sequence[Any], sources: SourceSet | DepthSourceSet) -> None:
+    """See that terms and critics are for the type of the labels; None is no part.
 
     Raises:
-        ValueError: If one judges something else.
+        ValueError: If one is for another type.
     """
     for part in parts:
-        if part is not None and part.judges not in (None, sources.kind):
+        if part is not None and part.label_type not in (None, sources.label_type):
             raise ValueError(
-                f'{type(part).__name__} judges {part.judges}, but the labels of the training data '
-                f'are {sources.kind}'
+                f'{type(part).__name__} is for labels of type {part.label_type!r}, those of the '
+                f'training data are {sources.label_type!r}'
             )
 
 
@@ -188,7 +189,7 @@ def check_classes(sources: SourceSet | DepthSourceSet, evaluation: Sequence[Any]
     """
     for dataset in evaluation:
         classes = dataset.metainfo.get('classes')
-        if sources.kind == 'classes' and classes and tuple(classes) != sources.classes:
+        if sources.label_type == 'classes' and classes and tuple(classes) != sources.classes:
             raise ValueError(
                 f'{type(dataset).__name__} for evaluation has the classes {[*classes]}, the '
                 f'training data {[*sources.classes]}: a label would mean two things. Give both '
@@ -222,7 +223,7 @@ def build_search(
         initial: Arguments of :func:`~mmgap.search.initial_prompts`. ``grow`` is the number of
             tokens that prompts gain with each round. ``aim`` in [0, 1] is the part of a class's
             prompts that share a list ``init`` by how often the target fails on its images (see
-            :func:`~mmgap.search.shares`); it costs ``holdout`` images per start and class.
+            :func:`~mmgap.search.allocation`); it costs ``holdout`` images per start and class.
         settings: Arguments of :class:`~mmgap.search.PromptSearch`. Prompts that do not start as
             draws of the vocabulary are not restarted unless ``max_restarts`` says so.
         seed: Seed of the run.
@@ -233,7 +234,7 @@ def build_search(
     Raises:
         ValueError: If the settings do not fit each other.
     """
-    check_judges([*feedback, critic], sources)
+    check_label_types([*feedback, critic], sources)
     seed = round_seed(seed, number)
     settings = dict(settings)
     initial = {'tokens': 5, **initial}
@@ -287,7 +288,7 @@ def _aimed(
         MMLogger.get_current_instance().info(f'[gap] the target fails on {name}: {said}')
         # Where it fails on all alike, each class goes on where the one before ended.
         shift = label * count % len(starts)
-        turns = in_turn(shares(np.roll(rates, -shift), aim), count)
+        turns = round_robin(allocation(np.roll(rates, -shift), aim), count)
         order.append([(turn + shift) % len(starts) for turn in turns])
     return order
 
@@ -301,7 +302,7 @@ def build_synthesizer(
     critic: Critic | None = None,
 ) -> Synthesizer:
     """The synthesizer of round ``number``; arguments as in :func:`build_search`."""
-    check_judges([critic], sources)
+    check_label_types([critic], sources)
     seed = round_seed(seed, number)
     synthesizer = Synthesizer(generator, sources, critic=critic, **{'seed': seed, **settings})
     generator.check_steps(synthesizer.num_inference_steps, 'synthesis')

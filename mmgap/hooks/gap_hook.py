@@ -29,9 +29,9 @@ from mmgap.compat import (
     restart_workers,
 )
 from mmgap.datasets.synthetic_mix import SyntheticMixDataset, batch_of, mixes_in
+from mmgap.distributed import broadcast_object, rank0_buffers
 from mmgap.feedback import Critic
 from mmgap.files import write_bytes, write_json
-from mmgap.generators import SourceSet
 from mmgap.hooks.components import (
     build_critic,
     build_search,
@@ -44,11 +44,12 @@ from mmgap.hooks.components import (
 )
 from mmgap.hooks.summary import environment, group_report, summary_table
 from mmgap.machine import memory, release_memory, training_memory
+from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank
 from mmgap.registry import HOOKS, TASK_UTILS
 from mmgap.seeds import derive_seed, preserved_rng
-from mmgap.sharding import of_main, same_buffers
-from mmgap.synthesis import SamplePool, round_report
+from mmgap.sources import SourceSet
+from mmgap.synthesis import round_report
 from mmgap.synthesis.contact_sheet import write_contact_sheet
 
 
@@ -180,7 +181,7 @@ class GAPHook(Hook):
         """Wrap the training data and check the plan."""
         self._began = time.time()
         # The Runner's own may differ between processes (diff_rank_seed), and all must draw alike.
-        self.seed = of_main(runner.seed if self.seed is None else self.seed)
+        self.seed = broadcast_object(runner.seed if self.seed is None else self.seed)
         self.folder = Path(runner.work_dir) / 'gap'
         self._by_epoch = not hasattr(runner.train_loop, 'dataloader_iterator')
         length = runner.max_epochs if self._by_epoch else runner.max_iters
@@ -247,7 +248,7 @@ class GAPHook(Hook):
 
     def _round(self, runner: Runner, position: dict[str, int]) -> None:
         number = self.state['rounds_done']
-        self.state['stopped'] = of_main(self._reason_to_stop(runner))
+        self.state['stopped'] = broadcast_object(self._reason_to_stop(runner))
         if self.state['stopped'] is not None:
             runner.logger.info(f'[gap] no further round: {self.state["stopped"]}')
             self._let_go()
@@ -258,7 +259,7 @@ class GAPHook(Hook):
         runner.logger.info(f'[gap] round {number + 1} of {self.rounds} begins')
         taken = self._training_memory()
         self._parts[0].to(self._parts[0].home)
-        with same_buffers(runner.model):
+        with rank0_buffers(runner.model):
             self.state['rounds'].append(self._search_and_draw(runner, number))
         self.state['rounds_done'] = number + 1
         if number + 1 < self.rounds:
@@ -274,7 +275,7 @@ class GAPHook(Hook):
     def _reason_to_stop(self, runner: Runner) -> str | None:
         """Why the round that is due shall not begin; None if it shall."""
         # Each process has its own clock, and all must go the same way from here.
-        spent = of_main(self.seconds['search'] + self.seconds['synthesis'])
+        spent = broadcast_object(self.seconds['search'] + self.seconds['synthesis'])
         if self.max_seconds is not None and spent > self.max_seconds:
             return f'{spent:.0f} s of {self.max_seconds} s are spent'
         if self.plateau is None:
@@ -333,7 +334,7 @@ class GAPHook(Hook):
         began = time.time()
         loop = getattr(runner, f'{split}_loop')
         # A loop of validation would save the best checkpoint and step schedules.
-        with same_buffers(runner.model):  # those of the checkpoint
+        with rank0_buffers(runner.model):  # those of the checkpoint
             metrics = TestLoop(runner, loop.dataloader, loop.evaluator).run()
         self.seconds['evaluation'] += time.time() - began
         return group_report(metrics)

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompt search: generator and feedback, whose only parameters are the prompts."""
 
-from mmgap.search.aim import in_turn, shares
+from mmgap.search.aim import allocation, round_robin
 from mmgap.search.alignment import AlignmentAlarm
+from mmgap.search.evaluation import PromptEvaluator
 from mmgap.search.initial_prompts import initial_prompts
-from mmgap.search.judgement import Judge
+from mmgap.search.progress import FoundPrompt, NonFiniteLossError
 from mmgap.search.prompt_search import PromptSearch, check_ids
-from mmgap.search.state import FoundPrompt, NonFiniteLossError
 
 __all__ = [
     'AlignmentAlarm',
     'FoundPrompt',
-    'Judge',
+    'PromptEvaluator',
     'NonFiniteLossError',
     'PromptSearch',
     'check_ids',
-    'in_turn',
+    'round_robin',
     'initial_prompts',
-    'shares',
+    'allocation',
 ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def shares(rates: Sequence[float], aim: float) -> np.ndarray:
+def allocation(rates: Sequence[float], aim: float) -> np.ndarray:
     """What each of several prompts gets of a whole.
 
     Args:
@@ -29,7 +29,7 @@ def shares(rates: Sequence[float], aim: float) -> np.ndarray:
     return alike if rates.sum() == 0 else (1 - aim) * alike + aim * rates / rates.sum()
 
 
-def in_turn(parts: Sequence[float], count: int) -> list[int]:
+def round_robin(parts: Sequence[float], count: int) -> list[int]:
     """Draws by shares, always from what is farthest behind: the first few are in proportion too.
 
     Equal shares take turns in their order. Fewer draws are the beginning of more.

@@ -10,10 +10,11 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor
 
+from mmgap.distributed import all_gather_list, broadcast_object
 from mmgap.feedback import Critic, hidden_state_distance
-from mmgap.search.judgement import Judge
-from mmgap.search.state import FoundPrompt
-from mmgap.sharding import gathered, of_main
+from mmgap.prompts import SoftPrompt
+from mmgap.search.evaluation import PromptEvaluator
+from mmgap.search.progress import FoundPrompt
 
 
 class AlignmentAlarm:
@@ -68,44 +69,48 @@ class AlignmentAlarm:
         )
 
     @torch.no_grad()
-    def check(self, found: FoundPrompt, judge: Judge, held_out: Sequence[int]) -> FoundPrompt:
+    def check(
+        self, found: FoundPrompt, evaluator: PromptEvaluator, held_out: Sequence[int]
+    ) -> FoundPrompt:
         """The prompt as it is, or at its last good step.
 
         Args:
             found: A prompt after its search. Its embeddings are put back in place.
-            judge: Draws and judges its images.
+            evaluator: Draws images of the prompt and asks the target.
             held_out: Sources that the search has not seen.
         """
         prompt, steps = found.prompt, sorted(found.snapshots, reverse=True)
-        reasons = self._reasons(prompt, judge, held_out)
+        reasons = self._reasons(prompt, evaluator, held_out)
         if not reasons:
             return found
         found.alarm = '; '.join(reasons)
         for step in steps[1:]:
             prompt.embeddings.copy_(found.snapshots[step])
-            if not self._reasons(prompt, judge, held_out):
+            if not self._reasons(prompt, evaluator, held_out):
                 break
         else:
             step = min(steps)
         found.kept_step = step
-        found.target_loss_after, found.accuracy_after = judge.evaluate(prompt, held_out)
+        found.target_loss_after, found.accuracy_after = evaluator.evaluate(prompt, held_out)
         MMLogger.get_current_instance().warning(
             f'[gap] alignment alarm: {prompt.id}: {found.alarm}; it is kept as it was at step '
             f'{step} of {found.steps}'
         )
         return found
 
-    def _reasons(self, prompt: Any, judge: Judge, held_out: Sequence[int]) -> list[str]:
+    def _reasons(
+        self, prompt: SoftPrompt, evaluator: PromptEvaluator, held_out: Sequence[int]
+    ) -> list[str]:
         reasons = []
         if self.max_drift is not None:
-            drift = of_main(self._drift(prompt, judge.generator.prompts))
+            drift = broadcast_object(self._drift(prompt, evaluator.generator.prompts))
             if drift > self.max_drift:
                 reasons.append(f'drift {drift:.3f} is above {self.max_drift}')
         if self.max_dropped is not None:
-            agreements = gathered(
+            agreements = all_gather_list(
                 [
                     value
-                    for condition, images in judge.draw(prompt, held_out)
+                    for condition, images in evaluator.draw(prompt, held_out)
                     for value in self.critic(images, condition.masks, condition.truth).tolist()
                 ]
             )

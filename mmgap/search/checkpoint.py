@@ -35,7 +35,7 @@ def save_search(
     Args:
         path: The file.
         identity: Plain data on prompts, settings, generator and target that the search belongs to.
-        states: One :class:`~mmgap.search.state.SearchState` per prompt.
+        states: One :class:`~mmgap.search.progress.PromptProgress` per prompt.
         optimizer: MMEngine's optimiser wrapper.
         schedulers: MMEngine's parameter schedulers.
     """

@@ -16,17 +16,18 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import Tensor, nn
 
-from mmgap.feedback import Critic, Feedback, TargetModel, least_attack
+from mmgap.distributed import all_gather_list, broadcast_object
+from mmgap.feedback import Critic, Feedback, least_attack
 from mmgap.files import fingerprint, plain, weights_fingerprint
-from mmgap.generators import SourceSet
 from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.search.alignment import AlignmentAlarm
 from mmgap.search.checkpoint import load_search, save_search
-from mmgap.search.judgement import Judge
-from mmgap.search.scorer import Job, Scorer, Scores
-from mmgap.search.state import FoundPrompt, NonFiniteLossError, SearchState
+from mmgap.search.evaluation import PromptEvaluator
+from mmgap.search.progress import FoundPrompt, NonFiniteLossError, PromptProgress
+from mmgap.search.step import Job, Scores, SearchStep
 from mmgap.seeds import derive_rng, derive_seed
-from mmgap.sharding import gathered, of_main
+from mmgap.sources import SourceSet
+from mmgap.targets import TargetModel
 
 
 class PromptSearch:
@@ -59,7 +60,7 @@ class PromptSearch:
         patience: Steps after which a prompt is looked at for a restart.
         min_drop: Share of its loss that a prompt must have lost by then, unless the target already
             fails on most of its images.
-        holdout: Sources that are kept for the judgement of a class's prompts, and never used in
+        holdout: Sources that are held out to evaluate a class's prompts, and never used in
             their search; as many of all sources together for prompts that belong to no class.
         checkpoint_interval: Steps between two saves of the search.
         log_interval: Steps between two log lines.
@@ -153,10 +154,12 @@ class PromptSearch:
             self._settings |= dict(alarm=alarm.about())
         self._settings |= dict(feedback=[term.about() for term in self.feedback])
         self._settings = plain(self._settings)
-        self._judge = Judge(generator, target, sources, num_inference_steps, batch_size, seed)
+        self.evaluator = PromptEvaluator(
+            generator, target, sources, num_inference_steps, batch_size, seed
+        )
         self._search_sources, self._held_out = {}, {}
         self._ahead: dict[tuple[str | int, ...], list[tuple[int, int]]] = {}
-        self._scorer = Scorer(
+        self._scorer = SearchStep(
             generator, target, self.feedback, sources, num_inference_steps, batch_size
         )
 
@@ -176,7 +179,7 @@ class PromptSearch:
             bank: Where the prompts go when they are found.
 
         Returns:
-            The prompts with their judgement, in the given order.
+            The prompts, evaluated on held-out sources, in the given order.
 
         Raises:
             NonFiniteLossError: If a loss or a gradient is NaN or Inf. The prompts are as they were
@@ -187,8 +190,10 @@ class PromptSearch:
         saves = bank is not None and dist.is_main_process()
         for prompt in prompts:
             dist.broadcast(prompt.embeddings.data)  # drawn on devices that may round differently
-        states = [SearchState(prompt, prompt.embeddings.detach().clone()) for prompt in prompts]
-        identity = of_main(self._identity(prompts)) if checkpoint or bank is not None else {}
+        states = [PromptProgress(prompt, prompt.embeddings.detach().clone()) for prompt in prompts]
+        identity = (
+            broadcast_object(self._identity(prompts)) if checkpoint or bank is not None else {}
+        )
         with self.target.frozen():
             optimizer = build_optim_wrapper(nn.ModuleList(prompts), self.optim_wrapper)
             schedulers = [
@@ -199,7 +204,7 @@ class PromptSearch:
             saved = load_search(checkpoint, identity, *parts) if checkpoint else None
             if saved is not None:
                 self._log(f'search goes on from {checkpoint}')
-            if len(set(gathered([self._progress(states)]))) > 1:
+            if len(set(all_gather_list([self._progress(states)]))) > 1:
                 raise ValueError(
                     f'not every process can read {checkpoint}, from which the search would go on; '
                     'the work directory must be on a file system that all of them see'
@@ -208,7 +213,7 @@ class PromptSearch:
                 self._loop(states, optimizer, schedulers, checkpoint, identity)
                 for prompt in prompts:
                     dist.broadcast(prompt.embeddings.data)
-                found = self._all_judged(states)
+                found = self._all_evaluated(states)
             except NonFiniteLossError:
                 for prompt in prompts if saves else ():
                     bank.add(prompt, dict(settings=self._settings, complete=False))
@@ -233,28 +238,28 @@ class PromptSearch:
         starts = {term.start for term in self.feedback if term.weight > 0}
         with self.target.frozen():
             for step in sorted({0, *(start for start in starts if start < self.steps)}):
-                state = SearchState(prompt, prompt.embeddings.detach().clone(), [0.0] * step)
+                state = PromptProgress(prompt, prompt.embeddings.detach().clone(), [0.0] * step)
                 # One alone would be compiled for a batch of one.
                 count = dist.get_world_size() * (2 if self.generator.compiled else 1)
                 self._scorer([state], [Job(0, source, seed)] * count)
 
-    def _all_judged(self, states: Sequence[SearchState]) -> list[FoundPrompt]:
+    def _all_evaluated(self, states: Sequence[PromptProgress]) -> list[FoundPrompt]:
         try:
-            return [self._judged(state) for state in states]
+            return [self._evaluated(state) for state in states]
         except NonFiniteLossError as error:
             raise NonFiniteLossError(
                 f'{error}. The search is complete: with another scheduler or eta of the generator, '
                 'or num_inference_steps of the search, it goes on from here (--resume)'
             ) from error
 
-    def _judged(self, state: SearchState) -> FoundPrompt:
+    def _evaluated(self, state: PromptProgress) -> FoundPrompt:
         held_out = self._split(state.prompt.label)[1]
-        found = self._judge.compare(state, held_out)
-        return found if self.alarm is None else self.alarm.check(found, self._judge, held_out)
+        found = self.evaluator.compare(state, held_out)
+        return found if self.alarm is None else self.alarm.check(found, self.evaluator, held_out)
 
     def _loop(
         self,
-        states: list[SearchState],
+        states: list[PromptProgress],
         optimizer: Any,
         schedulers: list[Any],
         checkpoint: str | Path | None,
@@ -279,7 +284,7 @@ class PromptSearch:
 
     def _take(
         self,
-        state: SearchState,
+        state: PromptProgress,
         optimizer: Any,
         loss: float,
         attack: float,
@@ -302,13 +307,13 @@ class PromptSearch:
             state.prompt.embeddings.grad = gradient
             state.done = len(state.losses) >= self.steps
 
-    def _reached(self, state: SearchState) -> bool:
+    def _reached(self, state: PromptProgress) -> bool:
         recent = state.attacks[-self.stop_window :]
         if self.stop_loss is None or len(recent) < self.stop_window:
             return False
         return sum(recent) / self.stop_window < self.stop_loss
 
-    def _stuck(self, state: SearchState) -> bool:
+    def _stuck(self, state: PromptProgress) -> bool:
         if len(state.losses) != self.patience:
             return False
         window = max(1, self.patience // 4)
@@ -317,7 +322,7 @@ class PromptSearch:
         moved = before - after >= self.min_drop * abs(before)
         return not moved and sum(state.hits[-window:]) / window > 0.5
 
-    def _restart(self, state: SearchState, optimizer: Any) -> None:
+    def _restart(self, state: PromptProgress, optimizer: Any) -> None:
         state.restarts += 1
         prompt = state.prompt
         seed = derive_seed(self.seed, 'restart', prompt.id, state.restarts)
@@ -330,12 +335,12 @@ class PromptSearch:
         state.losses, state.attacks, state.hits, state.snapshots = [], [], [], {}
         self._log(f'{prompt.id} did not move and starts again ({state.restarts})')
 
-    def _step(self, active: list[SearchState]) -> Scores:
+    def _step(self, active: list[PromptProgress]) -> Scores:
         """Draw images with each active prompt and score them."""
         # The next step's are read meanwhile; a prompt that stops or starts again wastes a few.
         return self._scorer(active, self._jobs(active), self._jobs(active, ahead=1))
 
-    def _jobs(self, active: Sequence[SearchState], ahead: int = 0) -> list[Job]:
+    def _jobs(self, active: Sequence[PromptProgress], ahead: int = 0) -> list[Job]:
         """The images of the step that comes after ``ahead`` others."""
         jobs, known = [], {}
         for place, state in enumerate(active):
@@ -360,12 +365,12 @@ class PromptSearch:
             order = derive_rng(self.seed, 'holdout', str(label)).permutation(every)
             held = min(self.holdout, len(order) // 3)
             if held == 0:
-                self._log(f'class {label} has {len(order)} sources: they judge the search too')
+                self._log(f'class {label} has {len(order)} sources: they are held out, too')
             self._held_out[label] = order[:held] if held else order
             self._search_sources[label] = order[held:]
         return self._search_sources[label], self._held_out[label]
 
-    def judge(self, prompt: SoftPrompt) -> dict[str, float]:
+    def evaluate(self, prompt: SoftPrompt) -> dict[str, float]:
         """What the target makes of a prompt's images around the held-out sources of all classes.
 
         Returns:
@@ -377,7 +382,7 @@ class PromptSearch:
         """
         held_out = np.concatenate([self._split(c)[1] for c in range(len(self.sources.classes))])
         with self.target.frozen():
-            losses, hits = map(np.array, self._judge.ask(prompt, held_out))
+            losses, hits = map(np.array, self.evaluator.ask(prompt, held_out))
         own = self.sources.labels[held_out] == prompt.label
         own = own if prompt.label is not None else np.ones_like(own)
         return dict(
@@ -390,12 +395,12 @@ class PromptSearch:
     def failure_rates(
         self, prompts: Sequence[SoftPrompt], label: int, critic: Critic | None = None
     ) -> list[float]:
-        """How often the target fails on each prompt's images, see :meth:`Judge.failure_rate`.
+        """How often the target fails on each prompt's images.
 
         Around as many sources of the class ``label`` as are held out, none of which is.
         """
         pool = self._split(label)[0][: self.holdout]
-        return [self._judge.failure_rate(prompt, pool, critic) for prompt in prompts]
+        return [self.evaluator.failure_rate(prompt, pool, critic) for prompt in prompts]
 
     def _identity(self, prompts: Sequence[SoftPrompt]) -> dict[str, Any]:
         """What decides the found prompts, as plain data."""
@@ -410,11 +415,11 @@ class PromptSearch:
         return plain(about)
 
     @staticmethod
-    def _progress(states: list[SearchState]) -> int:
+    def _progress(states: list[PromptProgress]) -> int:
         """Steps of the search so far: all prompts that have not stopped have gone through them."""
         return max((state.total for state in states), default=0)
 
-    def _log_step(self, step: int, active: list[SearchState], seconds: float) -> None:
+    def _log_step(self, step: int, active: list[PromptProgress], seconds: float) -> None:
         hub = MessageHub.get_current_instance()
         for state in active:
             if state.losses:

@@ -12,11 +12,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from mmgap.files import write_image
-from mmgap.generators import SourceSet
+from mmgap.pool import SamplePool
 from mmgap.prompts import SoftPrompt
 from mmgap.search import FoundPrompt
 from mmgap.seeds import derive_rng, derive_seed
-from mmgap.synthesis.sample_pool import SamplePool
+from mmgap.sources import SourceSet
 
 LINE = 14  # height of a line of text in pixels
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmgap.synthesis.sample_pool import SamplePool, encode_png
+from mmgap.pool import SamplePool, encode_png
 
 # Pixels, depth map or None, fields of a sample.
 Made = tuple[np.ndarray, np.ndarray | None, dict[str, Any]]

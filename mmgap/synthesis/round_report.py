@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mmgap.feedback import ClipCritic, Critic, diversity
-from mmgap.synthesis.sample_pool import SamplePool
+from mmgap.pool import SamplePool
 
 
 def round_report(

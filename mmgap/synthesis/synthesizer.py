@@ -15,16 +15,17 @@ from mmengine import dist
 from mmengine.logging import MMLogger
 from torch import Tensor
 
-from mmgap.feedback import Critic, Draft, Feedback, TargetModel, total_feedback
+from mmgap.distributed import broadcast_object, gather_list, raise_on_all_ranks, shard
+from mmgap.feedback import Critic, Feedback, FeedbackBatch, total_feedback
 from mmgap.files import fingerprint, plain, weights_fingerprint, write_json
-from mmgap.generators import Condition, SourceSet
+from mmgap.pool import Sample, SamplePool
 from mmgap.prompts import SoftPrompt
-from mmgap.search import Judge, in_turn, shares
+from mmgap.search import PromptEvaluator, allocation, round_robin
 from mmgap.seeds import derive_rng, derive_seed
-from mmgap.sharding import failing_together, gathered_on_main, of_main, own_part
+from mmgap.sources import Condition, SourceSet
 from mmgap.synthesis.pool_writer import PoolWriter
 from mmgap.synthesis.progress import Progress
-from mmgap.synthesis.sample_pool import Sample, SamplePool
+from mmgap.targets import TargetModel
 
 # Where an image is NaN.
 ADVICE = (
@@ -139,7 +140,7 @@ class Synthesizer:
         if rates is None:
             rates = np.zeros((classes, len(prompts)))
         turns = [
-            in_turn(shares(rates[label, usable], self.aim), -(-count // classes))
+            round_robin(allocation(rates[label, usable], self.aim), -(-count // classes))
             for label, usable in enumerate(fitting)
         ]
         decks: list[list[int]] = [[] for _ in range(classes)]
@@ -189,13 +190,13 @@ class Synthesizer:
             FloatingPointError: If an image or a loss is NaN or Inf; images before its batch stay.
             OSError: When the disk is full; complete images stay.
         """
-        names = of_main([f'{p.id}@{_content(p)}' for p in prompts])
+        names = broadcast_object([f'{p.id}@{_content(p)}' for p in prompts])
         rates = self._known_rates(names, pool, round) if keep_drawn else None
         if rates is None:
             rates = self._rates(prompts, target, round)
             self._write_rates(rates, names, pool, round)
         plan = self.plan(prompts, count, round, rates)
-        position = of_main(sum(sample.round < round for sample in pool.samples))
+        position = broadcast_object(sum(sample.round < round for sample in pool.samples))
         progress = Progress(len(plan))
         about = self.generator.about()
         with torch.no_grad(), PoolWriter(pool, fingerprint(about), about) as writer:
@@ -254,13 +255,13 @@ class Synthesizer:
         about: Mapping[str, Any],
         round: int,
     ) -> _Work:
-        generator = of_main(fingerprint(about))
+        generator = broadcast_object(fingerprint(about))
         return _Work(
             embeds=self.generator.prompts.encode(prompts),
             numbers=[p.number for p in prompts],
             names=names,
             generator=generator,
-            critic=of_main(self.critic.fingerprint() if self.critic is not None else None),
+            critic=broadcast_object(self.critic.fingerprint() if self.critic is not None else None),
             round=round,
             accepted=frozenset(),
         )
@@ -270,7 +271,7 @@ class Synthesizer:
         path = pool.folder / f'aim_{round}.json'
         known = json.loads(path.read_text()) if path.exists() and self.aim else {}
         alike = known.get('prompts') == names and known.get('aim_images') == self.aim_images
-        return of_main(np.array(known['rates']) if alike else None)
+        return broadcast_object(np.array(known['rates']) if alike else None)
 
     def _write_rates(
         self, rates: np.ndarray | None, names: list[str], pool: SamplePool, round: int
@@ -288,13 +289,13 @@ class Synthesizer:
         if target is None:
             raise ValueError(f'synthesis aim={self.aim} needs a target; give a checkpoint')
         settings = (self.num_inference_steps, self.batch_size, derive_seed(self.seed, 'aim', round))
-        judge = Judge(self.generator, target, self.sources, *settings)
+        evaluator = PromptEvaluator(self.generator, target, self.sources, *settings)
         rates, drawn = np.zeros((len(self.sources.classes), len(prompts))), 0
         for label, usable in enumerate(self._fitting(prompts)):
             rng = derive_rng(self.seed, 'aim', round, label)
             chosen = rng.permutation(self.sources.of_class(label))[: self.aim_images]
             for i in usable:
-                rates[label, i] = judge.failure_rate(prompts[i], chosen, self.critic)
+                rates[label, i] = evaluator.failure_rate(prompts[i], chosen, self.critic)
                 drawn += len(chosen)
             said = ', '.join(f'{prompts[i].id} {rates[label, i]:.2f}' for i in usable)
             name = self.sources.classes[label]
@@ -363,20 +364,20 @@ class Synthesizer:
             self._keep(writer.pool, wanted)
             writer.length = len(writer.pool)
             known = [sample.kept for sample in writer.pool.samples[position:][: len(batch)]]
-        known = of_main(known)
+        known = broadcast_object(known)
         done = len(known)
         if done == len(batch):
             return 0, known
         # The whole batch again, as in an uninterrupted run: rounding depends on the batch's size.
-        part, later = (some[own_part(len(some))] for some in (batch, following))
+        part, later = (some[shard(len(some))] for some in (batch, following))
         self.sources.prefetch([drawing.source for drawing in (*part, *later)])
-        with failing_together(FloatingPointError):
+        with raise_on_all_ranks(FloatingPointError):
             made = self._make(part, work, target, feedback) if part else []
         # Whole and in order: the manifest is the same however many have drawn.
-        new = gathered_on_main(made)[done:]
+        new = gather_list(made)[done:]
         if dist.is_main_process():
             writer.write(new)
-        return len(batch) - done, known + of_main([about['kept'] for _, _, about in new])
+        return len(batch) - done, known + broadcast_object([about['kept'] for _, _, about in new])
 
     def _make(
         self,
@@ -391,7 +392,7 @@ class Synthesizer:
         seeds = [drawing.seed for drawing in batch]
         images = self.generator(condition, hidden, seeds, self.num_inference_steps)
         numbers = [work.numbers[drawing.prompt] for drawing in batch]
-        draft = Draft(hidden, condition.labels, seeds, numbers, images)
+        draft = FeedbackBatch(hidden, condition.labels, seeds, numbers, images)
         judged = self._judge(condition, draft, target, feedback)
         self._check_finite(batch, images, judged)
         pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -432,7 +433,7 @@ class Synthesizer:
     def _judge(
         self,
         condition: Condition,
-        draft: Draft,
+        draft: FeedbackBatch,
         target: TargetModel | None,
         feedback: Sequence[Feedback],
     ) -> dict[str, list[float | None]]:

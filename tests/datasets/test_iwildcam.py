@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmgap.datasets import IWildCam
 from mmgap.datasets.iwildcam import CLASSES, SPLITS
-from mmgap.generators import SourceSet
+from mmgap.sources import SourceSet
 from tests.miniature import convert_iwildcam, draw_iwildcam
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from mmgap.datasets import MaskedFolders, share_classes
-from mmgap.generators import SourceSet
 from mmgap.hooks.components import check_classes
 from mmgap.images import SUFFIXES
+from mmgap.sources import SourceSet
 
 
 @pytest.fixture

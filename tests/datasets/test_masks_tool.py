@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mmgap.datasets import MaskedFolders, SamSegmenter, Waterbirds
-from mmgap.generators import SourceSet
+from mmgap.sources import SourceSet
 from tests.miniature import draw_waterbirds
 from tests.tiny import save_tiny_sam
 

@@ -5,8 +5,8 @@ import pytest
 from mmengine.registry import init_default_scope
 
 from mmgap.datasets import SyntheticDataset
+from mmgap.pool import SamplePool
 from mmgap.registry import DATASETS
-from mmgap.synthesis import SamplePool
 from tests.pools import fill_pool
 
 

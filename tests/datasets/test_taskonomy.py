@@ -9,7 +9,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmgap.datasets import LoadDepth, Taskonomy
-from mmgap.generators import DepthSourceSet
+from mmgap.sources import DepthSourceSet
 from tests.miniature import draw_taskonomy
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmgap.feedback import AdversarialLoss, Draft, TargetOutput, adversarial_loss
+from mmgap.feedback import AdversarialLoss, FeedbackBatch, adversarial_loss
+from mmgap.targets import TargetOutput
 
 
 def log_probabilities(logits):
@@ -21,10 +22,10 @@ REFERENCE = {
 }
 
 
-def draft(logits, labels):
+def batch(logits, labels):
     output = TargetOutput(logits, torch.zeros(len(labels)))
     numbers = range(len(labels))
-    return Draft(torch.zeros(len(labels), 1, 1), labels, numbers, numbers, output=output)
+    return FeedbackBatch(torch.zeros(len(labels), 1, 1), labels, numbers, numbers, output=output)
 
 
 @pytest.mark.parametrize('mode', REFERENCE)
@@ -40,7 +41,7 @@ def test_formulas(mode, scale):
     ]
     target = 1 if mode == 'targeted' else None
     loss = AdversarialLoss(mode, target, logit_scale=scale, weight=3.0)
-    values = loss(draft(torch.from_numpy(logits), torch.from_numpy(labels)))
+    values = loss(batch(torch.from_numpy(logits), torch.from_numpy(labels)))
     np.testing.assert_allclose(values.numpy(), expected, rtol=1e-12)
 
 
@@ -66,7 +67,7 @@ def test_below_the_floor_there_is_no_gradient():
     logits = torch.tensor([[4.0, 0.0], [-3.0, 0.0]], requires_grad=True)
     labels = torch.tensor([0, 0])
     plain = adversarial_loss(logits, labels, 'flip')
-    values = AdversarialLoss('flip', floor=0.1)(draft(logits, labels))
+    values = AdversarialLoss('flip', floor=0.1)(batch(logits, labels))
     assert plain[1] < 0.1
     assert values[0] == plain[0] and values[1].item() == pytest.approx(0.1)
     grad = torch.autograd.grad(values.sum(), logits)[0]

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from mmgap.feedback import (
     ClipModel,
-    Draft,
+    FeedbackBatch,
+    GuidanceImages,
     ImageGuidance,
     InversionGuidance,
-    TargetImages,
     TextGuidance,
     cluster,
     feature_distance,
@@ -44,11 +44,11 @@ def folder(tmp_path):
     return str(tmp_path / 'images')
 
 
-def draft(generator, texts, labels=None, images=None, seeds=None):
+def batch(generator, texts, labels=None, images=None, seeds=None):
     hidden = generator.prompts.encode_text(texts)
     labels = torch.tensor(labels or [0] * len(texts))
     numbers = range(len(texts))
-    return Draft(hidden, labels, seeds or list(numbers), numbers, images)
+    return FeedbackBatch(hidden, labels, seeds or list(numbers), numbers, images)
 
 
 @pytest.mark.parametrize('distance', ['l2', 'cosine'])
@@ -71,7 +71,7 @@ def test_hidden_state_distance(distance):
 def test_text_guidance_is_zero_at_the_description(generator):
     term = TextGuidance(['a b'])
     term.prepare(generator, CLASSES)
-    here, there = term(draft(generator, ['a b', 'c d'])).tolist()
+    here, there = term(batch(generator, ['a b', 'c d'])).tolist()
     assert here == pytest.approx(0, abs=1e-8) and there > 1e-3
 
 
@@ -88,8 +88,8 @@ def test_mean_of_descriptions_keeps_their_length(generator):
 def test_descriptions_in_turn(generator):
     term = TextGuidance(['a b', 'c d'], assign='turn')
     term.prepare(generator, CLASSES)
-    right = term(draft(generator, ['a b', 'c d', 'a b'])).tolist()
-    wrong = term(draft(generator, ['c d', 'a b', 'c d'])).tolist()
+    right = term(batch(generator, ['a b', 'c d', 'a b'])).tolist()
+    wrong = term(batch(generator, ['c d', 'a b', 'c d'])).tolist()
     assert max(right) < 1e-8 and min(wrong) > 1e-3
 
 
@@ -101,7 +101,7 @@ def test_descriptions_in_a_file(tmp_path):
 def test_descriptions_by_class(generator):
     term = TextGuidance(dict(b=['c d'], a=['a b']))
     term.prepare(generator, CLASSES)
-    values = term(draft(generator, ['a b', 'a b', 'c d'], [0, 1, 1])).tolist()
+    values = term(batch(generator, ['a b', 'a b', 'c d'], [0, 1, 1])).tolist()
     assert values[0] == pytest.approx(0, abs=1e-8) == values[2] and values[1] > 1e-3
     with pytest.raises(ValueError, match=r"descriptions are for \['a'\], the classes are"):
         TextGuidance(dict(a=['a'])).prepare(generator, CLASSES)
@@ -116,7 +116,7 @@ def test_clip_space_compares_image_and_text(generator, device):
         image = term._model.model.encode_image(2 * images.to(device) - 1, normalize=True)
         text = term._model.encode_texts(['a lake', 'an ocean']).mean(0)
         expected = 1 - F.cosine_similarity(image, text[None])
-    torch.testing.assert_close(term(draft(generator, ['a', 'b'], images=images)), expected)
+    torch.testing.assert_close(term(batch(generator, ['a', 'b'], images=images)), expected)
 
 
 @pytest.mark.parametrize('distance', ['cosine', 'l2'])
@@ -153,10 +153,10 @@ def test_prompts_get_the_clusters_in_turn(generator, folder):
     every = ImageGuidance(folder, CLIP)
     split = ImageGuidance(folder, CLIP, clusters=2)
     images = torch.rand(3, 3, 24, 24)
-    given = draft(generator, ['a', 'b', 'c'], labels=[0, 1, 1], images=images)
+    given = batch(generator, ['a', 'b', 'c'], labels=[0, 1, 1], images=images)
     for term in (every, split):
         term.prepare(generator, CLASSES)
-    model, features = ClipModel(**CLIP), TargetImages(folder)
+    model, features = ClipModel(**CLIP), GuidanceImages(folder)
     with torch.no_grad():
         targets = torch.cat([model.encode_images(features.load(i)[None]) for i in range(5)])
         own = model.encode_images(images)
@@ -179,10 +179,10 @@ def test_image_features_are_computed_once(generator, folder, tmp_path, monkeypat
     assert torch.equal(again._clusters[0], term._clusters[0]) and len(term._clusters[0]) == 5
     with pytest.raises(pytest.fail.Exception):  # other images have another file
         other.prepare(generator, CLASSES, tmp_path / 'cache')
-    assert again.target_images() == TargetImages(folder).paths and file.suffix == '.safetensors'
-    image = TargetImages(folder).load(0)[None]
-    assert term(draft(generator, ['a'], images=image)) < term(
-        draft(generator, ['a'], images=torch.zeros_like(image))
+    assert again.guidance_images() == GuidanceImages(folder).paths and file.suffix == '.safetensors'
+    image = GuidanceImages(folder).load(0)[None]
+    assert term(batch(generator, ['a'], images=image)) < term(
+        batch(generator, ['a'], images=torch.zeros_like(image))
     )
 
 
@@ -199,7 +199,7 @@ def test_inversion_gradient_equals_finite_differences(channels, kind, tiny_sd, t
 
     def loss() -> torch.Tensor:
         hidden = generator.prompts.encode([prompt, prompt])
-        return term(Draft(hidden, torch.tensor([0, 1]), [5, 6], [0, 1]))
+        return term(FeedbackBatch(hidden, torch.tensor([0, 1]), [5, 6], [0, 1]))
 
     assert torch.equal(loss(), loss()) and loss()[0] != loss()[1]
     (grad,) = torch.autograd.grad(loss().sum(), prompt.embeddings)
@@ -228,36 +228,36 @@ def test_denoising_loss_of_a_perfect_model_is_zero(generator, folder, monkeypatc
 
     monkeypatch.setattr(DDPMScheduler, 'add_noise', noted)
     monkeypatch.setattr(generator.pipeline.unet, 'forward', lambda *_, **__: Answer())
-    images = TargetImages(folder).load(0, generator.size)[None]
+    images = GuidanceImages(folder).load(0, generator.size)[None]
     hidden = generator.prompts.encode_text(['a'])
     assert generator.denoising_loss(images, hidden, [3]).tolist() == [0.0]
 
 
 def test_bad_target_images(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match='is no folder'):
-        TargetImages(str(tmp_path / 'nowhere'))
+        GuidanceImages(str(tmp_path / 'nowhere'))
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match='holds no image'):
-        TargetImages(str(tmp_path / 'empty'))
+        GuidanceImages(str(tmp_path / 'empty'))
     broken = tmp_path / 'images' / '1.PNG'
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(ValueError, match=r'target image .*1\.PNG cannot be read'):
-        TargetImages(folder)
-    assert len(TargetImages(folder, skip_corrupt=True)) == 4
+        GuidanceImages(folder)
+    assert len(GuidanceImages(folder, skip_corrupt=True)) == 4
     with pytest.raises(ValueError, match='limit must be at least 1'):
-        TargetImages(folder, limit=0)
+        GuidanceImages(folder, limit=0)
 
 
 def test_labelled_splits_cannot_guide():
     """The split API makes the leak impossible: a guidance split has no labels to be scored with."""
     for split in ('train', 'val_id', 'val', 'test', 'test_shift', 'test_final'):
         with pytest.raises(ValueError, match='labelled split'):
-            TargetImages(dict(type='mmgap.ToyBirds', split=split, size=4))
+            GuidanceImages(dict(type='mmgap.ToyBirds', split=split, size=4))
     for split in ('train', 'val', 'test_night'):
         with pytest.raises(ValueError, match='labelled split'):
-            TargetImages(dict(type='mmgap.ToyDepth', split=split, size=4))
-    assert len(TargetImages(dict(type='mmgap.ToyDepth', split='guidance', size=4))) == 4
-    found = TargetImages(dict(type='mmgap.ToyBirds', split='guidance_shift', size=4))
+            GuidanceImages(dict(type='mmgap.ToyDepth', split=split, size=4))
+    assert len(GuidanceImages(dict(type='mmgap.ToyDepth', split='guidance', size=4))) == 4
+    found = GuidanceImages(dict(type='mmgap.ToyBirds', split='guidance_shift', size=4))
     assert len(found) == 4 and found.load(0).shape == (3, 64, 64)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.generators import InpaintingGenerator
 from mmgap.generators.compilation import BLOCKS, outermost
+from mmgap.sources import SourceSet
 
 
 def draw(folder, drawn, **settings):

@@ -13,8 +13,9 @@ from diffusers import (
 from mmengine.device import get_device
 from safetensors.torch import load_file
 
-from mmgap.generators import ControlNetGenerator, DepthSourceSet, SourceSet
+from mmgap.generators import ControlNetGenerator
 from mmgap.prompts import PromptBank
+from mmgap.sources import DepthSourceSet, SourceSet
 from tests.tiny import save_tiny_controlnet
 
 NEGATIVE = 'x y'

@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline
 
-from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.generators import InpaintingGenerator
+from mmgap.sources import SourceSet
 from tests.tiny import save_tiny_pipeline
 
 SCHEDULERS = dict(

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmgap.feedback import TargetModel, adversarial_loss
-from mmgap.generators import GradientPolicy, InpaintingGenerator, SourceSet
+from mmgap.feedback import adversarial_loss
+from mmgap.generators import GradientPolicy, InpaintingGenerator
+from mmgap.sources import SourceSet
+from mmgap.targets import TargetModel
 from tests.tiny import save_tiny_pipeline, tiny_classifier
 
 STEPS = 4

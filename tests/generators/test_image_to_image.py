@@ -8,9 +8,10 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from mmengine.device import get_device
 
-from mmgap.generators import ImageToImageGenerator, InpaintingGenerator, SourceSet
+from mmgap.generators import ImageToImageGenerator, InpaintingGenerator
 from mmgap.hooks.components import build_critic
 from mmgap.prompts import PromptBank
+from mmgap.sources import SourceSet
 
 NEGATIVE, STEPS, SEEDS = 'x y', 5, [11, 12, 13]
 

@@ -8,8 +8,9 @@ from diffusers import StableDiffusionInpaintPipeline
 from mmengine.device import get_device
 from PIL import Image
 
-from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.generators import InpaintingGenerator
 from mmgap.prompts import PromptBank
+from mmgap.sources import SourceSet
 from tests.tiny import save_tiny_sd2
 
 NEGATIVE = 'x y'

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from diffusers.configuration_utils import FrozenDict
 
 from mmgap.compat import keep_ddim_finite
-from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.generators import InpaintingGenerator
 from mmgap.generators.schedulers import (
     SchedulerError,
     build_scheduler,
@@ -21,6 +21,7 @@ from mmgap.generators.schedulers import (
     check_steps,
     sample_known_image,
 )
+from mmgap.sources import SourceSet
 from tests.tiny import save_tiny_pipeline
 
 FIT = """

@@ -21,16 +21,11 @@ from mmengine.device import get_device
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmgap.feedback import AdversarialLoss, Draft, InversionGuidance, TextGuidance
-from mmgap.generators import (
-    ControlNetGenerator,
-    DepthSourceSet,
-    ImageToImageGenerator,
-    InpaintingGenerator,
-    SourceSet,
-)
+from mmgap.feedback import AdversarialLoss, FeedbackBatch, InversionGuidance, TextGuidance
+from mmgap.generators import ControlNetGenerator, ImageToImageGenerator, InpaintingGenerator
 from mmgap.prompts import PromptBank
 from mmgap.search import initial_prompts
+from mmgap.sources import DepthSourceSet, SourceSet
 from tests.tiny import XL_ADDED, XL_WIDTHS, save_tiny_controlnet, save_tiny_xl
 from tests.tiny_search import make
 
@@ -222,7 +217,7 @@ def test_inversion_guidance(tiny_xl, drawn, monkeypatch):
 
     def evaluate():
         hidden = generator.prompts.encode([prompt, prompt])
-        return term(Draft(hidden, torch.tensor([0, 1]), [5, 6], [0, 1])).sum()
+        return term(FeedbackBatch(hidden, torch.tensor([0, 1]), [5, 6], [0, 1])).sum()
 
     # Its values are float32.
     assert_gradient(prompt.embeddings, evaluate, size=1e-2, rel=2e-2)
@@ -268,7 +263,7 @@ def test_a_search(tiny_xl, drawn, tmp_path):
     def distances(chosen=prompts):
         with torch.no_grad():
             hidden = generator.prompts.encode(chosen)
-            return guidance(Draft(hidden, torch.tensor([0, 1]), [0, 1], [0, 1]))
+            return guidance(FeedbackBatch(hidden, torch.tensor([0, 1]), [0, 1], [0, 1]))
 
     far = distances()
     meant = [generator.prompts.text_prompt(text, 'p') for text in ('a b', 'c d')]

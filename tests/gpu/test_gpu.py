@@ -22,8 +22,9 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmgap.generators import InpaintingGenerator, SourceSet
-from mmgap.synthesis import SamplePool
+from mmgap.generators import InpaintingGenerator
+from mmgap.pool import SamplePool
+from mmgap.sources import SourceSet
 from tests.hooks.small_config import small_config
 from tests.miniature import draw_waterbirds
 

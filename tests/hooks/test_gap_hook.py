@@ -15,9 +15,9 @@ from PIL import Image
 from mmgap.generators import InpaintingGenerator
 from mmgap.hooks import GAPHook
 from mmgap.hooks.summary import group_report, summary_table
+from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompt
 from mmgap.search import NonFiniteLossError
-from mmgap.synthesis import SamplePool
 from tests.hooks.small_config import small_config
 from tests.miniature import draw_waterbirds
 

@@ -8,7 +8,7 @@ import json
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmgap.synthesis import SamplePool
+from mmgap.pool import SamplePool
 from mmgap.toyworld.renderer import Scene, render
 from tests.hooks.small_config import small_config
 

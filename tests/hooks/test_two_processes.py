@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.hooks.small_config import small_config
 from tests.hooks.test_resume import finish, start
 from tests.miniature import draw_waterbirds
-from tests.test_sharding import torchrun
+from tests.test_distributed import torchrun
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 
 from mmgap.datasets import SyntheticMixDataset
-from mmgap.generators import SourceSet
 from mmgap.hooks import components, gap_hook
 from mmgap.hooks.components import Components, build_sources
+from mmgap.sources import SourceSet
 from tests.hooks.small_config import small_config
 from tests.miniature import draw_waterbirds
 from tests.pools import fill_pool

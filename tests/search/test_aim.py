@@ -7,33 +7,35 @@ import numpy as np
 import pytest
 import torch
 
-from mmgap.feedback import AdversarialLoss, Critic, TargetModel
-from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.feedback import AdversarialLoss, Critic
+from mmgap.generators import InpaintingGenerator
 from mmgap.hooks.components import build_search
-from mmgap.search import Judge, PromptSearch, in_turn, shares
+from mmgap.search import PromptEvaluator, PromptSearch, allocation, round_robin
+from mmgap.sources import SourceSet
+from mmgap.targets import TargetModel
 from tests.tiny import tiny_classifier
 
 
 def test_shares_follow_the_rates():
-    assert shares([0.2, 0.6, 0.0], 0.0).tolist() == pytest.approx([1 / 3] * 3)
-    assert shares([0.2, 0.6, 0.0], 1.0).tolist() == pytest.approx([0.25, 0.75, 0])
-    assert shares([0.2, 0.6, 0.0], 0.5).tolist() == pytest.approx([7 / 24, 13 / 24, 1 / 6])
-    assert shares([0.0, 0.0], 1.0).tolist() == [0.5, 0.5]
+    assert allocation([0.2, 0.6, 0.0], 0.0).tolist() == pytest.approx([1 / 3] * 3)
+    assert allocation([0.2, 0.6, 0.0], 1.0).tolist() == pytest.approx([0.25, 0.75, 0])
+    assert allocation([0.2, 0.6, 0.0], 0.5).tolist() == pytest.approx([7 / 24, 13 / 24, 1 / 6])
+    assert allocation([0.0, 0.0], 1.0).tolist() == [0.5, 0.5]
     for aim in (-0.1, 1.1):
         with pytest.raises(ValueError, match=rf'aim must be in \[0, 1\], got {aim}'):
-            shares([1.0], aim)
+            allocation([1.0], aim)
 
 
 def test_turns_are_in_proportion_from_the_start():
     rng = np.random.default_rng(0)
     for parts in rng.dirichlet(np.ones(5), size=20):
-        order = in_turn(parts, 200)
-        assert in_turn(parts, 70) == order[:70]
+        order = round_robin(parts, 200)
+        assert round_robin(parts, 70) == order[:70]
         for count in (1, 10, 50, 200):
             drawn = Counter(order[:count])
             assert all(abs(drawn[i] - share * count) < 2 for i, share in enumerate(parts))
     for number in (1, 3, 7, 49):  # as many as there are: in their order, again and again
-        assert in_turn([1 / number] * number, 3 * number) == list(range(number)) * 3
+        assert round_robin([1 / number] * number, 3 * number) == list(range(number)) * 3
 
 
 class RedCritic(Critic):
@@ -47,20 +49,20 @@ def test_failure_rate_counts_what_the_target_fails_on_and_the_critic_keeps(tiny_
     generator = InpaintingGenerator(str(tiny_sd), size=16, guidance_scale=3.0, device='cpu')
     sources = SourceSet(drawn, (16, 16))
     target = TargetModel(tiny_classifier(), input_size=(16, 16))
-    judge = Judge(generator, target, sources, 2, 3, seed=5)
+    evaluator = PromptEvaluator(generator, target, sources, 2, 3, seed=5)
     prompts = [generator.prompts.random_prompt(2, i, f'p{i}') for i in range(3)]
     chosen, counts = list(range(8)), []
     for prompt in prompts:
         wrong, red = [], []
-        for condition, images in judge.draw(prompt, chosen):
+        for condition, images in evaluator.draw(prompt, chosen):
             with target.frozen():
                 said = target(images, condition.labels).predictions
             wrong += (said != condition.labels).tolist()
             red += images[:, 0, 0, 0].tolist()
         critic = RedCritic(threshold=sorted(red)[4])
         both = [w and value >= critic.threshold for w, value in zip(wrong, red, strict=True)]
-        assert judge.failure_rate(prompt, chosen) == pytest.approx(sum(wrong) / 8)
-        assert judge.failure_rate(prompt, chosen, critic) == pytest.approx(sum(both) / 8)
+        assert evaluator.failure_rate(prompt, chosen) == pytest.approx(sum(wrong) / 8)
+        assert evaluator.failure_rate(prompt, chosen, critic) == pytest.approx(sum(both) / 8)
         counts.append((sum(wrong), sum(both)))
     assert any(0 < both < wrong for wrong, both in counts)  # or the critic would not matter
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from mmgap.feedback import Critic
-from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.generators import InpaintingGenerator
 from mmgap.search import AlignmentAlarm
-from mmgap.search.state import FoundPrompt
+from mmgap.search.progress import FoundPrompt
+from mmgap.sources import SourceSet
 from tests.tiny_search import make
 
 
@@ -24,10 +25,10 @@ def sources(drawn, generator):
 class Likes(Critic):
     """Agrees with images of prompts that are near a given one."""
 
-    def __init__(self, judge, prompts) -> None:
+    def __init__(self, evaluator, prompts) -> None:
         super().__init__(threshold=0.5)
         self.known = [
-            images for prompt in prompts for _, images in judge.draw(prompt, judge.held_out)
+            images for prompt in prompts for _, images in evaluator.draw(prompt, evaluator.held_out)
         ]
 
     def __call__(self, images, masks, labels):
@@ -45,11 +46,11 @@ def found_prompt(generator, steps):
 @pytest.mark.parametrize('good, kept', [([8], None), ([0, 2], 2), ([0], 0), ([], 0)])
 def test_goes_back_to_the_last_good_step(good, kept, generator, sources):
     search, _ = make(generator, sources)
-    judge, held_out = search._judge, search._split(0)[1]
-    judge.held_out = held_out
+    evaluator, held_out = search.evaluator, search._split(0)[1]
+    evaluator.held_out = held_out
     found, prompts = found_prompt(generator, [0, 2, 4, 8])
-    critic = Likes(judge, [prompts[step] for step in good])
-    result = AlignmentAlarm(critic, max_dropped=0.5).check(found, judge, held_out)
+    critic = Likes(evaluator, [prompts[step] for step in good])
+    result = AlignmentAlarm(critic, max_dropped=0.5).check(found, evaluator, held_out)
     expected = found.snapshots[8 if kept is None else kept]
     assert torch.equal(result.prompt.embeddings, expected)
     assert result.kept_step == kept
@@ -57,7 +58,7 @@ def test_goes_back_to_the_last_good_step(good, kept, generator, sources):
         assert result.alarm is None and result.target_loss_after == 9.0
     else:
         assert result.alarm == '100% of its images are dropped, above 50%'
-        loss, accuracy = judge.evaluate(prompts[kept], held_out)
+        loss, accuracy = evaluator.evaluate(prompts[kept], held_out)
         assert (result.target_loss_after, result.accuracy_after) == (loss, accuracy)
         assert result.summary(('a', 'b'))['kept_step'] == kept
 
@@ -70,7 +71,7 @@ def test_drift_is_the_distance_from_the_nearest_caption(generator, sources):
     prompts = {0: encoder.text_prompt('a b', 'x'), 4: encoder.random_prompt(2, 0, 'x')}
     snapshots = {s: p.embeddings.detach().clone() for s, p in prompts.items()}
     found = FoundPrompt(prompts[4], 0.1, 9.0, 1.0, 0.0, 4, 0, snapshots)
-    result = alarm.check(found, search._judge, held_out)
+    result = alarm.check(found, search.evaluator, held_out)
     assert result.kept_step == 0 and result.alarm.startswith('drift 0.')
 
 

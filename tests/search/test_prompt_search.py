@@ -6,12 +6,14 @@ import json
 import pytest
 import torch
 
-from mmgap.feedback import AdversarialLoss, TargetModel, TextGuidance
-from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.feedback import AdversarialLoss, TextGuidance
+from mmgap.generators import InpaintingGenerator
 from mmgap.prompts import PromptBank, load_prompt
 from mmgap.search import NonFiniteLossError, PromptSearch, initial_prompts
-from mmgap.search.scorer import Scores
-from mmgap.search.state import SearchState
+from mmgap.search.progress import PromptProgress
+from mmgap.search.step import Scores
+from mmgap.sources import SourceSet
+from mmgap.targets import TargetModel
 from tests.conftest import DrawnDataset
 from tests.tiny import tiny_classifier
 from tests.tiny_search import SCHEDULE, make
@@ -66,9 +68,9 @@ class ColourModel(torch.nn.Module):
 def test_target_fails_more_on_sources_that_it_never_saw(generator, sources):
     target = TargetModel(ColourModel())
     search, prompts = make(generator, sources, target=target, steps=12, images_per_prompt=4)
-    before = [search.judge(prompt) for prompt in prompts]
+    before = [search.evaluate(prompt) for prompt in prompts]
     found = search.run(prompts)
-    after = [search.judge(prompt) for prompt in prompts]
+    after = [search.evaluate(prompt) for prompt in prompts]
     for result, old, new in zip(found, before, after, strict=True):
         for told, facts in (('before', old), ('after', new)):
             for name in ('target_loss', 'accuracy'):
@@ -102,7 +104,7 @@ def test_nothing_but_the_prompts_changes(generator, sources):
     search, prompts = make(generator, sources, target=TargetModel(model), steps=3)
     start = embeddings(prompts)
     search.run(prompts)
-    search.judge(prompts[0])
+    search.evaluate(prompts[0])
     after = everything()
     assert after[1] == before[1]
     assert all(torch.equal(a, b) for a, b in zip(*(x[0] for x in (before, after)), strict=True))
@@ -275,11 +277,11 @@ def test_guidance_does_not_keep_a_prompt_from_stopping(generator, sources):
     text.prepare(generator, sources.classes)
     attack = AdversarialLoss('flip', weight=0.5)
     alone, prompts = make(generator, sources, [attack], steps=2)
-    first = alone._step([SearchState(prompt, prompt.embeddings) for prompt in prompts])
+    first = alone._step([PromptProgress(prompt, prompt.embeddings) for prompt in prompts])
     assert first.attacks == first.losses
     text.weight = 1e3
     both, prompts = make(generator, sources, [attack, text], steps=2)
-    again = both._step([SearchState(prompt, prompt.embeddings) for prompt in prompts])
+    again = both._step([PromptProgress(prompt, prompt.embeddings) for prompt in prompts])
     assert again.attacks == pytest.approx(first.attacks) and min(again.losses) > max(first.losses)
     search, prompts = make(
         generator, sources, [attack, text], steps=2, stop_loss=1.01 * max(first.attacks)
@@ -458,7 +460,7 @@ def test_text_guidance_alone_draws_nothing(generator, sources, monkeypatch):
     search, prompts = make(generator, sources, [target], steps=30, lr=0.05)
     with monkeypatch.context() as patch:
         patch.setattr(type(generator), 'draw', lambda *_: pytest.fail('an image was drawn'))
-        patch.setattr(search._judge, 'compare', lambda state, _: state)
+        patch.setattr(search.evaluator, 'compare', lambda state, _: state)
         states = search.run(prompts)
     assert all(state.losses[-1] < 0.9 * state.losses[0] for state in states)
     assert all(hit != hit for state in states for hit in state.hits)

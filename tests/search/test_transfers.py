@@ -9,9 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmgap.feedback import TextGuidance
-from mmgap.generators import InpaintingGenerator, SourceSet
-from mmgap.search.scorer import Job
-from mmgap.search.state import SearchState
+from mmgap.generators import InpaintingGenerator
+from mmgap.search.progress import PromptProgress
+from mmgap.search.step import Job
+from mmgap.sources import SourceSet
 from tests.tiny_search import make
 
 
@@ -44,7 +45,7 @@ def test_a_step_fetches_its_numbers_once(tiny_sd, drawn, device):
     text.prepare(generator, sources.classes)
     search._scorer.feedback = [*search.feedback, text]
     search._scorer.batch_size = 2
-    states = [SearchState(p, p.embeddings.detach().clone()) for p in prompts]
+    states = [PromptProgress(p, p.embeddings.detach().clone()) for p in prompts]
     jobs = [Job(i // 2, i, i) for i in range(2 * len(prompts))]
     with search.target.frozen():
         search._scorer(states, jobs)  # the sources are known from here on

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from mmgap.synthesis import SamplePool
+from mmgap.pool import SamplePool
 from mmgap.synthesis.pool_writer import PoolWriter
 from tests.pools import ABOUT
 

@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mmgap.datasets import SyntheticDataset
-from mmgap.feedback import AdversarialLoss, Critic, TargetModel
-from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.feedback import AdversarialLoss, Critic
+from mmgap.generators import InpaintingGenerator
+from mmgap.pool import SamplePool
 from mmgap.prompts import SoftPrompt
-from mmgap.search import Judge
+from mmgap.search import PromptEvaluator
 from mmgap.seeds import derive_rng, derive_seed
-from mmgap.synthesis import SamplePool, Synthesizer
+from mmgap.sources import SourceSet
+from mmgap.synthesis import Synthesizer
+from mmgap.targets import TargetModel
 from tests.tiny import tiny_classifier
 
 
@@ -115,11 +118,11 @@ def test_aimed_run_follows_its_own_rates(tmp_path, run, generator, sources, prom
     make = Synthesizer(generator, sources, 2, 4, aim=1.0, aim_images=3, seed=1)
     pool = SamplePool(tmp_path)
     make.run(prompts, 24, pool, run.target, round=2)
-    judge = Judge(generator, run.target, sources, 2, 4, derive_seed(1, 'aim', 2))
+    evaluator = PromptEvaluator(generator, run.target, sources, 2, 4, derive_seed(1, 'aim', 2))
     rates = np.zeros((2, len(prompts)))
     for label in (0, 1):
         chosen = derive_rng(1, 'aim', 2, label).permutation(sources.of_class(label))[:3]
-        rates[label] = [judge.failure_rate(prompt, chosen) for prompt in prompts]
+        rates[label] = [evaluator.failure_rate(prompt, chosen) for prompt in prompts]
     assert 0 < rates.mean() < 1  # or there would be nothing to aim at
     drawn = Counter((s.label, s.prompt_id.split('@')[0]) for s in pool.samples)
     for label, row in enumerate(rates):

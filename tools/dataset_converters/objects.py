@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmgap.generators.condition import around_object
+from mmgap.sources.masked import around_object
 
 ANIMAL = '1'  # MegaDetector's category
 MOST = 0.95  # of a square that an object may fill; around it something is drawn

@@ -25,7 +25,7 @@ from probes import PLACE_NAMES, Net, classify, scene_classifier
 from mmgap.feedback import AdversarialLoss, Feedback, ImageGuidance, TextGuidance
 from mmgap.files import write_json
 from mmgap.hooks.components import Components, build_search, split_search
-from mmgap.synthesis import SamplePool
+from mmgap.pool import SamplePool
 from mmgap.toyworld.renderer import Scene, render
 from mmgap.toyworld.vocabulary import BIRDS, TIMES, WEATHERS
 

@@ -18,7 +18,7 @@ from PIL import Image
 from probes import PLACE_NAMES, classify, scene_classifier
 
 from mmgap.files import write_json
-from mmgap.synthesis import SamplePool
+from mmgap.pool import SamplePool
 from mmgap.toyworld.vocabulary import LAND_PLACES, PLACES, WATER_PLACES
 
 KINDS = ('counter-group', 'own group', 'other places', 'backdrops')

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgap.synthesis import SamplePool, sample_pool
+from mmgap import pool as pool_module
+from mmgap.pool import SamplePool
 from tests.pools import ABOUT, picture
 
 
@@ -86,7 +87,7 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, what, ther
         return FullDisk(file, room=7) if what in str(path) and mode in ('wb', 'ab') else file
 
     with monkeypatch.context() as patch:
-        for module in (sample_pool, sys.modules['mmgap.files']):
+        for module in (pool_module, sys.modules['mmgap.files']):
             patch.setattr(module, 'open', opened, raising=False)
         with pytest.raises(OSError, match='No space'):
             pool.append(picture(2), **ABOUT)

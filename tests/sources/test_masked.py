@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from mmgap.generators import SourceSet
+from mmgap.sources import SourceSet
 
 
 def test_image_mask_and_label_go_together(tmp_path, drawn):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmgap.sharding import failing_together, gathered, of_main, own_part
+from mmgap.distributed import all_gather_list, broadcast_object, raise_on_all_ranks, shard
 from tests import two_processes
 from tests.conftest import DrawnDataset
 from tests.tiny import save_tiny_pipeline
@@ -35,21 +35,21 @@ def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess:
 
 
 def test_one_process_has_everything():
-    assert own_part(5) == slice(0, 5)
-    assert gathered([1, 2]) == [1, 2]
-    assert of_main('a') == 'a'
-    with pytest.raises(ValueError, match='as it is'), failing_together(ValueError):
+    assert shard(5) == slice(0, 5)
+    assert all_gather_list([1, 2]) == [1, 2]
+    assert broadcast_object('a') == 'a'
+    with pytest.raises(ValueError, match='as it is'), raise_on_all_ranks(ValueError):
         raise ValueError('as it is')
 
 
 @pytest.mark.parametrize('world', [1, 2, 3, 7])
 def test_parts_are_all_and_alike(world, monkeypatch):
-    monkeypatch.setattr('mmgap.sharding.dist.get_world_size', lambda: world)
+    monkeypatch.setattr('mmgap.distributed.dist.get_world_size', lambda: world)
     for count in range(12):
         parts = []
         for rank in range(world):
-            monkeypatch.setattr('mmgap.sharding.dist.get_rank', lambda rank=rank: rank)
-            parts.append(list(range(count))[own_part(count)])
+            monkeypatch.setattr('mmgap.distributed.dist.get_rank', lambda rank=rank: rank)
+            parts.append(list(range(count))[shard(count)])
         assert sum(parts, []) == list(range(count))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -126,25 +126,25 @@ import json, sys
 import torch
 from mmengine import Config, dist
 from mmgap.compat import start_processes
-from mmgap.sharding import failing_together, gathered_on_main, same_buffers, summed
+from mmgap.distributed import raise_on_all_ranks, gather_list, rank0_buffers, all_reduce_sum
 
 start_processes('pytorch', Config())
 rank, said = dist.get_rank(), {}
 try:
-    with failing_together(OSError, ValueError):
+    with raise_on_all_ranks(OSError, ValueError):
         if rank == 1:
             raise UnicodeError('source 3 is bad')  # a kind of ValueError
 except ValueError as error:
     said['error'] = type(error).__name__, str(error)
 norm = torch.nn.BatchNorm1d(2)
 norm.running_mean.fill_(rank + 1)
-with same_buffers(norm):
+with rank0_buffers(norm):
     said['inside'] = norm.running_mean.tolist()
     norm.running_mean.zero_()
 said['outside'] = norm.running_mean.tolist()
 parts = [torch.tensor([1.0, rank]), torch.tensor([[rank + 2.0]])]
-said['sums'] = [total.tolist() for total in summed(parts)]
-said['main'] = gathered_on_main([rank] * (rank + 1))
+said['sums'] = [total.tolist() for total in all_reduce_sum(parts)]
+said['main'] = gather_list([rank] * (rank + 1))
 json.dump(said, open(f'{sys.argv[1]}/{rank}', 'w'))
 """
 

@@ -17,7 +17,7 @@ class NonFiniteLossError(FloatingPointError):
 
 
 @dataclass
-class SearchState:
+class PromptProgress:
     """Where the search of one prompt stands.
 
     Attributes:

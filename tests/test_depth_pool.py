@@ -12,10 +12,13 @@ from PIL import Image
 
 from mmgap.compat import allow_mmcv_without_ops
 from mmgap.datasets import SyntheticDataset, SyntheticMixDataset
-from mmgap.feedback import DepthAdversarialLoss, DepthCritic, DepthTarget
-from mmgap.generators import ControlNetGenerator, DepthSourceSet
-from mmgap.search import Judge
-from mmgap.synthesis import SamplePool, Synthesizer
+from mmgap.feedback import DepthAdversarialLoss, DepthCritic
+from mmgap.generators import ControlNetGenerator
+from mmgap.pool import SamplePool
+from mmgap.search import PromptEvaluator
+from mmgap.sources import DepthSourceSet
+from mmgap.synthesis import Synthesizer
+from mmgap.targets import DepthTarget
 from tests.pools import ABOUT
 from tests.tiny import save_tiny_pipeline, tiny_depth_model
 
@@ -77,10 +80,12 @@ def test_what_a_depth_critic_drops_is_drawn_again(parts, tmp_path):
 def test_judge_takes_the_share_of_right_pixels(parts):
     generator, sources, prompts = parts
     target = DepthTarget(tiny_depth_model(), (32, 32))
-    judge = Judge(generator, target, sources, num_inference_steps=2, batch_size=4, seed=0)
-    _, hits = judge.ask(prompts[0], range(6))
+    evaluator = PromptEvaluator(
+        generator, target, sources, num_inference_steps=2, batch_size=4, seed=0
+    )
+    _, hits = evaluator.ask(prompts[0], range(6))
     assert 0 < sum(hits) < 6 and any(hit % 1 for hit in hits)
-    assert judge.failure_rate(prompts[0], range(6)) == pytest.approx(1 - sum(hits) / 6)
+    assert evaluator.failure_rate(prompts[0], range(6)) == pytest.approx(1 - sum(hits) / 6)
 
 
 def test_too_deep_for_16_bits(parts, tmp_path):
@@ -188,10 +193,10 @@ def test_parts_for_classes_and_for_depth_do_not_mix(parts, drawn_depth):
     generator, sources, _ = parts
     target = DepthTarget(tiny_depth_model(), (32, 32))
     fixed = (sources, {}, {}, 0)
-    with pytest.raises(ValueError, match='AdversarialLoss judges classes, .* are depth'):
+    with pytest.raises(ValueError, match='AdversarialLoss is for labels of type 'classes', .* are 'depth''):
         build_search(generator, target, [AdversarialLoss()], *fixed)
     critic = ClipCritic(clip=dict(model='x'))
-    with pytest.raises(ValueError, match='ClipCritic judges classes'):
+    with pytest.raises(ValueError, match='ClipCritic label_type classes'):
         build_search(generator, target, [DepthAdversarialLoss()], *fixed, critic=critic)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmgap.images import SUFFIXES, read_image
 
 
-class TargetImages:
+class GuidanceImages:
     """Unlabelled images, from a folder or from a dataset's guidance split.
 
     A labelled split is refused: images that a model is evaluated on must not guide the search.

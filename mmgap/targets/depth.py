@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgap.feedback.target_model import TargetModel
+from mmgap.targets.classifier import TargetModel
 
 # A pixel counts as right within this factor: the usual first threshold of depth metrics.
 RIGHT_WITHIN = 1.25

@@ -1,64 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What carries the label into the picture: source images with their foreground masks."""
+"""Images with foreground masks as sources."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
-from mmgap.generators.source_memory import SourceMemory
 from mmgap.images import image_loader, read_image, read_mask
-
-
-@dataclass
-class Condition:
-    """A batch of sources at the generator's size.
-
-    Attributes:
-        images: ``(B, 3, H, W)`` uint8 RGB.
-        masks: ``(B, 1, H, W)`` bool, True on the foreground, whose pixels stay.
-        labels: ``(B,)`` int64 classes, on the CPU.
-        indices: Index of each source in its dataset.
-        depth: ``(B, 1, H, W)`` float32 in metres, 0 where unknown; None where there is none. The
-            masks are then where it is known.
-        owner: Stands for the source set whose indices these are; None for what was made by hand,
-            of which generators remember nothing.
-    """
-
-    images: Tensor
-    masks: Tensor
-    labels: Tensor
-    indices: list[int]
-    depth: Tensor | None = None
-    owner: Any = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def truth(self) -> Tensor:
-        """What a model is to say of the images: their depth if there is one, else their labels."""
-        return self.labels if self.depth is None else self.depth
-
-    @property
-    def names(self) -> list[Hashable] | None:
-        """What each source is known by; None where that cannot be told."""
-        return None if self.owner is None else [(self.owner, index) for index in self.indices]
-
-    def to(self, device: str | torch.device) -> Condition:
-        """The same batch on another device; the labels stay where they are."""
-        return replace(
-            self,
-            images=self.images.to(device),
-            masks=self.masks.to(device),
-            depth=None if self.depth is None else self.depth.to(device),
-        )
+from mmgap.sources.condition import Condition
+from mmgap.sources.memory import SourceMemory
 
 
 class SourceSet:
@@ -81,7 +35,7 @@ class SourceSet:
             has no sources.
     """
 
-    kind = 'classes'
+    label_type = 'classes'
     unit = None  # depth sources have one
 
     def __init__(self, dataset: Any, size: tuple[int, int], masked: bool = True) -> None:

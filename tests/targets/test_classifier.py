@@ -16,7 +16,7 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 from torch import nn
 
-from mmgap.feedback import TargetModel
+from mmgap.targets import TargetModel
 from tests.tiny import tiny_classifier
 
 pytestmark = pytest.mark.smoke

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmgap.generators import DepthSourceSet, InverseDepth, LinearDepth
+from mmgap.generators import InverseDepth, LinearDepth
+from mmgap.sources import DepthSourceSet
 
 
 def test_sources_are_read_in_metres_and_cropped_alike(drawn_depth):

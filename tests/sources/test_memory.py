@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmgap.generators import InpaintingGenerator, SourceSet
-from mmgap.generators.source_memory import SourceMemory
+from mmgap.generators import InpaintingGenerator
+from mmgap.sources import SourceSet
+from mmgap.sources.memory import SourceMemory
 
 
 def test_each_source_is_read_once_and_the_oldest_goes_first():

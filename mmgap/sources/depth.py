@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth maps as conditions: read as training reads them, shown as a ControlNet was trained."""
+"""Images with depth maps as sources, read as training reads them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
-from mmgap.generators.condition import Condition
-from mmgap.generators.source_memory import SourceMemory
 from mmgap.images import UNREADABLE, described, image_loader, read_image
-from mmgap.registry import TASK_UTILS
+from mmgap.sources.condition import Condition
+from mmgap.sources.memory import SourceMemory
 from mmgap.wrappers import innermost
 
 # Metres. A median outside of it is taken for a wrong unit.
@@ -38,7 +36,7 @@ class DepthSourceSet:
     """
 
     classes = ('scene',)
-    kind = 'depth'
+    label_type = 'depth'
 
     def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
         self.dataset = dataset
@@ -181,37 +179,3 @@ def check_depth(depth: np.ndarray, path: str, unit: float) -> np.ndarray:
             f'file was taken for {unit:g} m: correct depth_rescale_factor (1e-3 for millimetres)'
         )
     return depth
-
-
-@TASK_UTILS.register_module()
-class InverseDepth:
-    """Nearest white, farthest black: what ControlNets for Stable Diffusion were trained on.
-
-    The inverse depth of each map is stretched over [0, 1]. Unknown pixels are black.
-    """
-
-    def __call__(self, depth: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` in [0, 1] of ``(B, 1, H, W)`` metres, 0 where unknown."""
-        known = depth > 0
-        return _stretched(1 / torch.where(known, depth, 1.0), known)
-
-
-@TASK_UTILS.register_module()
-class LinearDepth:
-    """Nearest white, farthest black, linear in metres.
-
-    Minus the depth of each map is stretched over [0, 1]. Unknown pixels are black.
-    """
-
-    def __call__(self, depth: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` in [0, 1] of ``(B, 1, H, W)`` metres, 0 where unknown."""
-        return _stretched(-depth, depth > 0)
-
-
-def _stretched(values: Tensor, known: Tensor) -> Tensor:
-    """The known values of each map stretched over [0, 1], as three equal channels; else 0."""
-    low = torch.where(known, values, torch.inf).flatten(1).amin(dim=1)
-    high = torch.where(known, values, -torch.inf).flatten(1).amax(dim=1)
-    low, high = low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1)
-    shown = (values - low) / (high - low).clamp(min=1e-9)
-    return torch.where(known, shown, 0.0).expand(-1, 3, -1, -1)

@@ -17,7 +17,7 @@ from mmengine import dist
 from torch import Tensor, nn
 
 
-def own_part(count: int) -> slice:
+def shard(count: int) -> slice:
     """Which of ``count`` things are this process's: neighbours, as many as the others' or one less.
 
     With fewer things than processes, some have none.
@@ -26,18 +26,18 @@ def own_part(count: int) -> slice:
     return slice(count * rank // world, count * (rank + 1) // world)
 
 
-def gathered(part: Sequence[Any]) -> list[Any]:
+def all_gather_list(part: Sequence[Any]) -> list[Any]:
     """What all processes have of a list, in its order, for all of them."""
     return [value for values in dist.all_gather_object(list(part)) for value in values]
 
 
-def gathered_on_main(part: Sequence[Any]) -> list[Any]:
+def gather_list(part: Sequence[Any]) -> list[Any]:
     """The same on the main process alone, for what is large; the others get an empty list."""
     parts = dist.gather_object(list(part))
     return [value for values in parts or () for value in values]
 
 
-def of_main(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """What the main process says; the others' own value is ignored."""
     values = [value]
     dist.broadcast_object_list(values)
@@ -45,7 +45,7 @@ def of_main(value: Any) -> Any:
 
 
 @contextmanager
-def failing_together(*kinds: type[Exception]) -> Iterator[None]:
+def raise_on_all_ranks(*kinds: type[Exception]) -> Iterator[None]:
     """What any process raises in here, all raise.
 
     Otherwise the rest would wait for it for ever. The code inside must not talk to the others.
@@ -69,7 +69,7 @@ def failing_together(*kinds: type[Exception]) -> Iterator[None]:
         raise kinds[first[0]](first[1])
 
 
-def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The sum over processes of each tensor, where it was."""
     if dist.get_world_size() == 1:
         return list(tensors)
@@ -83,7 +83,7 @@ def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def same_buffers(model: nn.Module) -> Iterator[None]:
+def rank0_buffers(model: nn.Module) -> Iterator[None]:
     """While open, every process has the main one's buffers, as a checkpoint has.
 
     In distributed training each keeps its own statistics of batch normalisation, and would judge

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmgap.feedback import Draft, Feedback, TargetModel, total_feedback
-from mmgap.generators import SourceSet
-from mmgap.search.state import NonFiniteLossError, SearchState
-from mmgap.sharding import failing_together, own_part, summed
+from mmgap.distributed import all_reduce_sum, raise_on_all_ranks, shard
+from mmgap.feedback import Feedback, FeedbackBatch, total_feedback
+from mmgap.search.progress import NonFiniteLossError, PromptProgress
+from mmgap.sources import SourceSet
+from mmgap.targets import TargetModel
 
 
 class Job(NamedTuple):
@@ -39,7 +40,7 @@ class Scores(NamedTuple):
     gradients: list[Tensor]
 
 
-class Scorer:
+class SearchStep:
     """Draw images where a prompt's terms need them, ask the terms, take the gradient.
 
     Args:
@@ -73,7 +74,7 @@ class Scorer:
         self.means: dict[str, list[float]] = {}
 
     def __call__(
-        self, active: Sequence[SearchState], jobs: Sequence[Job], following: Sequence[Job] = ()
+        self, active: Sequence[PromptProgress], jobs: Sequence[Job], following: Sequence[Job] = ()
     ) -> Scores:
         """Score the images of a step; the processes of a distributed run share them.
 
@@ -85,14 +86,14 @@ class Scorer:
         Raises:
             NonFiniteLossError: If a loss or a gradient is NaN or Inf.
         """
-        count, jobs = len(jobs) // len(active), jobs[own_part(len(jobs))]
+        count, jobs = len(jobs) // len(active), jobs[shard(len(jobs))]
         needs = [self._needs(state) for state in active]
         wanted = [job.source for job in jobs if needs[job.place] != 'prompt']
         later = [self._needs(state, ahead=1) for state in active]
-        following = following[own_part(len(following))]
+        following = following[shard(len(following))]
         wanted += [job.source for job in following if later[job.place] != 'prompt']
         self.sources.prefetch(wanted)
-        with failing_together(NonFiniteLossError):
+        with raise_on_all_ranks(NonFiniteLossError):
             scored = []
             # Prompts whose terms need no image at their step must not build a diffusion graph.
             for kind in (True, False):
@@ -105,10 +106,10 @@ class Scorer:
         for part in scored:
             for place, gradient in zip(part.places, part.gradients, strict=True):
                 gradients[place] += gradient
-        means = (summed([sums])[0] / count).tolist()
-        return Scores(*means, summed(gradients))
+        means = (all_reduce_sum([sums])[0] / count).tolist()
+        return Scores(*means, all_reduce_sum(gradients))
 
-    def _needs(self, state: SearchState, ahead: int = 0) -> str:
+    def _needs(self, state: PromptProgress, ahead: int = 0) -> str:
         """The most that the terms which are active at a prompt's step need to see."""
         step = len(state.losses) + ahead
         needs = {term.needs for term in self.feedback if term.active(step)}
@@ -117,7 +118,11 @@ class Scorer:
 
     @torch.enable_grad()
     def _score(
-        self, batch: Sequence[Job], active: Sequence[SearchState], needs: Sequence[str], count: int
+        self,
+        batch: Sequence[Job],
+        active: Sequence[PromptProgress],
+        needs: Sequence[str],
+        count: int,
     ) -> _Scored:
         """Draw and score a batch; what it says stays on the device."""
         places = sorted({job.place for job in batch})
@@ -126,7 +131,9 @@ class Scorer:
         chosen, seeds = [job.source for job in batch], [job.seed for job in batch]
         labels = torch.as_tensor(self.sources.labels[chosen])
         numbers = [active[job.place].prompt.number for job in batch]
-        draft = Draft(embeds[[places.index(job.place) for job in batch]], labels, seeds, numbers)
+        draft = FeedbackBatch(
+            embeds[[places.index(job.place) for job in batch]], labels, seeds, numbers
+        )
         hits = torch.full((len(batch),), float('nan'))
         if need != 'prompt':
             condition = self.sources.load(chosen)
@@ -146,7 +153,7 @@ class Scorer:
             means=total.means,
         )
 
-    def _read(self, scored: Sequence[_Scored], active: Sequence[SearchState]) -> Tensor:
+    def _read(self, scored: Sequence[_Scored], active: Sequence[PromptProgress]) -> Tensor:
         """Fetch what the batches of a step say from the device, all at once.
 
         Returns:
@@ -200,7 +207,10 @@ class _Scored(NamedTuple):
 
 
 def _check_finite(
-    part: _Scored, active: Sequence[SearchState], losses: Sequence[float], finite: Sequence[float]
+    part: _Scored,
+    active: Sequence[PromptProgress],
+    losses: Sequence[float],
+    finite: Sequence[float],
 ) -> None:
     for job, value in zip(part.jobs, losses, strict=True):
         if value - value != 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth models as judges: equal to the toolbox's own forward, differentiable, put back after."""
+"""Depth models as targets: equal to the toolbox's own forward, differentiable, put back after."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from mmengine.structures import PixelData
 
 from mmgap.feedback import (
     DepthAdversarialLoss,
-    DepthTarget,
-    Draft,
-    TargetOutput,
+    FeedbackBatch,
     masked_l1,
     scale_shift_invariant_mae,
 )
+from mmgap.targets import DepthTarget, TargetOutput
 from tests.tiny import tiny_classifier, tiny_depth_config, tiny_depth_model
 
 pytestmark = pytest.mark.smoke
@@ -72,7 +71,7 @@ def test_gradient_reaches_the_image_and_nothing_stays(kind, judged):
     images = images.double().requires_grad_()
 
     def loss(pixels):
-        draft = Draft(torch.zeros(3, 1, 1), torch.zeros(3), [0] * 3, [0] * 3, pixels)
+        draft = FeedbackBatch(torch.zeros(3, 1, 1), torch.zeros(3), [0] * 3, [0] * 3, pixels)
         draft.output = target(pixels, depth.double())
         return term(draft)
 
@@ -92,7 +91,7 @@ def test_terms_are_the_errors_by_name(judged):
     target = DepthTarget(model, input_size=SIZE)
     with torch.no_grad(), target.frozen():
         output = target(images, depth)
-    draft = Draft(torch.zeros(3, 1, 1), torch.zeros(3), [0] * 3, [0] * 3, images, output)
+    draft = FeedbackBatch(torch.zeros(3, 1, 1), torch.zeros(3), [0] * 3, [0] * 3, images, output)
     expected = dict(
         model=output.loss,
         l1=masked_l1(output.prediction, depth),
@@ -120,7 +119,7 @@ def test_what_does_not_fit(judged):
     with pytest.raises(ValueError, match='needs a DepthEstimator .* is a ImageClassifier'):
         classifier(images, depth)
     output = TargetOutput(torch.zeros(3, 2), torch.zeros(3))
-    draft = Draft(torch.zeros(3, 1, 1), torch.zeros(3), [0] * 3, [0] * 3, images, output)
+    draft = FeedbackBatch(torch.zeros(3, 1, 1), torch.zeros(3), [0] * 3, [0] * 3, images, output)
     with pytest.raises(ValueError, match="take 'mmgap.AdversarialLoss' for classes"):
         DepthAdversarialLoss()(draft)
     with pytest.raises(ValueError, match="loss must be one of .* got 'l2'"):

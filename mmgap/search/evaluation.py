@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgap.feedback import Critic, TargetModel, TargetOutput
-from mmgap.generators import Condition, SourceSet
+from mmgap.distributed import all_gather_list, raise_on_all_ranks, shard
+from mmgap.feedback import Critic
 from mmgap.prompts import SoftPrompt
-from mmgap.search.state import FoundPrompt, NonFiniteLossError, SearchState
+from mmgap.search.progress import FoundPrompt, NonFiniteLossError, PromptProgress
 from mmgap.seeds import derive_seed
-from mmgap.sharding import failing_together, gathered, own_part
+from mmgap.sources import Condition, SourceSet
+from mmgap.targets import TargetModel, TargetOutput
 
 
-class Judge:
+class PromptEvaluator:
     """Draws images of a prompt around held-out sources and asks the target.
 
     A source has the same seed for every prompt, so prompts compare image by image. The processes of
@@ -54,7 +55,7 @@ class Judge:
         self, prompt: SoftPrompt, held_out: Sequence[int]
     ) -> Iterator[tuple[Condition, Tensor]]:
         """One image per held-out source of this process, in batches of sources and images."""
-        held_out = held_out[own_part(len(held_out))]
+        held_out = held_out[shard(len(held_out))]
         embeds = self.generator.prompts.encode([prompt])
         for start in range(0, len(held_out), self.batch_size):
             condition = self.sources.load(held_out[start : start + self.batch_size])
@@ -83,12 +84,12 @@ class Judge:
         """
         losses: list[float] = []
         hits: list[float] = []
-        with failing_together(NonFiniteLossError):
+        with raise_on_all_ranks(NonFiniteLossError):
             for condition, images in self.draw(prompt, held_out):
                 output = self._output(prompt, condition, images)
                 losses += output.loss.tolist()
                 hits += output.hits(condition.truth).tolist()
-        return gathered(losses), gathered(hits)
+        return all_gather_list(losses), all_gather_list(hits)
 
     @torch.no_grad()
     def failure_rate(
@@ -100,14 +101,14 @@ class Judge:
             NonFiniteLossError: If a loss is NaN or Inf.
         """
         failed: list[float] = []
-        with failing_together(NonFiniteLossError):
+        with raise_on_all_ranks(NonFiniteLossError):
             for condition, images in self.draw(prompt, chosen):
                 wrong = 1 - self._output(prompt, condition, images).hits(condition.truth)
                 if critic is not None:
                     agreement = critic(images, condition.masks, condition.truth).tolist()
                     wrong *= torch.tensor([critic.keeps(v) for v in agreement]).to(wrong)
                 failed += wrong.tolist()
-        return sum(gathered(failed)) / len(chosen)
+        return sum(all_gather_list(failed)) / len(chosen)
 
     def _output(self, prompt: SoftPrompt, condition: Condition, images: Tensor) -> TargetOutput:
         with self.target.frozen():
@@ -121,7 +122,7 @@ class Judge:
         return output
 
     @torch.no_grad()
-    def compare(self, state: SearchState, held_out: Sequence[int]) -> FoundPrompt:
+    def compare(self, state: PromptProgress, held_out: Sequence[int]) -> FoundPrompt:
         """The prompt as it is now against how its search started."""
         prompt = state.prompt
         found = prompt.embeddings.detach().clone()
