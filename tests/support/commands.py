@@ -76,7 +76,8 @@ def process_state() -> Iterator[None]:
     """Begin as a process does, without MMEngine's named instances, and leave all as it was.
 
     What is put back: these instances, the states of random numbers, threads and numeric switches
-    of torch, filters of warnings, ``os.environ``, ``sys.argv`` and ``sys.path``.
+    of torch, what it loads without leave, filters of warnings, ``os.environ``, ``sys.argv`` and
+    ``sys.path``.
     """
     managers = list(dict.fromkeys(_subclasses(ManagerMixin)))
     instances = [manager._instance_dict for manager in managers]
@@ -91,9 +92,12 @@ def process_state() -> Iterator[None]:
         )
         for switch in names
     ]
+    safe = torch.serialization.get_safe_globals()
     environment, argv, path = dict(os.environ), list(sys.argv), list(sys.path)
     for manager in managers:
         manager._instance_dict = OrderedDict()
+    # A command must itself allow what it loads.
+    torch.serialization.clear_safe_globals()
     try:
         with warnings.catch_warnings():
             yield
@@ -112,6 +116,8 @@ def process_state() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
         for place, switch, value in switches:
             setattr(place, switch, value)
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(safe)
         os.environ.clear()
         os.environ.update(environment)
         sys.argv[:], sys.path[:] = argv, path
