@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,30 @@ from mmgap.files import plain, write_bytes, write_json
 MANIFEST = 'manifest.jsonl'
 GENERATORS = 'generators.json'
 IMAGE = re.compile(r'images/(\d{6,})\.png')
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides an image: equal recipes are equal images.
+
+    Attributes: as those of :class:`Sample`.
+    """
+
+    round: int
+    source_index: int
+    label: int
+    seed: int
+    prompt_id: str
+    depth_unit: float | None
+    generator: str
+    num_inference_steps: int
+
+    def same_plan(self, other: Recipe) -> bool:
+        """Whether a round planned the same image, whatever it was drawn with."""
+        drawn_alike = replace(
+            self, generator=other.generator, num_inference_steps=other.num_inference_steps
+        )
+        return drawn_alike == other
 
 
 @dataclass(frozen=True)
@@ -71,14 +95,10 @@ class Sample:
     depth_bytes: int | None = None
     depth_unit: float | None = None
 
-    def drawing(self) -> tuple:
-        """What decides the image; equal drawings are equal images."""
-        return (*self.planned(), self.generator, self.num_inference_steps)
-
-    def planned(self) -> tuple:
-        """What the round planned of the image, whatever it was drawn with."""
-        what = (self.source_index, self.label, self.seed, self.prompt_id)
-        return (self.round, *what, self.depth_unit)
+    @property
+    def recipe(self) -> Recipe:
+        """What decides the image."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
 
     def line(self) -> str:
         """The manifest's line; it names depth only where there is depth."""
