@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmgap.files import draw_sheet, write_image
+from mmgap.files import write_image
 from mmgap.generators import DiffusionGenerator
 from mmgap.loop.report import effect
 from mmgap.pool import SamplePool
 from mmgap.prompts import SoftPrompt
 from mmgap.search import FoundPrompt
 from mmgap.seeds import derive_rng, derive_seed
+from mmgap.sheet import draw_sheet
 from mmgap.sources import Sources
 
 

@@ -198,6 +198,7 @@ class Loop:
             ValueError: If the settings do not fit each other or the generator.
         """
         check_label_types([*self.feedback, self.critic], self.sources)
+        self.generator.check_steps(self.settings.search.num_inference_steps, 'search')
         return PromptSearch(
             self.generator,
             target,
@@ -238,6 +239,7 @@ class Loop:
             ValueError: If the settings do not fit the generator.
         """
         check_label_types([self.critic], self.sources)
+        self.generator.check_steps(self.settings.synthesis.num_inference_steps, 'synthesis')
         return Synthesizer(
             self.generator,
             self.sources,

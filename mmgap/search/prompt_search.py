@@ -54,8 +54,8 @@ class PromptSearch:
         evaluator: Evaluates prompts as :meth:`run` does.
 
     Raises:
-        ValueError: If a step has no active feedback, there is a ``stop_loss`` that the terms which
-            ask the target cannot reach, or the generator cannot draw with so many steps.
+        ValueError: If a step has no active feedback, or there is a ``stop_loss`` that the terms
+            which ask the target cannot reach.
     """
 
     def __init__(
@@ -93,7 +93,6 @@ class PromptSearch:
         self.evaluator = PromptEvaluator(generator, target, sources, **drawing, seed=seed)
         self._score = SearchStep(generator, target, self.feedback, sources, **drawing)
         self._ahead: dict[tuple[str | int, ...], list[tuple[int, int]]] = {}
-        generator.check_steps(settings.num_inference_steps, 'search')
 
     def about(self) -> dict[str, Any]:
         """Settings, seed and terms that decide the found prompts, as plain data."""
@@ -207,7 +206,7 @@ class PromptSearch:
     ) -> None:
         settings, began, first = self.settings, time.time(), running.step
         while active := running.active:
-            for progress, score in zip(active, self._step(active), strict=True):
+            for progress, score in zip(active, self.step(active), strict=True):
                 self._take(progress, score, running.optimizer)
             running.optimizer.step()
             running.optimizer.zero_grad()
@@ -268,8 +267,8 @@ class PromptSearch:
         progress.snapshots = {}
         _log(f'{prompt.id} did not move and starts again ({progress.restarts})')
 
-    def _step(self, active: list[PromptProgress]) -> list[StepScore]:
-        """Draw images with each active prompt and score them."""
+    def step(self, active: list[PromptProgress]) -> list[StepScore]:
+        """Draw images with each active prompt and score them; no prompt is changed."""
         # The next step's are read meanwhile; a prompt that stops or starts again wastes a few.
         return self._score(active, self._images(active), self._images(active, ahead=1))
 

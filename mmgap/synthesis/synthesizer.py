@@ -76,9 +76,6 @@ class Synthesizer:
         critic: Prepared :class:`~mmgap.feedback.Critic`; what it drops is drawn again with another
             source and seed.
         seed: Seed of every draw.
-
-    Raises:
-        ValueError: If the generator cannot draw with so many steps.
     """
 
     def __init__(
@@ -94,7 +91,6 @@ class Synthesizer:
         self.settings = settings
         self.critic = critic
         self.seed = seed
-        generator.check_steps(settings.num_inference_steps, 'synthesis')
 
     def plan(
         self,

@@ -3,5 +3,13 @@
 
 from mmgap.targets.classifier import TargetModel, TargetOutput
 from mmgap.targets.depth import DepthOutput, DepthTarget
+from mmgap.targets.load import build_target, load_model
 
-__all__ = ['DepthOutput', 'DepthTarget', 'TargetModel', 'TargetOutput']
+__all__ = [
+    'DepthOutput',
+    'DepthTarget',
+    'TargetModel',
+    'TargetOutput',
+    'build_target',
+    'load_model',
+]

@@ -6,11 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
-from mmgap.feedback import AdversarialLoss, Critic
+from mmgap.feedback import Critic
 from mmgap.generators import InpaintingGenerator
-from mmgap.hooks.components import build_search
-from mmgap.search import PromptEvaluator, PromptSearch, allocation, round_robin
+from mmgap.loop import GAPSettings, Loop
+from mmgap.search import PromptEvaluator, allocation, round_robin
 from mmgap.sources import SourceSet
 from mmgap.targets import TargetModel
 from tests.support.tiny import tiny_classifier
@@ -76,15 +77,16 @@ def aimed(tiny_sd, drawn, monkeypatch):
     def build(rates, draw=True, **initial):
         seen = []
 
-        def failure_rates(self, prompts, label, critic=None):
+        def failure_rates(evaluator, prompts, names, label, chosen, critic=None):
             seen.append([(p.template, len(p.embeddings)) for p in prompts])
             return rates[label]
 
-        monkeypatch.setattr(PromptSearch, 'failure_rates', failure_rates)
-        parts = (generator, target, [AdversarialLoss()], SourceSet(drawn, (16, 16)))
+        monkeypatch.setattr('mmgap.search.aim.failure_rates', failure_rates)
         initial = dict(dict(init=['x', 'y', 'z'], tokens=2, prompts_per_class=4), **initial)
-        search, prompts = build_search(*parts, initial, {}, seed=0, draw=draw)
-        return search, prompts, seen
+        settings = GAPSettings.from_config(dict(generator={}, search=initial))
+        loop = Loop(settings, generator, SourceSet(drawn, (16, 16)), Config())
+        search = loop.prompt_search(target)
+        return search, loop.initial_prompts(search, draw=draw), seen
 
     return build
 
@@ -97,7 +99,7 @@ def test_starts_go_where_the_target_fails(aimed):
     for prompt in prompts:
         word = table('xyz'[prompt.number], 'word', tokens=2).embeddings
         assert torch.equal(prompt.embeddings, word)
-    assert search.max_restarts == 0  # a restart would leave the start
+    assert search.settings.restarts == 0  # a restart would leave the start
     # Each class is asked with its own name in the template.
     _, _, seen = aimed([[1.0] * 3] * 2, aim=1.0, template='a {class} {}')
     assert [[template for template, _ in row] for row in seen] == [['a a {}'] * 3, ['a b {}'] * 3]
