@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Targets: any model of the toolboxes, seen from the image."""
 
-from mmgap.targets.classifier import TargetModel, TargetOutput
+from mmgap.targets.classifier import ClassOutput, TargetModel, TargetOutput
 from mmgap.targets.depth import DepthOutput, DepthTarget
 
-__all__ = ['DepthOutput', 'DepthTarget', 'TargetModel', 'TargetOutput']
+__all__ = ['ClassOutput', 'DepthOutput', 'DepthTarget', 'TargetModel', 'TargetOutput']
