@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from safetensors.torch import save_file
 
-from tests.test_benchmark import QUICK, ROOT
+from tests.support.quick_benchmark import QUICK, ROOT
 
 sys.path.insert(0, str(ROOT / 'tools'))
 from benchmark_zoo import check_weights, with_model  # noqa: E402
