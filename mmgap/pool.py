@@ -165,7 +165,7 @@ class SamplePool:
             write_json(self.folder / GENERATORS, plain({**known, name: dict(about)}))
 
     def append(
-        self, image: np.ndarray | bytes, depth: np.ndarray | None = None, **about: object
+        self, image: np.ndarray | bytes, depth: np.ndarray | None = None, **about: Any
     ) -> Sample:
         """Add one image.
 
@@ -178,8 +178,9 @@ class SamplePool:
             OSError: When the disk is full; neither the image nor a line stays.
         """
         # Not the number of samples: a user may have taken lines out.
-        number = 1 + int(IMAGE.fullmatch(self.samples[-1].file)[1]) if self.samples else 0
-        name, files = f'{number:06d}.png', {}
+        number = 1 + int(Path(self.samples[-1].file).stem) if self.samples else 0
+        name = f'{number:06d}.png'
+        files: dict[str, bytes] = {}
         for kind, pixels in (('file', image), ('depth_file', depth)):
             if pixels is not None:
                 about[kind] = f'{"images" if kind == "file" else "depth"}/{name}'
@@ -272,10 +273,10 @@ class SamplePool:
     def _check_images(self, samples: Sequence[Sample]) -> None:
         inside = os.path.join(os.path.realpath(self.folder), '')
         for number, sample in enumerate(samples, start=1):
-            files = [(sample.file, sample.bytes)]
-            if sample.depth_file is not None:
-                files.append((sample.depth_file, sample.depth_bytes))
+            files = [(sample.file, sample.bytes), (sample.depth_file, sample.depth_bytes)]
             for name, size in files:
+                if name is None:
+                    continue
                 path = self.folder / name
                 real = os.path.realpath(path)
                 if not real.startswith(inside):  # pools are passed on, and unpacked elsewhere

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmgap.feedback.base import Feedback, FeedbackBatch
 from mmgap.registry import TASK_UTILS
+from mmgap.targets import ClassOutput
 
 MODES = ('flip', 'untargeted', 'targeted', 'uniform')
 
@@ -104,7 +105,15 @@ class AdversarialLoss(Feedback):
         self.floor = floor
 
     def __call__(self, batch: FeedbackBatch) -> Tensor:
-        """``(B,)``: the loss of each image, without the weight."""
+        """``(B,)``: the loss of each image, without the weight.
+
+        Raises:
+            ValueError: If the target is no classifier.
+        """
+        if not isinstance(batch.output, ClassOutput):
+            raise ValueError(
+                "AdversarialLoss needs a classifier; take 'mmgap.DepthAdversarialLoss' for depth"
+            )
         logits = batch.output.logits
         loss = adversarial_loss(
             logits, batch.labels.to(logits.device), self.mode, self.target, self.logit_scale

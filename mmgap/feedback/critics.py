@@ -16,6 +16,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor
 
 from mmgap.compat import allow_checkpoint_history
+from mmgap.feedback.base import prepared
 from mmgap.feedback.clip_model import ClipModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.registry import TASK_UTILS
@@ -126,7 +127,7 @@ class ClipCritic(Critic):
 
     def fingerprint(self) -> str:
         """Names weights, sentences and crop."""
-        texts = self._classes.double().sum(dim=1).tolist()
+        texts = prepared(self._classes).double().sum(dim=1).tolist()
         return fingerprint([self.model.fingerprint(), texts, self.margin])
 
     @torch.no_grad()
@@ -136,7 +137,8 @@ class ClipCritic(Critic):
             self.model.encode_images(self._crop(image, mask)[None])
             for image, mask in zip(images, masks.to(images.device), strict=True)
         ]
-        logits = self.model.model.logit_scale.exp() * torch.cat(rows) @ self._classes.t()
+        logits = self.model.model.logit_scale.exp() * torch.cat(rows)
+        logits = logits @ prepared(self._classes).t()
         labels = labels.to(logits.device)
         return logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
 
@@ -161,7 +163,7 @@ class ModelCritic(Critic):
         config: Config file of the classifier; its test pipeline says size and channel order.
         checkpoint: Its weights.
         threshold: As for :class:`Critic`.
-        target: Arguments of :class:`~mmgap.feedback.TargetModel` that say size and channel order
+        target: Arguments of :class:`~mmgap.targets.TargetModel` that say size and channel order
             instead of the pipeline.
     """
 
@@ -214,17 +216,16 @@ class ModelCritic(Critic):
 
     def fingerprint(self) -> str:
         """Names weights and input."""
-        target = self._target
+        target = prepared(self._target)
         about = [weights_fingerprint(target.model), target.input_size, target.channel_order]
         return fingerprint(about)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
-        """``(B,)``: probability of the label."""
-        with self._target.frozen():
-            logits = self._target(images, labels).logits
-        labels = labels.to(logits.device)
-        return logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
+        """``(B,)``: probability of the label; of a depth map the share of pixels seen right."""
+        target = prepared(self._target)
+        with target.frozen():
+            return target(images, labels).agreement(labels)
 
 
 @TASK_UTILS.register_module()
@@ -249,12 +250,6 @@ class DepthCritic(ModelCritic):
         if self._target is None:
             settings = Config.fromfile(self.config)
             self._target = self._load(DepthTarget, settings, 'mmseg')
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
-        """``(B,)``: share of known pixels that it sees within a factor of 1.25 of the label."""
-        with self._target.frozen():
-            return self._target(images, labels).hits(labels)
 
 
 @torch.no_grad()

@@ -176,8 +176,8 @@ def layers_of(
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     strange = []
     for key, value in state.items():
-        ending = next((e for e in sorted(ENDINGS, key=len)[::-1] if key.endswith(e)), None)
-        place = ending and _find(key[: -len(ending)], known, networks)
+        ending = next((e for e in sorted(ENDINGS, key=len)[::-1] if key.endswith(e)), '')
+        place = _find(key.removesuffix(ending), known, networks) if ending else None
         if place is None:
             strange.append(key)
         else:

@@ -38,6 +38,8 @@ class DepthOutput:
         counts = known.flatten(1).sum(dim=1).clamp(min=1)
         return (right.flatten(1).sum(dim=1) / counts).float()
 
+    agreement = hits
+
 
 class DepthTarget(TargetModel):
     """Any depth model of MMSegmentation, seen from the image; see :class:`TargetModel`.

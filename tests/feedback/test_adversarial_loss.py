@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmgap.feedback import AdversarialLoss, FeedbackBatch, adversarial_loss
-from mmgap.targets import TargetOutput
+from mmgap.targets import ClassOutput
 
 
 def log_probabilities(logits):
@@ -23,7 +23,7 @@ REFERENCE = {
 
 
 def batch(logits, labels):
-    output = TargetOutput(logits, torch.zeros(len(labels)))
+    output = ClassOutput(logits, torch.zeros(len(labels)))
     numbers = range(len(labels))
     return FeedbackBatch(torch.zeros(len(labels), 1, 1), labels, numbers, numbers, output=output)
 
