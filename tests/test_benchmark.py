@@ -18,14 +18,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmgap.benchmark import run as benchmark
+from mmgap.benchmark.report import write_report
 from mmgap.files import write_json
 from tests.benchmark_job import work
 from tests.test_distributed import torchrun
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-import benchmark  # noqa: E402
-from benchmark_report import write_report  # noqa: E402
 
 METHODS = 'none ap gap style real'.split()
 NO_IMAGES = {'none', 'style'}

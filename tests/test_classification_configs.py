@@ -122,9 +122,8 @@ def test_vit(tmp_path, tiny_sd):
 
 @pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
 def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from benchmark_cells import Benchmark
-    from benchmark_images import put_real
+    from mmgap.benchmark.cells import Benchmark
+    from mmgap.benchmark.images import put_real
 
     data = tmp_path / 'data'
     if 'iwildcam' in name:
@@ -153,8 +152,7 @@ def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
 @pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
 def test_methods_that_search(name, tmp_path, tiny_sd, monkeypatch):
     """Each fragment finds its prompts and draws with them; no two methods have the same."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from benchmark_cells import Benchmark
+    from mmgap.benchmark.cells import Benchmark
 
     data = tmp_path / 'data'
     if 'iwildcam' in name:

@@ -126,8 +126,7 @@ def test_config(name, tmp_path, tiny_sd, tiny_controlnet):
 @pytest.mark.slow
 def test_methods_of_the_benchmark(tmp_path, tiny_sd, tiny_controlnet, monkeypatch):
     """Each fragment makes its images, and trains the last layer on them."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from benchmark_cells import Benchmark
+    from mmgap.benchmark.cells import Benchmark
 
     config = miniature('gap_unet_taskonomy-depth', tmp_path, tiny_sd, tiny_controlnet)
     data = config.train_dataloader.dataset

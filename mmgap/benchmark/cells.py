@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import benchmark_training  # noqa: F401
-from benchmark_images import generate, put_real
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner, TestLoop
 
+import mmgap.benchmark.training  # noqa: F401
+from mmgap.benchmark.images import generate, put_real
 from mmgap.compat import name_pretrained
 from mmgap.configs import gap_hooks, is_gap_hook, name_of
 from mmgap.feedback import read_sentences

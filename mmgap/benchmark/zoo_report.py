@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from benchmark_report import incomplete, spread
 
+from mmgap.benchmark.report import incomplete, spread
 from mmgap.files import write_bytes, write_json
 
 Cell = Mapping[str, Any]

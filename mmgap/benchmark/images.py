@@ -25,7 +25,7 @@ from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.sources import SourceSet
 
 if TYPE_CHECKING:
-    from benchmark_cells import Benchmark
+    from mmgap.benchmark.cells import Benchmark
 
 
 def put_real(benchmark: Benchmark, method: str, seed: int, folder: Path) -> dict[str, Any]:

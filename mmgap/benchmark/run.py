@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 """Compare methods of making training images at equal image budgets over seeds.
 
@@ -28,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_cells import Benchmark
-from benchmark_report import on_split, write_report
 from mmengine.config import Config, DictAction
 
+from mmgap.benchmark.cells import Benchmark
+from mmgap.benchmark.report import on_split, write_report
 from mmgap.compat import allow_checkpoint_history
 from mmgap.configs import gap_hooks, name_of
 from mmgap.datasets import share_classes
@@ -350,7 +349,3 @@ def run(
 def main() -> None:
     """Run all cells, with results.json, results.md, curves.png and meta.json after each."""
     start(work, parse_args())
-
-
-if __name__ == '__main__':
-    main()

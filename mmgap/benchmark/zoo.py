@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
 """Compare targets: what each gains, and what the images that one fails on do to the others.
 
@@ -25,14 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark import Cells, check_config, finish_arguments, run, start, wait_for
-from benchmark_cells import Benchmark
-from benchmark_zoo_report import write_report
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
 
+from mmgap.benchmark.cells import Benchmark
+from mmgap.benchmark.run import Cells, check_config, finish_arguments, run, start, wait_for
+from mmgap.benchmark.zoo_report import write_report
 from mmgap.compat import allow_checkpoint_history
 from mmgap.configs import name_of
 from mmgap.datasets import share_classes
@@ -336,7 +335,3 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
 def main() -> None:
     """Run all, with the report after each cell."""
     start(work, parse_args())
-
-
-if __name__ == '__main__':
-    main()
