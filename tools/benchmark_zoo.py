@@ -1,0 +1,8 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Compare targets: what each gains, and what its images do to the others; ``--help`` says more."""
+
+from mmgap.benchmark.zoo import main
+
+if __name__ == '__main__':
+    main()
