@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from mmgap.benchmark.zoo import check_weights, with_model
 from mmgap.benchmark.zoo_report import write_report
-from tests.test_benchmark import QUICK, ROOT
+from tests.support.quick_benchmark import QUICK, ROOT
 
 CONFIG = ROOT / 'configs' / 'gap_zoo_toybirds.py'
 

@@ -19,8 +19,8 @@ from mmgap.search import PromptEvaluator
 from mmgap.sources import DepthSourceSet
 from mmgap.synthesis import Synthesizer
 from mmgap.targets import DepthTarget
-from tests.pools import ABOUT
-from tests.tiny import save_tiny_pipeline, tiny_depth_model
+from tests.support.pools import ABOUT
+from tests.support.tiny import save_tiny_pipeline, tiny_depth_model
 
 
 @pytest.fixture
@@ -193,7 +193,8 @@ def test_parts_for_classes_and_for_depth_do_not_mix(parts, drawn_depth):
     generator, sources, _ = parts
     target = DepthTarget(tiny_depth_model(), (32, 32))
     fixed = (sources, {}, {}, 0)
-    with pytest.raises(ValueError, match='AdversarialLoss is for labels of type 'classes', .* are 'depth''):
+    words = "AdversarialLoss is for labels of type 'classes', .* are 'depth'"
+    with pytest.raises(ValueError, match=words):
         build_search(generator, target, [AdversarialLoss()], *fixed)
     critic = ClipCritic(clip=dict(model='x'))
     with pytest.raises(ValueError, match='ClipCritic label_type classes'):

@@ -2,9 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +10,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmgap.distributed import all_gather_list, broadcast_object, raise_on_all_ranks, shard
-from tests import two_processes
-from tests.conftest import DrawnDataset
-from tests.tiny import save_tiny_pipeline
+from tests.support import two_processes
+from tests.support.datasets import DrawnDataset
+from tests.support.processes import torchrun
+from tests.support.tiny import save_tiny_pipeline
 
 ROOT = Path(__file__).parents[1]
-
-
-def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess:
-    """Run processes that talk through gloo, since NCCL refuses two of them on one GPU."""
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    return subprocess.run(
-        [*launch, f'--nproc_per_node={processes}', *command],
-        cwd=ROOT,
-        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
 
 
 def test_one_process_has_everything():
@@ -59,7 +43,9 @@ def test_two_processes_do_what_one_does(tmp_path, on_cpu):
     save_tiny_pipeline(tmp_path / 'sd')
     DrawnDataset(tmp_path / 'drawn')
     two_processes.main(tmp_path, tmp_path / 'one', 'none')
-    done = torchrun('-m', 'tests.two_processes', str(tmp_path), str(tmp_path / 'two'), 'pytorch')
+    done = torchrun(
+        '-m', 'tests.support.two_processes', str(tmp_path), str(tmp_path / 'two'), 'pytorch'
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     assert_same_prompts(tmp_path / 'one' / 'bank', tmp_path / 'two' / 'bank')
     samples = assert_same_pools(tmp_path / 'one' / 'pool', tmp_path / 'two' / 'pool')

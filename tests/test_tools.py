@@ -14,9 +14,9 @@ from mmengine.runner import Runner
 
 from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompts
-from tests.conftest import see_no_gpu
-from tests.miniature import draw_waterbirds
-from tests.test_classification_configs import miniature_config
+from tests.support.configs import classification_config
+from tests.support.devices import see_no_gpu
+from tests.support.miniature import draw_waterbirds
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +52,7 @@ def run(tmp_path_factory, tiny_sd, on_cpu):
     """A run of the hook, its config as a file, and the prompts and pool of the tools."""
     folder = tmp_path_factory.mktemp('tools')
     data = draw_waterbirds(folder / 'data', per_group=4)
-    config = miniature_config('gap_resnet50_waterbirds', data, tiny_sd, folder / 'work')
+    config = classification_config('gap_resnet50_waterbirds', data, tiny_sd, folder / 'work')
     # A smaller model than the config's own test has: here it runs seven times.
     config.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
     config.model.head.in_channels = 64

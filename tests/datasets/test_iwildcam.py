@@ -17,7 +17,7 @@ from PIL import Image
 from mmgap.datasets import IWildCam
 from mmgap.datasets.iwildcam import CLASSES, SPLITS
 from mmgap.sources import SourceSet
-from tests.miniature import convert_iwildcam, draw_iwildcam
+from tests.support.miniature import convert_iwildcam, draw_iwildcam
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from mmgap.feedback import ClipCritic, ClipModel, ModelCritic, diversity
 from mmgap.registry import TASK_UTILS
-from tests.hooks.small_config import small_config
-from tests.tiny import tiny_classifier
+from tests.support.small_config import small_config
+from tests.support.tiny import tiny_classifier
 
 CLIP = dict(model='mmgap://toybirds-clip')
 

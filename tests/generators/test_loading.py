@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from mmgap.generators import ControlNetGenerator, ImageToImageGenerator, InpaintingGenerator
-from tests.hostile import Hostile
-from tests.single_file import save_single_file
+from tests.support.hostile import Hostile
+from tests.support.single_file import save_single_file
 
 
 @pytest.fixture

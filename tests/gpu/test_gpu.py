@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,8 @@ from PIL import Image
 from mmgap.generators import InpaintingGenerator
 from mmgap.pool import SamplePool
 from mmgap.sources import SourceSet
-from tests.hooks.small_config import small_config
-from tests.miniature import draw_waterbirds
+from tests.support.miniature import draw_waterbirds
+from tests.support.small_config import small_config
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
@@ -49,11 +50,12 @@ def keep(request):
 
 def start(tool: str, *arguments: str) -> subprocess.Popen:
     log = tempfile.TemporaryFile('w+')  # a pipe that nobody reads would fill up
+    path = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)],
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path])),
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(path)),
     )
     process.log = log
     return process
@@ -156,11 +158,7 @@ def sd15(tmp_path_factory) -> Path:
     folder = os.environ.get('MMGAP_RANDOM_SD15')
     folder = Path(folder) if folder else tmp_path_factory.mktemp('sd15') / 'sd15'
     if not (folder / 'model_index.json').exists():
-        sys.path.insert(0, str(ROOT / 'tools'))
-        try:
-            from random_sd15 import random_pipeline
-        finally:
-            sys.path.pop(0)
+        random_pipeline = runpy.run_path(str(ROOT / 'tools' / 'random_sd15.py'))['random_pipeline']
         random_pipeline().to(torch.float16).save_pretrained(folder)
     return folder
 

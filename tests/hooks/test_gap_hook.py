@@ -18,8 +18,8 @@ from mmgap.hooks.summary import group_report, summary_table
 from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompt
 from mmgap.search import NonFiniteLossError
-from tests.hooks.small_config import small_config
-from tests.miniature import draw_waterbirds
+from tests.support.miniature import draw_waterbirds
+from tests.support.small_config import small_config
 
 
 @pytest.fixture(scope='module')

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from mmgap.compat import allow_checkpoint_history, name_pretrained
 from mmgap.configs import gap_hooks, is_gap_hook, name_of, toolbox_of
 from mmgap.hooks import GAPHook
-from tests.miniature import draw_waterbirds
+from tests.support.miniature import draw_waterbirds
 
 ROOT = Path(__file__).parents[2]
-NEW = ROOT / 'tests' / 'hooks' / 'new_style_gap.py'
+NEW = ROOT / 'tests' / 'support' / 'new_style_gap.py'
 
 
 def by_name(settings):

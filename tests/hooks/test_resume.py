@@ -6,10 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,40 +15,13 @@ import pytest
 import torch
 
 from mmgap.compat import allow_checkpoint_history
-from tests.hooks.small_config import small_config
-from tests.miniature import draw_waterbirds
-from tests.test_depth_configs import miniature
+from tests.support.configs import depth_config
+from tests.support.miniature import draw_waterbirds
+from tests.support.processes import finish, kill_when, start
+from tests.support.small_config import small_config
 
 ROOT = Path(__file__).parents[2]
 CPU = pytest.mark.usefixtures('on_cpu')  # on a GPU no two runs are equal to the bit
-
-
-def start(config: Path, *options: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / 'tools' / 'train.py'), str(config), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='2'),
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output[-3000:]
-    return output
-
-
-def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
-    """SIGKILL the run and its workers at a point that it must not outrun."""
-    deadline = time.time() + 200
-    while not reached():
-        assert process.poll() is None, process.communicate()[0][-3000:]
-        assert time.time() < deadline
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
 
 
 def lines(path: Path) -> int:
@@ -129,7 +100,7 @@ def test_killed_and_resumed_equals_uninterrupted(by_epoch, tmp_path, tiny_sd):
 @pytest.mark.slow
 def test_depth_killed_and_resumed_equals_uninterrupted(tmp_path, tiny_sd, tiny_controlnet):
     for name in ('whole', 'cut'):
-        config = miniature('gap_resnet18_toydepth', tmp_path, tiny_sd, tiny_controlnet)
+        config = depth_config('gap_resnet18_toydepth', tmp_path, tiny_sd, tiny_controlnet)
         config.work_dir = str(tmp_path / name)
         config.train_cfg.update(max_epochs=4)
         config.custom_hooks[0].update(budget=12)

@@ -8,10 +8,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.hooks.small_config import small_config
-from tests.hooks.test_resume import finish, start
-from tests.miniature import draw_waterbirds
-from tests.test_distributed import torchrun
+from tests.support.miniature import draw_waterbirds
+from tests.support.processes import finish, start, torchrun
+from tests.support.small_config import small_config
 
 
 @pytest.mark.slow

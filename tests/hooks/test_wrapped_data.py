@@ -14,9 +14,9 @@ from mmgap.datasets import SyntheticMixDataset
 from mmgap.hooks import components, gap_hook
 from mmgap.hooks.components import Components, build_sources
 from mmgap.sources import SourceSet
-from tests.hooks.small_config import small_config
-from tests.miniature import draw_waterbirds
-from tests.pools import fill_pool
+from tests.support.miniature import draw_waterbirds
+from tests.support.pools import fill_pool
+from tests.support.small_config import small_config
 
 
 @pytest.fixture(scope='module')

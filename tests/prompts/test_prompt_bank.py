@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmgap.prompts import PromptBank, SoftPrompt, load_prompt, load_prompts
-from tests.hostile import Hostile
+from tests.support.hostile import Hostile
 
 
 def test_what_is_saved_comes_back_bit_by_bit(tmp_path):

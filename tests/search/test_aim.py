@@ -13,7 +13,7 @@ from mmgap.hooks.components import build_search
 from mmgap.search import PromptEvaluator, PromptSearch, allocation, round_robin
 from mmgap.sources import SourceSet
 from mmgap.targets import TargetModel
-from tests.tiny import tiny_classifier
+from tests.support.tiny import tiny_classifier
 
 
 def test_shares_follow_the_rates():

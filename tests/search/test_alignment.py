@@ -9,7 +9,7 @@ from mmgap.generators import InpaintingGenerator
 from mmgap.search import AlignmentAlarm
 from mmgap.search.progress import FoundPrompt
 from mmgap.sources import SourceSet
-from tests.tiny_search import make
+from tests.support.tiny_search import make
 
 
 @pytest.fixture(scope='module')

@@ -14,9 +14,9 @@ from mmgap.search.progress import PromptProgress
 from mmgap.search.step import Scores
 from mmgap.sources import SourceSet
 from mmgap.targets import TargetModel
-from tests.conftest import DrawnDataset
-from tests.tiny import tiny_classifier
-from tests.tiny_search import SCHEDULE, make
+from tests.support.datasets import DrawnDataset
+from tests.support.tiny import tiny_classifier
+from tests.support.tiny_search import SCHEDULE, make
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ from mmgap.generators import InpaintingGenerator
 from mmgap.search.progress import PromptProgress
 from mmgap.search.step import Job
 from mmgap.sources import SourceSet
-from tests.tiny_search import make
+from tests.support.tiny_search import make
 
 
 class Fetches(TorchDispatchMode):

@@ -8,7 +8,7 @@ import pytest
 
 from mmgap.pool import SamplePool
 from mmgap.synthesis.pool_writer import PoolWriter
-from tests.pools import ABOUT
+from tests.support.pools import ABOUT
 
 
 def batch(first: int, count: int = 3) -> list:

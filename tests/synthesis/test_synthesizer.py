@@ -20,7 +20,7 @@ from mmgap.seeds import derive_rng, derive_seed
 from mmgap.sources import SourceSet
 from mmgap.synthesis import Synthesizer
 from mmgap.targets import TargetModel
-from tests.tiny import tiny_classifier
+from tests.support.tiny import tiny_classifier
 
 
 @pytest.fixture(scope='module')

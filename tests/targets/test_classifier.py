@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from mmgap.targets import TargetModel
-from tests.tiny import tiny_classifier
+from tests.support.tiny import tiny_classifier
 
 pytestmark = pytest.mark.smoke
 

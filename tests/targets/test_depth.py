@@ -14,7 +14,7 @@ from mmgap.feedback import (
     scale_shift_invariant_mae,
 )
 from mmgap.targets import DepthTarget, TargetOutput
-from tests.tiny import tiny_classifier, tiny_depth_config, tiny_depth_model
+from tests.support.tiny import tiny_classifier, tiny_depth_config, tiny_depth_model
 
 pytestmark = pytest.mark.smoke
 

@@ -14,8 +14,8 @@ from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank
 from mmgap.sources import SourceSet
 from mmgap.synthesis import Synthesizer
-from tests.conftest import DrawnDataset
-from tests.tiny_search import make
+from tests.support.datasets import DrawnDataset
+from tests.support.tiny_search import make
 
 
 def main(folder: Path, out: Path, launcher: str) -> None:

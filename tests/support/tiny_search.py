@@ -15,8 +15,8 @@ from mmgap.prompts import PromptBank
 from mmgap.search import PromptSearch, initial_prompts
 from mmgap.sources import SourceSet
 from mmgap.targets import TargetModel
-from tests.conftest import DrawnDataset
-from tests.tiny import tiny_classifier
+from tests.support.datasets import DrawnDataset
+from tests.support.tiny import tiny_classifier
 
 SCHEDULE = [dict(type='CosineAnnealingLR', T_max=8, eta_min=1e-4, end=8)]
 

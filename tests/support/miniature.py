@@ -219,7 +219,7 @@ def draw_iwildcam(folder: Path, sequences: int = 6) -> Path:
 
 def convert_iwildcam(src: Path, out: Path, *options: str) -> subprocess.CompletedProcess:
     """Make the data of ``mmgap.IWildCam`` out of a miniature, with its MegaDetector file."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if (src / 'detections.json').exists():
         options = ('--detections', str(src / 'detections.json'), *options)
     return subprocess.run(
