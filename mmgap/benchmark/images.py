@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images of a benchmark's methods: real ones, or prompts that are found and drawn."""
+"""From a method to its pool: real images, or images drawn with prompts that it finds."""
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from mmengine.registry import DATASETS, TASK_UTILS
+from mmengine.registry import TASK_UTILS
 
-from mmgap.feedback import Critic
+from mmgap.benchmark.methods import Method
+from mmgap.feedback import Critic, Feedback
 from mmgap.hooks.components import (
     Components,
     build_critic,
@@ -22,52 +23,71 @@ from mmgap.hooks.components import (
 )
 from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank, SoftPrompt
-from mmgap.sources import SourceSet
+from mmgap.search import PromptSearch
+from mmgap.sources import Sources, SourceSet
+from mmgap.targets import TargetModel
 
-if TYPE_CHECKING:
-    from mmgap.benchmark.cells import Benchmark
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where the search of a method keeps its files.
+
+    Attributes:
+        prompts: The prompts that are found.
+        search: A checkpoint for each round.
+        features: Features of guidance images, which all methods of a seed share.
+    """
+
+    prompts: Path
+    search: Path
+    features: Path
 
 
-def put_real(benchmark: Benchmark, method: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Put real images into a pool, in their own order.
+def put_real(
+    pool: SamplePool,
+    dataset: Any,
+    *,
+    method: str,
+    count: int,
+    generator: Any,
+    label_type: str,
+    evaluation: Sequence[Any],
+) -> None:
+    """Put the first real images of a dataset into a pool, in its order.
+
+    Args:
+        pool: The pool; what it already has stays.
+        dataset: The real images.
+        method: Name of the method, for messages.
+        count: How many images the pool shall have.
+        generator: Says how large the images of a pool are.
+        label_type: ``'classes'`` or ``'depth'``.
+        evaluation: Datasets that the benchmark evaluates on.
 
     Raises:
-        ValueError: If there are too few, or the benchmark evaluates on them.
+        ValueError: If the dataset has too few images, or one that the benchmark evaluates on.
     """
-    settings = dict(benchmark.methods[method].dataset)
-    if 'type' not in settings:
-        settings = {**benchmark.config.test_dataloader.dataset, **settings}
-    dataset = DATASETS.build(copy.deepcopy(settings))
-    _check_leak(method, dataset, benchmark.evaluation())
-    generator, pool = benchmark.parts(seed).generator, SamplePool(folder)
-    depth = benchmark.parts(seed).sources.label_type == 'depth'
+    _check_leak(method, dataset, evaluation)
     # They are stored as they are, so nothing need be known of what to keep.
-    sources = generator.sources(dataset) if depth else SourceSet(dataset, generator.size, False)
-    number = max(benchmark.budgets)
-    if len(sources) < number:
+    sources: Sources = (
+        generator.sources(dataset)
+        if label_type == 'depth'
+        else SourceSet(dataset, generator.size, masked=False)
+    )
+    if len(sources) < count:
         raise ValueError(
-            f'the dataset of {method!r} has {len(sources)} images, {number} are asked for'
+            f'the dataset of {method!r} has {len(sources)} images, {count} are asked for'
         )
-    for index in range(len(pool), number):
+    for index in range(len(pool), count):
         condition = sources.load([index])
-        pool.append(
+        pool.append_real(
             condition.images[0].permute(1, 2, 0).numpy(),
             sources.stored_depth(condition, 0),
-            depth_unit=sources.unit,
             label=int(condition.labels[0]),
             group=sources.groups[index],
             source_index=index,
-            source_group=sources.groups[index],
-            seed=0,
-            prompt_id='real',
-            generator='real',
-            num_inference_steps=0,
-            target_loss_source=None,
-            target_loss_image=None,
-            feedback=None,
-            round=0,
+            depth_unit=sources.unit,
         )
-    return {}
 
 
 def _check_leak(method: str, dataset: Any, evaluation: Sequence[Any]) -> None:
@@ -81,104 +101,144 @@ def _check_leak(method: str, dataset: Any, evaluation: Sequence[Any]) -> None:
                 )
 
 
-def generate(benchmark: Benchmark, method: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Draw a method's images, round by round, and judge its prompts on held-out sources."""
-    parts, fragment = benchmark.parts(seed, method), benchmark.methods[method]
-    base = parts.target(str(benchmark.base(seed)))
-    settings = dict(parts.hook.synthesis_cfg, **fragment.get('synthesis', {}))
-    critic = _critic(benchmark, method, parts)
-    pool, rounds = SamplePool(folder), fragment.get('rounds', 1)
-    prompts, searched = [], 0.0
-    for number in range(rounds):
+def draw_images(
+    pool: SamplePool,
+    method: Method,
+    parts: Components,
+    *,
+    count: int,
+    checkpoint: Callable[[int], Path],
+    folders: Folders,
+    evaluation: Sequence[Any],
+) -> dict[str, Any]:
+    """Draw a method's images, round by round, and evaluate its prompts on held-out sources.
+
+    Args:
+        pool: Where the images go.
+        method: The method.
+        parts: Generator, sources and settings of the hook, with the method's own generator.
+        count: How many images, at least.
+        checkpoint: A function of the round: weights of the target model that the round searches
+            against. Those of the first round are the base checkpoint.
+        folders: Where the search keeps its files.
+        evaluation: Datasets that the benchmark evaluates on: no guidance image may be in them.
+
+    Returns:
+        What ``about.json`` says of the pool.
+
+    Raises:
+        ValueError: If the method has more prompts than the hook, or fewer.
+    """
+    base = parts.target(str(checkpoint(0)))
+    critic = _build_critic(method, parts)
+    settings = {**parts.hook.synthesis_cfg, **(method.synthesis or {})}
+    prompts, seconds = [], 0.0
+    for number in range(method.rounds):
         began = time.time()
-        target = base if number == 0 else _trained(benchmark, method, seed, pool, number)
-        found = _prompts(benchmark, method, seed, parts, target, number)
-        searched += time.time() - began
-        fixed = (parts.generator, parts.sources, settings, seed)
-        synthesizer = build_synthesizer(*fixed, number, critic=critic)
+        target = base if number == 0 else parts.target(str(checkpoint(number)))
+        of_round = _find_prompts(
+            method.finder,
+            parts,
+            target,
+            critic=critic if method.finder is method else _build_critic(method.finder, parts),
+            number=number,
+            folders=folders,
+            evaluation=evaluation,
+        )
+        seconds += time.time() - began
+        synthesizer = build_synthesizer(
+            parts.generator, parts.sources, settings, parts.seed, number, critic=critic
+        )
         # Whole batches: then the pool of a small budget is the beginning of a larger one's.
-        batches = -(-max(benchmark.budgets) // (rounds * synthesizer.batch_size))
-        count = batches * synthesizer.batch_size
-        synthesizer.run(found, count, pool, target, parts.feedback, number)
-        prompts += found
-    given = (parts, base, _hook_search(parts), parts.feedback, critic)
-    search, initial = _search(*given, draw=False)
+        batches = -(-count // (method.rounds * synthesizer.batch_size))
+        synthesizer.run(
+            of_round, batches * synthesizer.batch_size, pool, target, parts.feedback, number
+        )
+        prompts += of_round
+    search, initial = _build_search(parts, base, parts.feedback, critic=critic, draw=False)
     if len(prompts) != len(initial):
         raise ValueError(
-            f'method {method!r} has {len(prompts)} prompts, the hook {len(initial)}; all methods '
-            'must have as many'
+            f'method {method.name!r} has {len(prompts)} prompts, the hook {len(initial)}; all '
+            'methods must have as many'
         )
-    judged = [search.evaluate(prompt) for prompt in prompts]
+    evaluated = [search.evaluate(prompt) for prompt in prompts]
     return dict(
         prompts=[prompt.id for prompt in prompts],
-        judged=judged,
-        held_out={name: float(np.mean([j[name] for j in judged])) for name in judged[0]},
-        pool_target_loss=float(np.mean([s.target_loss_image for s in pool.samples])),
-        search_seconds=searched,
+        judged=evaluated,
+        held_out={
+            name: float(np.mean([scores[name] for scores in evaluated])) for name in evaluated[0]
+        },
+        pool_target_loss=float(np.mean([sample.target_loss_image for sample in pool.samples])),
+        search_seconds=seconds,
     )
 
 
-def _trained(benchmark: Benchmark, method: str, seed: int, pool: SamplePool, number: int) -> Any:
-    """The model that a later round searches against: trained on with the images so far."""
-    path = benchmark.folder('rounds', method, seed) / f'{number}.pth'
-    kept = sum(sample.kept for sample in pool.samples if sample.round < number)
-    if not path.exists():
-        config = benchmark.training(method, seed, 'all', pool.folder, kept)
-        benchmark.run(config, keep=path, test=False)
-    return benchmark.parts(seed, method).target(str(path))
+def _find_prompts(
+    method: Method,
+    parts: Components,
+    target: TargetModel,
+    *,
+    critic: Critic | None,
+    number: int,
+    folders: Folders,
+    evaluation: Sequence[Any],
+) -> list[SoftPrompt]:
+    """The prompts of a round; those that are searched for or drawn come before sentences."""
+    changes = method.initial if method.search is None else method.search
+    prompts: list[SoftPrompt] = []
+    if changes is not None:
+        feedback: Sequence[Feedback] = parts.feedback
+        if method.search is not None and method.feedback is not None:
+            feedback = [TASK_UTILS.build(dict(term)) for term in method.feedback]
+            parts.prepare(feedback, folders.features, evaluation)
+        search, prompts = _build_search(
+            parts, target, feedback, critic=critic, number=number, changes=changes
+        )
+        if method.search is not None:
+            # Goes on from its checkpoint, which knows whether it is still the same search.
+            path = folders.search / f'{number}.safetensors'
+            search.run(prompts, path, PromptBank(folders.prompts))
+    texts = method.sentences()
+    if not texts:
+        return prompts
+    per_class = {**_hook_search(parts), **(changes or {})}.get('prompts_per_class', 4)
+    missing = per_class * len(parts.sources.classes) - len(prompts)
+    return prompts + [
+        parts.generator.prompts.text_prompt(texts[i % len(texts)], f'{method.name}-{i}')
+        for i in range(missing)
+    ]
+
+
+def _build_critic(method: Method, parts: Components) -> Critic | None:
+    settings = method.choose_critic(parts.hook.critic_cfg)
+    return build_critic(settings, parts.generator, parts.sources.classes)
 
 
 def _hook_search(parts: Components) -> dict[str, Any]:
     return {**parts.hook.initial_cfg, **parts.hook.search_cfg}
 
 
-def _prompts(
-    benchmark: Benchmark, method: str, seed: int, parts: Components, target: Any, number: int
-) -> list[SoftPrompt]:
-    """The prompts of a round; those that are found come first."""
-    fragment = benchmark.methods[method]
-    if 'prompts_of' in fragment:
-        return _prompts(benchmark, fragment['prompts_of'], seed, parts, target, number)
-    settings = _hook_search(parts)
-    settings.update(fragment.get('search', fragment.get('initial', {})))
-    critic = _critic(benchmark, method, parts)
-    found: list[SoftPrompt] = []
-    if 'initial' in fragment:
-        found = _search(parts, target, settings, parts.feedback, critic, number)[1]
-    if 'search' in fragment:
-        feedback = parts.feedback
-        if 'feedback' in fragment:
-            feedback = [TASK_UTILS.build(dict(term)) for term in fragment.feedback]
-            parts.prepare(feedback, benchmark.out / 'features' / str(seed), benchmark.evaluation())
-        search, found = _search(parts, target, settings, feedback, critic, number)
-        bank = PromptBank(benchmark.folder('prompts', method, seed))
-        # Goes on from its checkpoint, which knows whether it is still the same search.
-        checkpoint = benchmark.folder('search', method, seed) / f'{number}.safetensors'
-        search.run(found, checkpoint, bank)
-    texts = benchmark.texts(method)
-    if not texts:
-        return found
-    missing = settings.get('prompts_per_class', 4) * len(parts.sources.classes) - len(found)
-    return found + [
-        parts.generator.prompts.text_prompt(texts[i % len(texts)], f'{method}-{i}')
-        for i in range(missing)
-    ]
-
-
-def _critic(benchmark: Benchmark, method: str, parts: Components) -> Critic | None:
-    settings = benchmark.methods[method].get('critic', parts.hook.critic_cfg)
-    return build_critic(settings, parts.generator, parts.sources.classes)
-
-
-def _search(
+def _build_search(
     parts: Components,
-    target: Any,
-    settings: Mapping[str, Any],
-    feedback: Sequence[Any],
+    target: TargetModel,
+    feedback: Sequence[Feedback],
+    *,
     critic: Critic | None,
     number: int = 0,
+    changes: Mapping[str, Any] | None = None,
     draw: bool = True,
-) -> tuple[Any, list[SoftPrompt]]:
-    fixed = (parts.generator, target, feedback, parts.sources)
-    settings = split_search(settings)
-    return build_search(*fixed, *settings, parts.seed, number, critic=critic, draw=draw)
+) -> tuple[PromptSearch, list[SoftPrompt]]:
+    """The hook's search with changes, and the prompts that it starts from."""
+    initial, settings = split_search({**_hook_search(parts), **(changes or {})})
+    return build_search(
+        parts.generator,
+        target,
+        feedback,
+        parts.sources,
+        initial,
+        settings,
+        parts.seed,
+        number,
+        critic=critic,
+        draw=draw,
+    )

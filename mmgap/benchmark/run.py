@@ -30,6 +30,7 @@ import torch
 from mmengine.config import Config, DictAction
 
 from mmgap.benchmark.cells import Benchmark
+from mmgap.benchmark.methods import read_methods
 from mmgap.benchmark.report import on_split, write_report
 from mmgap.compat import allow_checkpoint_history
 from mmgap.configs import gap_hooks, name_of
@@ -49,6 +50,7 @@ Cells = Mapping[Path, Callable[[], dict[str, Any]]]
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config with a GAPHook and a benchmark section')
     parser.add_argument('--methods', nargs='+', metavar='NAME', help='all of the config by default')
@@ -128,12 +130,16 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
         budget: The smallest number of images.
 
     Returns:
-        The methods.
+        Names of the methods.
     """
-    methods = (config.get('benchmark') or {}).get('methods')
-    if not methods:
+    fragments = (config.get('benchmark') or {}).get('methods')
+    if not fragments:
         raise SystemExit(f'{path} has no `benchmark` section with `methods`')
-    known = '\n'.join(f'  {name:<12}{about.get("about", "")}' for name, about in methods.items())
+    try:
+        methods = read_methods(fragments)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    known = '\n'.join(f'  {name:<12}{method.about}' for name, method in methods.items())
     unknown = [name for name in chosen or [] if name not in methods]
     if unknown:
         raise SystemExit(f'unknown methods {unknown}; {path} has:\n{known}')
@@ -150,9 +156,8 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
             f"of mmgap's {list(GROUP_METRICS)}"
         )
     for name in chosen or methods:
-        for term in methods[name].get('feedback', ()):
-            folder = term.get('images')
-            if isinstance(folder, str) and '://' not in folder and not Path(folder).exists():
+        for folder in methods[name].image_folders():
+            if '://' not in folder and not Path(folder).exists():
                 raise SystemExit(
                     f'method {name!r} takes images from {folder}, which does not exist; put some '
                     'there, or leave it out of --methods'
@@ -199,7 +204,7 @@ def describe(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
         test=args.report or benchmark.config.test_dataloader.dataset.get('split', 'test'),
         command=' '.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
         config=fingerprint(benchmark.config.to_dict()),
-        methods={name: dict(benchmark.methods[name]) for name in args.methods},
+        methods={name: dict(benchmark.methods[name].fragment) for name in args.methods},
         compare=benchmark.compare,
         budgets=benchmark.budgets,
         versions=environment(parts.sources.dataset.metainfo),
@@ -226,7 +231,7 @@ def start(work: Callable[[argparse.Namespace, int, int], None], args: argparse.N
     # What a stopped job leaves is cleaned up; a warning of it would hide the error that stopped it.
     os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
     spawn = multiprocessing.get_context('spawn')  # CUDA does not work in forked processes
-    with ProcessPoolExecutor(jobs, spawn, begin_job, [threads]) as pool:
+    with ProcessPoolExecutor(jobs, spawn, initializer=begin_job, initargs=(threads,)) as pool:
         try:
             for done in as_completed([pool.submit(work, args, rank, jobs) for rank in range(jobs)]):
                 done.result()
@@ -245,10 +250,12 @@ def begin_job(threads: int) -> None:
     """Give a job its threads, and make it end with the process that started it."""
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first ends the others
+    parent = multiprocessing.parent_process()
 
     def end() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=end, daemon=True).start()
 
@@ -262,7 +269,7 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
         if rank:
             wait_for(args.out / 'base' / 'key.json')
         benchmark = Benchmark(config, args.out, args.budgets)
-        about = {name: benchmark.methods[name].get('about', '') for name in args.methods}
+        methods = {name: benchmark.methods[name].about for name in args.methods}
         cells = cells_of(benchmark, args, args.seeds)
         own = cells_of(benchmark, args, args.seeds[rank::world])
         if rank:
@@ -273,7 +280,7 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
         def report(finished: list[dict[str, Any]]) -> None:
             if args.report:
                 finished = [on_split(cell, args.report) for cell in finished]
-            write_report(args.out, finished, about, meta, folder, len(cells))
+            write_report(args.out, finished, methods, meta, folder, len(cells))
 
         run(cells, own, line, report)
     except (ValueError, FileNotFoundError) as error:
@@ -287,7 +294,7 @@ def cells_of(benchmark: Benchmark, args: argparse.Namespace, seeds: Sequence[int
         (method, budget, seed, layers)
         for seed in seeds
         for method in args.methods
-        for budget in (benchmark.budgets if benchmark.makes_images(method) else [0])
+        for budget in (benchmark.budgets if benchmark.methods[method].makes_images else [0])
         for layers in args.layers
     ]
     return {benchmark.path(*cell): partial(benchmark.cell, *cell) for cell in cells}

@@ -31,6 +31,7 @@ from PIL import Image
 
 from mmgap.benchmark.cells import Benchmark
 from mmgap.benchmark.run import Cells, check_config, finish_arguments, run, start, wait_for
+from mmgap.benchmark.training import train_and_test
 from mmgap.benchmark.zoo_report import write_report
 from mmgap.compat import allow_checkpoint_history
 from mmgap.configs import name_of
@@ -42,6 +43,7 @@ from mmgap.weights import resolve
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config with a GAPHook and a benchmark section')
     parser.add_argument(
@@ -92,10 +94,10 @@ def with_model(config: Config, name: str) -> Config:
     changes = zoo[name] if name in zoo else listed_model(name, config, zoo)
     for key, value in changes.items():
         parent: Any = config
-        *way, last = key.split('.')
-        for step in way:
-            parent = parent.get(step) if isinstance(parent, (Config, Mapping)) else None
-        if not isinstance(parent, (Config, Mapping)):
+        *names, last = key.split('.')
+        for step in names:
+            parent = parent.get(step) if isinstance(parent, (Config, dict)) else None
+        if not isinstance(parent, (Config, dict)):
             raise ValueError(f'zoo[{name!r}] changes {key!r}, which the config does not have')
         parent[last] = copy.deepcopy(value)
     return config
@@ -185,26 +187,27 @@ class Zoo:
             benchmark.release()
             self.benchmarks[name] = benchmark
         first = self.benchmarks[args.models[0]]
-        if not first.makes_images(args.transfer):
+        if not first.methods[args.transfer].makes_images:
             raise ValueError(f'--transfer {args.transfer!r} makes no images')
 
     def cells(self, seeds: Sequence[int]) -> Cells:
         """All cells of some seeds: of each target, then of the transfer matrix."""
-        models, found = self.args.models, {}
+        models, cells = self.args.models, {}
         for seed in seeds:
             for model in models:
                 for method in self.args.methods:
                     path = self.benchmarks[model].path(*self.setting(model, method, seed))
-                    found[path] = partial(self.cell, model, method, seed)
+                    cells[path] = partial(self.cell, model, method, seed)
             for images_of in models:
                 for model in models:
                     path = self.transfer_path(images_of, model, seed)
-                    found[path] = partial(self.transfer, images_of, model, seed)
-        return found
+                    cells[path] = partial(self.transfer, images_of, model, seed)
+        return cells
 
     def setting(self, model: str, method: str, seed: int) -> tuple[str, int, int, str]:
         """Names a cell of one target; without the budget for methods that make no images."""
-        budget = self.args.budget if self.benchmarks[model].makes_images(method) else 0
+        makes_images = self.benchmarks[model].methods[method].makes_images
+        budget = self.args.budget if makes_images else 0
         return method, budget, seed, self.args.layers
 
     def cell(self, model: str, method: str, seed: int) -> dict[str, Any]:
@@ -243,7 +246,7 @@ class Zoo:
         else:
             images, _ = column.counts(folder, args.budget)
             config = column.training(args.transfer, seed, args.layers, folder, images)
-            report, _ = column.run(config)
+            report, _ = train_and_test(config)
         cell = dict(images_of=images_of, model=model, seed=seed, loss=loss, accuracy=accuracy)
         cell.update({name: report[name] for name in ('worst_group', 'mean', 'groups', 'measure')})
         cell.update(seconds=time.time() - began)
