@@ -170,7 +170,7 @@ def test_the_guided_config_has_the_methods_fragment():
 def test_iwildcam(name, tmp_path, tiny_sd):
     source = draw_iwildcam(tmp_path / 'wilds', sequences=2)
     data = tmp_path / 'data'
-    assert convert_iwildcam(source, data).returncode == 0
+    convert_iwildcam(source, data).check()
     config = classification_config(name, data, tiny_sd, tmp_path / 'work', budget=7)
     # One of two sequences of each place guides.
     for settings in (config.test_dataloader.dataset, config.custom_hooks[0].feedback[1].images):

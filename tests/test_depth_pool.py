@@ -197,7 +197,7 @@ def test_parts_for_classes_and_for_depth_do_not_mix(parts, drawn_depth):
     with pytest.raises(ValueError, match=words):
         build_search(generator, target, [AdversarialLoss()], *fixed)
     critic = ClipCritic(clip=dict(model='x'))
-    with pytest.raises(ValueError, match='ClipCritic label_type classes'):
+    with pytest.raises(ValueError, match="ClipCritic is for labels of type 'classes'"):
         build_search(generator, target, [DepthAdversarialLoss()], *fixed, critic=critic)
 
 

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,25 +11,10 @@ from mmengine.runner import Runner
 
 from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompts
+from tests.support.commands import run_command
 from tests.support.configs import classification_config
 from tests.support.devices import see_no_gpu
 from tests.support.miniature import draw_waterbirds
-
-ROOT = Path(__file__).parents[1]
-
-
-def tool(name: str, *args: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / name), *map(str, args)],
-        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='2'),
-        capture_output=True,
-        text=True,
-    )
-
-
-def done(result: subprocess.CompletedProcess) -> str:
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result.stdout + result.stderr
 
 
 def contents(folder: Path, pattern: str) -> dict[str, bytes]:
@@ -61,9 +43,9 @@ def run(tmp_path_factory, tiny_sd, on_cpu):
     runner.train()
     weights = folder / 'work' / 'gap_round.pth'  # as they were when the hook searched
     common = (folder / 'config.py', '--checkpoint', weights)
-    done(tool('search_prompts.py', *common, '--out', folder / 'prompts'))
+    run_command('search_prompts', *common, '--out', folder / 'prompts').check()
     draw = (*common, '--prompts', folder / 'prompts', '--out', folder / 'pool')
-    done(tool('generate.py', *draw, '--num', 6))
+    run_command('generate', *draw, '--num', 6).check()
     return folder, draw
 
 
@@ -85,11 +67,11 @@ def test_tools_find_and_draw_what_the_hook_does(run):
 def test_generate_goes_on_and_takes_words(run):
     folder, draw = run
     before = contents(folder / 'pool', 'images/*')
-    assert '4 images drawn' in done(tool('generate.py', *draw, '--num', 10))
+    assert '4 images drawn' in run_command('generate', *draw, '--num', 10).check()
     after = contents(folder / 'pool', 'images/*')
     assert len(after) == 10 and before.items() <= after.items()
     config, out = folder / 'config.py', folder / 'words'
-    done(tool('generate.py', config, '--text', 'a b', 'c', '--num', 4, '--out', out))
+    run_command('generate', config, '--text', 'a b', 'c', '--num', 4, '--out', out).check()
     samples = SamplePool(out).samples
     assert [sample.prompt_id.split('@')[0] for sample in samples] == ['a_b', 'a_b', 'c', 'c']
     assert {sample.target_loss_image for sample in samples} == {None}
@@ -98,7 +80,7 @@ def test_generate_goes_on_and_takes_words(run):
 def test_search_goes_on_from_its_checkpoint(run):
     folder, draw = run
     before = contents(folder / 'prompts', '*.safetensors')
-    out = done(tool('search_prompts.py', *draw[:3], '--out', folder / 'prompts'))
+    out = run_command('search_prompts', *draw[:3], '--out', folder / 'prompts').check()
     assert 'goes on from' in out and 'search step' not in out
     assert contents(folder / 'prompts', '*.safetensors') == before
     assert len(load_prompts(folder / 'prompts')) == 2
@@ -117,7 +99,7 @@ def test_training_on_the_pool(run):
         f"type='mmgap.SyntheticMixDataset', pool={str(folder / 'pool')!r}, ratio=0.5, "
         "mode='extend', dataset={{_base_.train_dataloader.dataset}}))\n"
     )
-    out = done(tool('train.py', config))
+    out = run_command('train', config).check()
     # 16 real samples and as many generated ones, in batches of 8.
     assert '[1][4/4]' in out and 'worst_group' in out
     assert (folder / 'mixed' / 'epoch_1.pth').is_file()
@@ -132,8 +114,8 @@ def test_bad_input(run, tmp_path):
         ((config, '--prompts', 'none', '--num', 3, '--out', tmp_path), "'none' does not exist"),
         (('none.py', '--text', 'a', '--num', 3, '--out', tmp_path), "'none.py' does not exist"),
     ):
-        result = tool('generate.py', *args)
-        assert result.returncode != 0 and words in result.stderr
+        done = run_command('generate', *args)
+        assert done.code != 0 and words in done.output
         assert not list(tmp_path.iterdir())
 
 
@@ -142,9 +124,9 @@ def test_caption_instruction(tmp_path):
     file = tmp_path / 'captions.txt'
     file.write_text('a landbird in a forest\n\na waterbird on a lake\n')
     options = ['--subject', 'a bird', '--classes', 'landbird', 'waterbird', '--num', 3]
-    text = done(tool('caption_instruction.py', file, *options))
+    text = run_command('caption_instruction', file, *options).check()
     assert '- a landbird in a forest\n- a waterbird on a lake' in text
     assert 'Never name landbird or waterbird' in text and 'in 3 short descriptions' in text
     file.write_text('\n')
-    empty = tool('caption_instruction.py', file, *options)
-    assert empty.returncode != 0 and 'must be positive, got 0 and 3' in empty.stderr
+    empty = run_command('caption_instruction', file, *options)
+    assert empty.code != 0 and 'must be positive, got 0 and 3' in empty.output

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +12,12 @@ import pytest
 import torch
 
 from mmgap.compat import allow_checkpoint_history
+from tests.support.commands import run_command
 from tests.support.configs import depth_config
 from tests.support.miniature import draw_waterbirds
 from tests.support.processes import finish, kill_when, start
 from tests.support.small_config import small_config
 
-ROOT = Path(__file__).parents[2]
 CPU = pytest.mark.usefixtures('on_cpu')  # on a GPU no two runs are equal to the bit
 
 
@@ -120,14 +117,7 @@ def test_checkpoint_loads_in_test_tool(tmp_path, tiny_sd):
     config.custom_hooks = []
     config.train_cfg.max_epochs = 1
     config.dump(tmp_path / 'plain.py')
-    finish(start(tmp_path / 'plain.py'))
-    done = subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / 'test.py'), str(tmp_path / 'plain.py')]
-        + [str(tmp_path / 'work' / 'epoch_1.pth'), '--work-dir', str(tmp_path / 'test')],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert 'worst_group' in done.stdout + done.stderr
+    run_command('train', tmp_path / 'plain.py').check()
+    checkpoint = tmp_path / 'work' / 'epoch_1.pth'
+    options = ('--work-dir', tmp_path / 'test')
+    assert 'worst_group' in run_command('test', tmp_path / 'plain.py', checkpoint, *options).check()
