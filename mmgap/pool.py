@@ -19,6 +19,7 @@ from mmgap.files import plain, write_bytes, write_json
 
 MANIFEST = 'manifest.jsonl'
 GENERATORS = 'generators.json'
+REAL = 'real'  # prompt and generator of an image that was not generated
 IMAGE = re.compile(r'images/(\d{6,})\.png')
 
 
@@ -207,6 +208,49 @@ class SamplePool:
             raise
         self.samples.append(sample)
         return sample
+
+    def append_real(
+        self,
+        image: np.ndarray | bytes,
+        depth: np.ndarray | None = None,
+        *,
+        label: int,
+        group: int | None,
+        source_index: int,
+        depth_unit: float | None = None,
+    ) -> Sample:
+        """Add a real image, for comparisons with generated ones.
+
+        Its line has :data:`REAL` in place of prompt and generator, and no losses.
+
+        Args:
+            image: As for :meth:`append`.
+            depth: As for :meth:`append`.
+            label: Class.
+            group: Its group; None when unknown.
+            source_index: Its index in its dataset.
+            depth_unit: Metres that a 1 in ``depth`` stands for.
+
+        Raises:
+            OSError: As for :meth:`append`.
+        """
+        return self.append(
+            image,
+            depth,
+            label=label,
+            group=group,
+            source_index=source_index,
+            source_group=group,
+            seed=0,
+            prompt_id=REAL,
+            generator=REAL,
+            num_inference_steps=0,
+            target_loss_source=None,
+            target_loss_image=None,
+            feedback=None,
+            round=0,
+            depth_unit=depth_unit,
+        )
 
     def keep(self, wanted: Callable[[int, Sample], bool]) -> int:
         """Keep the first samples for which ``wanted(number, sample)`` holds, drop the rest.

@@ -16,15 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmgap.benchmark import run as benchmark
+from mmgap.benchmark.report import write_report
 from mmgap.files import write_json
 from tests.support.benchmark_job import work
 from tests.support.processes import torchrun
 from tests.support.quick_benchmark import QUICK, run
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-import benchmark  # noqa: E402
-from benchmark_report import write_report  # noqa: E402
 
 METHODS = 'none ap gap style real'.split()
 NO_IMAGES = {'none', 'style'}
