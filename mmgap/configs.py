@@ -71,6 +71,11 @@ def build_settings(kind: type[Settings], settings: Mapping[str, Any], name: str)
     return kind(**settings)
 
 
+def change_settings(settings: Settings, changes: Mapping[str, Any], name: str) -> Settings:
+    """The same settings with changes; as :func:`build_settings`."""
+    return build_settings(type(settings), {**vars(settings), **changes}, name)
+
+
 def renamed(settings: dict[str, Any], name: str, **names: str) -> None:
     """Take settings by their old names, with a warning, for one release.
 

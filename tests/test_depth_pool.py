@@ -195,7 +195,7 @@ def test_another_unit_than_the_pipelines_is_refused(tmp_path):
         SyntheticDataset(str(tmp_path), pipeline=stages)
 
 
-def test_parts_for_classes_and_for_depth_do_not_mix(parts, drawn_depth):
+def test_parts_for_classes_and_for_depth_do_not_mix(parts, monkeypatch):
     generator, sources, _ = parts
     target = DepthTarget(tiny_depth_model(), (32, 32))
     words = "AdversarialLoss is for labels of type 'classes', .* are 'depth'"
@@ -204,7 +204,7 @@ def test_parts_for_classes_and_for_depth_do_not_mix(parts, drawn_depth):
             target
         )
     loop = depth_loop(generator, sources)
-    loop.critic = ClipCritic(clip=dict(model='x'))
+    monkeypatch.setattr(Loop, 'critic', ClipCritic(clip=dict(model='x')))
     for build in (lambda: loop.prompt_search(target), loop.synthesizer):
         with pytest.raises(ValueError, match="ClipCritic is for labels of type 'classes'"):
             build()

@@ -6,9 +6,8 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +79,7 @@ class Loop:
         self.evaluation = list(evaluation)
         self.seed = seed
         self.features = features
+        self._prepared: dict[str, Any] = {}  # what variants share
 
     @classmethod
     def build(cls, settings: GAPSettings, dataset: Any, **others: Any) -> Loop:
@@ -143,11 +143,9 @@ class Loop:
         other.settings = replace(self.settings, **settings)
         other.evaluation = [*self.evaluation, *(evaluation or ())]
         other.features = features or self.features
-        for name in {'feedback', 'critic'} & set(settings):
-            other.__dict__.pop(name, None)
         return other
 
-    @cached_property
+    @property
     def feedback(self) -> list[Feedback]:
         """The prepared terms.
 
@@ -155,6 +153,10 @@ class Loop:
             ValueError: If a guidance image is among the evaluation images, the evaluation has other
                 classes, or a term is for another type of labels.
         """
+        wanted = [list(self.settings.feedback), self.features, len(self.evaluation)]
+        return self._once(f'feedback {wanted}', self._prepare_feedback)
+
+    def _prepare_feedback(self) -> list[Feedback]:
         terms = [TASK_UTILS.build(dict(config)) for config in self.settings.feedback]
         evaluation = [
             DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
@@ -170,10 +172,18 @@ class Loop:
         check_guidance_images(terms, evaluation)
         return terms
 
-    @cached_property
+    @property
     def critic(self) -> Critic | None:
         """The prepared critic: the settings' or, where they name none, the generator's."""
-        return build_critic(self.settings.critic, self.generator, self.sources.classes)
+        settings, classes = self.settings.critic, self.sources.classes
+        return self._once(
+            f'critic {settings}', lambda: build_critic(settings, self.generator, classes)
+        )
+
+    def _once(self, name: str, build: Callable[[], Any]) -> Any:
+        if name not in self._prepared:
+            self._prepared[name] = build()
+        return self._prepared[name]
 
     def target(self, checkpoint: str | None = None, model: nn.Module | None = None) -> TargetModel:
         """The config's model, seen from the image.
