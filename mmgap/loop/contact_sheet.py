@@ -49,7 +49,8 @@ def write_contact_sheet(
     # At random: even steps would keep meeting the same few prompts.
     order = derive_rng('contact sheet', round).permutation(len(samples))
     chosen = [samples[i] for i in sorted(order[:pairs])]
-    shown = sources.load([sample.source_index for sample in chosen]).images if chosen else []
+    indices = [sample.source_index for sample in chosen]
+    shown = list(sources.load(indices).images) if chosen else []
     rows = []
     for start in range(0, len(chosen), 8):
         part = range(start, min(start + 8, len(chosen)))

@@ -41,7 +41,7 @@ def allocation(rates: Sequence[float], aim: float) -> np.ndarray:
     return equal if total == 0 else (1 - aim) * equal + aim * weights / total
 
 
-def round_robin(parts: Sequence[float], count: int) -> list[int]:
+def round_robin(parts: Sequence[float] | np.ndarray, count: int) -> list[int]:
     """Draws by shares, always what is farthest behind: the first few are in proportion too.
 
     Equal shares take turns in their order. Fewer draws are the beginning of more.

@@ -35,17 +35,17 @@ class SourceSplit:
         self.sources = sources
         self.holdout = holdout
         self.seed = seed
-        self._parts: dict[int | None, tuple[np.ndarray, np.ndarray]] = {}
+        self._parts: dict[int | None, tuple[np.ndarray, list[int]]] = {}
 
     def searched(self, label: int | None) -> np.ndarray:
         """Indices to search with, of one class or of all."""
         return self._split(label)[0]
 
-    def held_out(self, label: int | None) -> np.ndarray:
+    def held_out(self, label: int | None) -> list[int]:
         """Indices to evaluate on, of one class or of all."""
         return self._split(label)[1]
 
-    def _split(self, label: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def _split(self, label: int | None) -> tuple[np.ndarray, list[int]]:
         if label not in self._parts:
             every = self.sources.of_class(label)
             order = derive_rng(self.seed, 'holdout', str(label)).permutation(every)
@@ -55,7 +55,8 @@ class SourceSplit:
                     f'[gap] class {label} has {len(order)} sources: prompts are searched with and '
                     'evaluated on the same ones'
                 )
-            self._parts[label] = order[count:], order[:count] if count else order
+            held_out = order[:count] if count else order
+            self._parts[label] = order[count:], held_out.tolist()
         return self._parts[label]
 
 

@@ -92,7 +92,7 @@ class PromptSearch:
         )
         self.evaluator = PromptEvaluator(generator, target, sources, **drawing, seed=seed)
         self._score = SearchStep(generator, target, self.feedback, sources, **drawing)
-        self._ahead: dict[tuple[str | int, ...], list[tuple[int, int]]] = {}
+        self._ahead: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
 
     def about(self) -> dict[str, Any]:
         """Settings, seed and terms that decide the found prompts, as plain data."""
@@ -301,7 +301,7 @@ class PromptSearch:
             NonFiniteLossError: If a loss is NaN or Inf.
         """
         classes = range(len(self.sources.classes))
-        held_out = np.concatenate([self.split.held_out(label) for label in classes])
+        held_out = [source for label in classes for source in self.split.held_out(label)]
         with self.target.frozen():
             losses, hits = map(np.array, self.evaluator.per_source(prompt, held_out))
         own = self.sources.labels[held_out] == prompt.label

@@ -100,12 +100,12 @@ class SearchStep:
             for drawn in (True, False):
                 part = [i for i in images if (needs[i.prompt_index] != 'prompt') == drawn]
                 for start in range(0, len(part), self.batch_size):
-                    batch = part[start : start + self.batch_size]
-                    scored.append(self._score(batch, active, needs, per_prompt))
+                    some = part[start : start + self.batch_size]
+                    scored.append(self._score(some, active, needs, per_prompt))
             sums = self._fetch(scored, active)
         gradients = [torch.zeros_like(progress.prompt.embeddings) for progress in active]
-        for part in scored:
-            for prompt_index, gradient in zip(part.prompt_indices, part.gradients, strict=True):
+        for batch in scored:
+            for prompt_index, gradient in zip(batch.prompt_indices, batch.gradients, strict=True):
                 gradients[prompt_index] += gradient
         means = (all_reduce_sum([sums])[0] / per_prompt).T.tolist()
         return [

@@ -419,7 +419,7 @@ class Synthesizer:
         images = self.generator(condition, hidden, seeds, self.settings.num_inference_steps)
         numbers = [context.numbers[i] for i in indices]
         seen = FeedbackBatch(hidden, condition.labels, seeds, numbers, images)
-        measures = self._measure(condition, seen, context)
+        measures = self._measure(condition, images, seen, context)
         self._check_finite(batch, images, measures)
         pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         generated = []
@@ -439,21 +439,21 @@ class Synthesizer:
         return generated
 
     def _measure(
-        self, condition: Condition, seen: FeedbackBatch, context: RoundContext
+        self, condition: Condition, images: Tensor, seen: FeedbackBatch, context: RoundContext
     ) -> dict[str, list[float | None]]:
         """Losses and agreement of a batch, for the manifest."""
         unknown: list[float | None] = [None] * len(condition)
         names = ('target_loss_source', 'target_loss_image', 'feedback', 'agreement')
         measures = dict.fromkeys(names, unknown)
         if self.critic is not None:
-            agreement = self.critic(seen.images, condition.masks, condition.truth)
+            agreement = self.critic(images, condition.masks, condition.truth)
             measures['agreement'] = agreement.tolist()
         target = context.target
         if target is None:
             return measures
         with target.frozen():
             source = target(condition.images.float() / 255, condition.truth)
-            seen.output = target(seen.images, condition.truth)
+            seen.output = target(images, condition.truth)
         looking = [term for term in context.feedback if term.needs != 'prompt']
         total = total_feedback(looking, seen).loss
         return dict(
