@@ -57,7 +57,7 @@ def collect_prompts(loop: Loop, path: str | None, texts: list[str]) -> list[Soft
     encoder = loop.generator.prompts
     prompts = load_prompts(path, encoder.width) if path is not None else []
     for text, id in zip(texts, ids_of(texts, runs=True), strict=True):
-        prompts.append(encoder.text_prompt(text, id, number=len(prompts)))
+        prompts.append(encoder.text_prompt(text, id, turn=len(prompts)))
     ids = [prompt.id for prompt in prompts]
     if len(set(ids)) < len(ids):
         raise SystemExit(f'prompts must have different ids, got {ids}')

@@ -38,7 +38,7 @@ class FeedbackBatch:
             prompt encoder.
         labels: ``(B,)`` classes, on the CPU.
         seeds: One seed per image.
-        numbers: Number of each image's prompt, see :class:`~mmgap.prompts.SoftPrompt`.
+        turns: Turn of each image's prompt, see :class:`~mmgap.prompts.SoftPrompt`.
         images: ``(B, 3, H, W)`` RGB in [0, 1]; None where no feedback needs images.
         output: What the target says of the images; None where no feedback needs it.
     """
@@ -46,7 +46,7 @@ class FeedbackBatch:
     hidden: Tensor
     labels: Tensor
     seeds: Sequence[int]
-    numbers: Sequence[int]
+    turns: Sequence[int]
     images: Tensor | None = None
     output: TargetOutput | None = None
 
@@ -118,7 +118,7 @@ class Feedback:
         """Paths of the images of the target distribution that a prepared term looks at."""
         return []
 
-    def about(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Type and settings as plain data, for provenance and fingerprints."""
         settings = {name: value for name, value in vars(self).items() if name[0] != '_'}
         return plain(dict(settings, type=type(self).__name__))

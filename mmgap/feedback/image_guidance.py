@@ -86,7 +86,7 @@ class ImageGuidance(Feedback):
         clip: Arguments of :class:`~mmgap.feedback.clip_model.ClipModel`.
         distance: ``'cosine'`` or ``'l2'``, see :func:`feature_distance`.
         clusters: Into how many clusters to split the target images; prompts get them in turn, by
-            their number, see :class:`~mmgap.prompts.SoftPrompt`. 1 pulls every prompt toward the
+            their turn, see :class:`~mmgap.prompts.SoftPrompt`. 1 pulls every prompt toward the
             mean of all, as the paper does; where the target has several looks, their mean is none
             of them.
         limit: Take only the first so many images.
@@ -173,7 +173,7 @@ class ImageGuidance(Feedback):
         """``(B,)``: distance of each image from the target images of its prompt's cluster."""
         features = prepared(self._model).encode_images(batch.drawn)
         clusters = prepared(self._clusters)
-        turns = torch.tensor([number % len(clusters) for number in batch.numbers])
+        turns = torch.tensor([turn % len(clusters) for turn in batch.turns])
         loss = features.new_zeros(len(batch))
         for turn in turns.unique().tolist():
             own = (turns == turn).nonzero()[:, 0].to(features.device)

@@ -60,7 +60,7 @@ class TextGuidance(Feedback):
         descriptions: Sentences, or a text file of them; or a list of them per class name, which
             tells the search the answer for each class and is to be reported as such.
         assign: ``'mean'`` pulls every prompt toward the mean of the descriptions, as the paper
-            does; ``'turn'`` gives prompts the descriptions in turn, by their number: a search that
+            does; ``'turn'`` gives prompts the descriptions in turn: a search that
             begins at a list (``init``) should have the same list.
         space: ``'text_encoder'`` compares hidden states of the generator's own text encoder: needs
             no image and costs nothing. Of Stable Diffusion XL these are the states of both
@@ -161,8 +161,8 @@ class TextGuidance(Feedback):
         """``(B,)``: distance of each image, or of its prompt, from its description."""
         descriptions = prepared(self._towards)
         rows = [
-            descriptions[label][number % len(descriptions[label])]
-            for label, number in zip(batch.labels.tolist(), batch.numbers, strict=True)
+            descriptions[label][turn % len(descriptions[label])]
+            for label, turn in zip(batch.labels.tolist(), batch.turns, strict=True)
         ]
         towards = torch.stack(rows)
         if self._model is not None:

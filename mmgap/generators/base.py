@@ -293,9 +293,9 @@ class DiffusionGenerator:
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that name weights and settings: equal ones draw equal images."""
-        return fingerprint(self.about())
+        return fingerprint(self.settings())
 
-    def about(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What decides an image, as plain data."""
         pipe = self.pipeline
         return dict(

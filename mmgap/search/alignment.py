@@ -59,7 +59,7 @@ class AlignmentAlarm:
         self.max_drift = max_drift
         self._states: Tensor | None = None
 
-    def about(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The settings as plain data."""
         return dict(
             max_dropped=self.max_dropped,

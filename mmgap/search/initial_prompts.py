@@ -28,7 +28,7 @@ def initial_prompts(
         encoder: The generator's prompt encoder.
         classes: Class names.
         settings: How many there are, and where they start. Where ``init`` is a list, the place in
-            it is the prompt's number.
+            it is the prompt's turn.
         seed: Seed of the draws.
         prefix: Start of the prompts' ids.
         order: Instead of in turn, the place in that list for each prompt of each class.
@@ -46,11 +46,11 @@ def initial_prompts(
             own = settings.scope == 'class'
             n = counts[len(prompts) % len(counts)]
             id = f'{prefix}{ids[label] if own else "all"}-{i if own else len(prompts)}'
-            number = len(prompts) if order is None else order[label][i]
-            start = starts[number % len(starts)]
+            turn = len(prompts) if order is None else order[label][i]
+            start = starts[turn % len(starts)]
             fields: dict[str, Any] = dict(
                 label=label if own else None,
-                number=number,
+                turn=turn,
                 template=settings.template.replace('{class}', name),
             )
             if start == VOCABULARY:

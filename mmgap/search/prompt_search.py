@@ -94,10 +94,10 @@ class PromptSearch:
         self._score = SearchStep(generator, target, self.feedback, sources, **drawing)
         self._ahead: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
 
-    def about(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Settings, seed and terms that decide the found prompts, as plain data."""
-        alarm = {} if self.alarm is None else dict(alarm=self.alarm.about())
-        terms = [term.about() for term in self.feedback]
+        alarm = {} if self.alarm is None else dict(alarm=self.alarm.settings())
+        terms = [term.settings() for term in self.feedback]
         return plain(dict(self.settings.identity(), seed=self.seed, **alarm, feedback=terms))
 
     def run(
@@ -148,11 +148,11 @@ class PromptSearch:
             except NonFiniteLossError:
                 if bank is not None and saves:
                     for prompt in prompts:
-                        bank.add(prompt, dict(settings=self.about(), complete=False))
+                        bank.add(prompt, dict(settings=self.provenance(), complete=False))
                 raise
         if bank is not None and saves:
             for result in found:
-                provenance = dict(result.summary(self.sources.classes), settings=self.about())
+                provenance = dict(result.summary(self.sources.classes), settings=self.provenance())
                 provenance['generator'] = fingerprint((saved or identity)['generator'])
                 bank.add(result.prompt, provenance)
         return found
@@ -316,11 +316,11 @@ class PromptSearch:
     def _identity(self, prompts: Sequence[SoftPrompt]) -> dict[str, Any]:
         """What decides the found prompts, as plain data."""
         identity = dict(
-            search=self.about(),
-            prompts=[[p.id, p.label, p.template, p.joiner, p.number] for p in prompts],
+            search=self.provenance(),
+            prompts=[[p.id, p.label, p.template, p.joiner, p.turn] for p in prompts],
             sources=fingerprint([self.sources.labels.tolist(), self.sources.unit]),
             initial=weights_fingerprint(nn.ModuleList(prompts)),
-            generator=self.generator.about(),
+            generator=self.generator.settings(),
             target=weights_fingerprint(self.target.model),
         )
         return plain(identity)

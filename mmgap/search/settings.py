@@ -124,7 +124,7 @@ class SearchSettings:
                 f'init={self.init!r} and scope={self.scope!r}'
             )
         if not isinstance(self.tokens, int):
-            raise ValueError(f'search aim needs one number of tokens, got {self.tokens}')
+            raise ValueError(f'search aim needs one count of tokens, got {self.tokens}')
 
     @property
     def starts(self) -> list[str]:

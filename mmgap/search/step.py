@@ -137,7 +137,7 @@ class SearchStep:
             hidden=embeds[[indices.index(image.prompt_index) for image in batch]],
             labels=torch.as_tensor(self.sources.labels[chosen]),
             seeds=seeds,
-            numbers=[active[image.prompt_index].prompt.number for image in batch],
+            turns=[active[image.prompt_index].prompt.turn for image in batch],
         )
         hits = torch.full((len(batch),), float('nan'))
         if need != 'prompt':

@@ -45,7 +45,7 @@ class RoundContext:
         round: The round.
         embeds: ``(prompts, length, width)``, hidden states of the prompts.
         prompt_ids: What the manifest calls them.
-        numbers: Their numbers.
+        turns: Their turns.
         generator: Fingerprint of the generator.
         critic: Fingerprint of the critic; None without one.
         target: The model in training; None where nothing of it goes into the manifest.
@@ -56,7 +56,7 @@ class RoundContext:
     round: int
     embeds: Tensor
     prompt_ids: list[str]
-    numbers: list[int]
+    turns: list[int]
     generator: str
     critic: str | None
     target: TargetModel | None
@@ -176,7 +176,7 @@ class Synthesizer:
             rates = self._rates(prompts, target, round)
             self._write_rates(rates, prompt_ids, pool, round)
         plan = self.plan(prompts, count, round, rates)
-        drawing, size = self.generator.about(), self.settings.batch_size
+        drawing, size = self.generator.settings(), self.settings.batch_size
         progress = Progress(len(plan))
         with torch.no_grad(), PoolWriter(pool, fingerprint(drawing), drawing) as writer:
             context = self._context(prompts, prompt_ids, round, target, feedback)
@@ -226,7 +226,7 @@ class Synthesizer:
             round=round,
             embeds=self.generator.prompts.encode(prompts),
             prompt_ids=prompt_ids,
-            numbers=[prompt.number for prompt in prompts],
+            turns=[prompt.turn for prompt in prompts],
             generator=broadcast_object(self.generator.fingerprint()),
             critic=broadcast_object(None if self.critic is None else self.critic.fingerprint()),
             target=target,
@@ -417,8 +417,8 @@ class Synthesizer:
         indices, seeds = [image.prompt_index for image in batch], [image.seed for image in batch]
         hidden = context.embeds[indices]
         images = self.generator(condition, hidden, seeds, self.settings.num_inference_steps)
-        numbers = [context.numbers[i] for i in indices]
-        seen = FeedbackBatch(hidden, condition.labels, seeds, numbers, images)
+        turns = [context.turns[i] for i in indices]
+        seen = FeedbackBatch(hidden, condition.labels, seeds, turns, images)
         measures = self._measure(condition, images, seen, context)
         self._check_finite(batch, images, measures)
         pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

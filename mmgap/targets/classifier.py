@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model in training as a differentiable judge of images."""
+"""Classifiers as targets: differentiable, from images in [0, 1] to a loss for each."""
 
 from __future__ import annotations
 
@@ -124,11 +124,11 @@ class TargetModel:
             if value:
                 size = (value, value) if isinstance(value, int) else tuple(value)[::-1]
         if not loads:
-            raise ValueError('the test pipeline loads no image; give target=dict(input_size=…)')
+            raise ValueError('the test pipeline loads no image; give input=dict(input_size=…)')
         if ratio is not None:
             raise ValueError(
                 f'the test pipeline resizes to {ratio} and keeps the ratio, which gives images no '
-                'fixed size; give target=dict(input_size=(height, width))'
+                'fixed size; give input=dict(input_size=(height, width))'
             )
         return cls(model, size, order)
 
@@ -149,7 +149,7 @@ class TargetModel:
                 module.training = mode
 
     def __call__(self, images: Tensor, labels: Tensor) -> TargetOutput:
-        """Judge images.
+        """Loss and prediction for each image.
 
         Args:
             images: ``(B, 3, H, W)`` RGB in [0, 1].

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A depth model in training as a differentiable judge of images."""
+"""Depth models as targets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class DepthTarget(TargetModel):
     """
 
     def __call__(self, images: Tensor, labels: Tensor) -> DepthOutput:
-        """Judge images.
+        """Loss and prediction for each image.
 
         Args:
             images: ``(B, 3, H, W)`` RGB in [0, 1].

@@ -16,7 +16,7 @@ from tests.support.hostile import Hostile
 def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
     torch.manual_seed(0)
     bank = PromptBank(tmp_path / 'new' / 'prompts')
-    prompt = SoftPrompt(torch.randn(3, 8), 'a-0', label=1, template='a {}', joiner=', ', number=2)
+    prompt = SoftPrompt(torch.randn(3, 8), 'a-0', label=1, template='a {}', joiner=', ', turn=2)
     path = bank.add(prompt, dict(seed=3))
     again = load_prompt(path, width=8)
     assert torch.equal(again.embeddings, prompt.embeddings)

@@ -93,11 +93,11 @@ def aimed(tiny_sd, drawn, monkeypatch):
 
 def test_starts_go_where_the_target_fails(aimed):
     search, prompts, seen = aimed([[0.0, 0.5, 0.5], [0.9, 0.3, 0.0]], aim=1.0)
-    assert [p.number for p in prompts] == [1, 2, 1, 2, 0, 1, 0, 0]
+    assert [p.turn for p in prompts] == [1, 2, 1, 2, 0, 1, 0, 0]
     assert [p.label for p in prompts] == [0] * 4 + [1] * 4
     table = search.generator.prompts.text_prompt
     for prompt in prompts:
-        word = table('xyz'[prompt.number], 'word', tokens=2).embeddings
+        word = table('xyz'[prompt.turn], 'word', tokens=2).embeddings
         assert torch.equal(prompt.embeddings, word)
     assert search.settings.restarts == 0  # a restart would leave the start
     # Each class is asked with its own name in the template.
@@ -107,8 +107,8 @@ def test_starts_go_where_the_target_fails(aimed):
 
 def test_without_failures_starts_take_turns_through_all_classes(aimed):
     nowhere = aimed([[0.0] * 3] * 2, aim=1.0)[1]
-    assert [p.number for p in nowhere] == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert [p.number % 3 for p in aimed(None)[1]] == [p.number for p in nowhere]
+    assert [p.turn for p in nowhere] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert [p.turn % 3 for p in aimed(None)[1]] == [p.turn for p in nowhere]
     unasked = aimed(None, draw=False, aim=1.0)  # None would fail if it were asked
     assert unasked[2] == [] and len(unasked[1]) == 8
 
@@ -120,7 +120,7 @@ def test_without_failures_starts_take_turns_through_all_classes(aimed):
         (dict(aim=1, init='x y'), "needs a list init .* got init='x y'"),
         (dict(aim=1, init=['x', 'vocabulary']), 'needs a list init'),
         (dict(aim=1, scope='all'), "got .* scope='all'"),
-        (dict(aim=1, tokens=[1, 2]), r'one number of tokens, got \[1, 2\]'),
+        (dict(aim=1, tokens=[1, 2]), r'one count of tokens, got \[1, 2\]'),
     ],
 )
 def test_bad_aim_is_told_before_anything_is_drawn(settings, words, aimed):

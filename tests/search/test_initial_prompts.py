@@ -89,10 +89,10 @@ def test_start_from_words_and_files(encoder, tmp_path):
     assert torch.equal(found[3].embeddings, found[0].embeddings)  # on through the next class
     drawn = starts(encoder, ('a', 'b'), prompts_per_class=2, tokens=3)[2]
     assert torch.equal(found[2].embeddings, drawn.embeddings)
-    assert [p.number for p in found] == [0, 1, 2, 3]
+    assert [p.turn for p in found] == [0, 1, 2, 3]
     order = [[2, 0], [1, 1]]
     found = starts(encoder, ('a', 'b'), prompts_per_class=2, tokens=3, init=given, order=order)
-    assert [p.number for p in found] == [2, 0, 1, 1]
+    assert [p.turn for p in found] == [2, 0, 1, 1]
     assert torch.equal(found[1].embeddings, words.embeddings[:3])
     assert torch.equal(found[3].embeddings, filed.embeddings)
     for init in ('x yz', str(path)):
