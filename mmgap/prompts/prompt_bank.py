@@ -66,7 +66,9 @@ def load_prompt(
         )
     provenance = path.with_suffix('.json')
     try:
-        known = dict(json.loads(provenance.read_text())) if provenance.is_file() else {}
+        known: dict[str, Any] = {}
+        if provenance.is_file():
+            known = dict(json.loads(provenance.read_text()))
     except (TypeError, ValueError) as error:
         raise ValueError(f'provenance {provenance} of a prompt is not JSON: {error}') from error
     return SoftPrompt(
