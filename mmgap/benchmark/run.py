@@ -12,6 +12,7 @@ and curves.png are of those that are finished. Methods are fragments in the conf
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -19,9 +20,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from mmengine.config import Config, DictAction
 from mmgap.benchmark.cells import Benchmark
 from mmgap.benchmark.methods import read_methods
 from mmgap.benchmark.report import on_split, write_report
-from mmgap.compat import allow_checkpoint_history
+from mmgap.compat import allow_checkpoint_history, leave_unformatted
 from mmgap.configs import gap_hooks, name_of
 from mmgap.datasets import share_classes
 from mmgap.files import fingerprint, weights_fingerprint, write_json
@@ -104,15 +106,21 @@ def finish_arguments(parser: argparse.ArgumentParser, lists: Sequence[str]) -> a
     return args
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Read the config and check that the benchmark can be run with it."""
+def read_config(args: argparse.Namespace) -> Config:
+    """Read the config, with the changes of ``--cfg-options``."""
     if not Path(args.config).is_file():
         raise SystemExit(f'config {args.config!r} does not exist')
-    # Each cell logs its config, and formatting one takes seconds.
-    config = Config.fromfile(args.config, format_python_code=False)
+    config = Config.fromfile(args.config)
+    leave_unformatted(config)
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
     share_classes(config)
+    return config
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and check that the benchmark can be run with it."""
+    config = read_config(args)
     args.methods = check_config(args.config, config, args.methods, min(args.budgets))
     further = list(config.benchmark.get('evaluate') or {})
     if args.report not in (None, *further):
@@ -223,7 +231,8 @@ def start(work: Callable[[argparse.Namespace, int, int], None], args: argparse.N
     if jobs < args.jobs:
         print(f'--jobs {args.jobs} is more than there are seeds; {jobs} will do', flush=True)
     if jobs == 1:
-        return work(args, *process(args.launcher))
+        with imports_uncollected():
+            return work(args, *process(args.launcher))
     # More threads than cores make small CPU jobs many times slower.
     threads = max(1, torch.get_num_threads() // jobs)
     os.environ['OMP_NUM_THREADS'] = str(threads)  # of the jobs, whose torch is yet to be imported
@@ -245,8 +254,23 @@ def start(work: Callable[[argparse.Namespace, int, int], None], args: argparse.N
             raise
 
 
+@contextmanager
+def imports_uncollected() -> Iterator[None]:
+    """Keep what is imported by now out of garbage collections.
+
+    MMEngine collects garbage for each dataset that it builds, five of them in a cell, and to look
+    through all objects of torch and diffusers takes half a second each time.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def begin_job(threads: int) -> None:
     """Give a job its threads, and make it end with the process that started it."""
+    gc.freeze()  # see imports_uncollected
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first ends the others
     parent = multiprocessing.parent_process()
@@ -272,7 +296,7 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
         cells = cells_of(benchmark, args, args.seeds)
         own = cells_of(benchmark, args, args.seeds[rank::world])
         if rank:
-            return run(cells, own, line)
+            return run_cells(cells, own, line)
         meta = describe(benchmark, args)
         write_json(folder / 'meta.json', json.loads(json.dumps(meta, default=str)))
 
@@ -281,7 +305,7 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
                 finished = [on_split(cell, args.report) for cell in finished]
             write_report(args.out, finished, methods, meta, folder, len(cells))
 
-        run(cells, own, line, report)
+        run_cells(cells, own, line, report)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
     print(f'results in {folder}')
@@ -290,13 +314,13 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
 def cells_of(benchmark: Benchmark, args: argparse.Namespace, seeds: Sequence[int]) -> Cells:
     """All cells of some seeds."""
     cells = [
-        (method, budget, seed, layers)
+        dict(method=method, budget=budget, seed=seed, layers=layers)
         for seed in seeds
         for method in args.methods
         for budget in (benchmark.budgets if benchmark.methods[method].makes_images else [0])
         for layers in args.layers
     ]
-    return {benchmark.path(*cell): partial(benchmark.cell, *cell) for cell in cells}
+    return {benchmark.path(**cell): partial(benchmark.cell, **cell) for cell in cells}
 
 
 def line(cell: Mapping[str, Any]) -> str:
@@ -307,7 +331,7 @@ def line(cell: Mapping[str, Any]) -> str:
     )
 
 
-def run(
+def run_cells(
     cells: Cells,
     own: Cells,
     line: Callable[[Mapping[str, Any]], str],

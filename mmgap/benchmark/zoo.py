@@ -30,12 +30,19 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
 
 from mmgap.benchmark.cells import Benchmark
-from mmgap.benchmark.run import Cells, check_config, finish_arguments, run, start, wait_for
+from mmgap.benchmark.run import (
+    Cells,
+    check_config,
+    finish_arguments,
+    read_config,
+    run_cells,
+    start,
+    wait_for,
+)
 from mmgap.benchmark.training import train_and_test
 from mmgap.benchmark.zoo_report import write_report
 from mmgap.compat import allow_checkpoint_history
 from mmgap.configs import name_of
-from mmgap.datasets import share_classes
 from mmgap.files import fingerprint, write_json
 from mmgap.loop import environment
 from mmgap.pool import SamplePool
@@ -62,12 +69,7 @@ def parse_args() -> argparse.Namespace:
 
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and check that it has what the arguments name."""
-    if not Path(args.config).is_file():
-        raise SystemExit(f'config {args.config!r} does not exist')
-    config = Config.fromfile(args.config, format_python_code=False)
-    if args.cfg_options is not None:
-        config.merge_from_dict(args.cfg_options)
-    share_classes(config)
+    config = read_config(args)
     if args.transfer not in args.methods:
         args.methods.append(args.transfer)
     check_config(args.config, config, args.methods, args.budget)
@@ -196,7 +198,7 @@ class Zoo:
         for seed in seeds:
             for model in models:
                 for method in self.args.methods:
-                    path = self.benchmarks[model].path(*self.setting(model, method, seed))
+                    path = self.benchmarks[model].path(**self.setting(model, method, seed))
                     cells[path] = partial(self.cell, model, method, seed)
             for images_of in models:
                 for model in models:
@@ -204,18 +206,18 @@ class Zoo:
                     cells[path] = partial(self.transfer, images_of, model, seed)
         return cells
 
-    def setting(self, model: str, method: str, seed: int) -> tuple[str, int, int, str]:
-        """Names a cell of one target; without the budget for methods that make no images."""
+    def setting(self, model: str, method: str, seed: int) -> dict[str, Any]:
+        """Name a cell of one target; the budget is 0 for methods that make no images."""
         makes_images = self.benchmarks[model].methods[method].makes_images
         budget = self.args.budget if makes_images else 0
-        return method, budget, seed, self.args.layers
+        return dict(method=method, budget=budget, seed=seed, layers=self.args.layers)
 
     def cell(self, model: str, method: str, seed: int) -> dict[str, Any]:
         """A cell of one target."""
         benchmark, setting = self.benchmarks[model], self.setting(model, method, seed)
-        if not benchmark.path(*setting).exists():
+        if not benchmark.path(**setting).exists():
             self._make_room(model)
-        return dict(benchmark.cell(*setting), model=model)
+        return dict(benchmark.cell(**setting), model=model)
 
     def transfer_path(self, images_of: str, model: str, seed: int) -> Path:
         """Where a cell of the transfer matrix is kept."""
@@ -321,7 +323,7 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
         zoo = Zoo(config, args)
         cells, own = zoo.cells(args.seeds), zoo.cells(args.seeds[rank::world])
         if rank:
-            return run(cells, own, line)
+            return run_cells(cells, own, line)
         meta = describe(zoo)
 
         def report(finished: list[dict[str, Any]]) -> None:
@@ -329,7 +331,7 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
             gains = [cell for cell in finished if 'images_of' not in cell]
             write_report(args.out, gains, transfers, meta, len(cells))
 
-        run(cells, own, line, report)
+        run_cells(cells, own, line, report)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
     print(f'results in {args.out}')
