@@ -100,9 +100,8 @@ class Sample:
     @property
     def recipe(self) -> Recipe:
         """What decides the image."""
-        return Recipe(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
-        )
+        names = [field.name for field in dataclasses.fields(Recipe)]
+        return Recipe(**{name: getattr(self, name) for name in names})
 
     def line(self) -> str:
         """The manifest's line; it names depth only where there is depth."""

@@ -41,8 +41,8 @@ def adversarial_loss(
         ``(B,)``, to be minimised.
 
     Raises:
-        ValueError: If ``mode`` is unknown, ``flip`` meets more than two classes, or ``target_class``
-            is not a class.
+        ValueError: If ``mode`` is unknown, ``flip`` meets more than two classes, or
+            ``target_class`` is not a class.
     """
     classes = logits.shape[1]
     logits = logits * logit_scale
