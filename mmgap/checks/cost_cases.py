@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What :mod:`measure_cost` times: steps of a search and images, by mmgap and without it."""
+"""What :mod:`mmgap.checks.cost` times: steps of a search and images, by mmgap and without it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from mmgap.hooks.components import Components, prepare_feedback, split_search
 from mmgap.pool import SamplePool
 from mmgap.search.progress import PromptProgress
 from mmgap.search.step import Job, SearchStep
+from mmgap.targets import ClassOutput, TargetModel
 
 BATCHES = 2  # of a measured synthesis
 
@@ -41,10 +43,7 @@ class Case:
         self.search_steps = search.get('num_inference_steps', 5)
         self.steps = synthesis.get('num_inference_steps', 15)
         self.images = (search if searches else synthesis).get('batch_size', 8)
-        self.target = parts.target() if searches else None
-        if searches:  # once and for all, as a search does
-            self._frozen = ExitStack()
-            self._frozen.enter_context(self.target.frozen())
+        self._frozen = ExitStack()
         self.generator, self.encoder = parts.generator, parts.generator.prompts
         if stock:  # diffusers' own method, instead of the cache over it
             del self.generator.pipeline.vae.encode
@@ -55,6 +54,13 @@ class Case:
         prepare_feedback(self.feedback, self.generator, parts.sources.classes, [])
         for term in self.feedback:
             term.start, term.end = 0, None
+
+    @cached_property
+    def target(self) -> TargetModel:
+        """The model in training, frozen once and for all as in a search."""
+        target = self.parts.target()
+        self._frozen.enter_context(target.frozen())
+        return target
 
     def search_step(self, number: int) -> list[Tensor]:
         """The gradient of a step of mmgap's search, each image of another prompt."""
@@ -78,7 +84,7 @@ class Case:
         call = differentiable_call(self.generator.pipeline)
         drawn = self._stock(call, condition, embeds, self.search_steps).float()
         images = torch.where(condition.masks, condition.images / 255, drawn)
-        logits = self.target(images, condition.labels).logits
+        logits = cast(ClassOutput, self.target(images, condition.labels)).logits
         labels = condition.labels.to(logits.device)
         mode = 'flip' if logits.shape[1] == 2 else 'uniform'
         loss = adversarial_loss(logits, labels, mode).sum()
@@ -91,8 +97,8 @@ class Case:
         embeds = self.encoder.encode(self.prompts)
         for batch in range(BATCHES):
             drawn = self._stock(self.generator.pipeline, condition, embeds, self.steps)
-            drawn = drawn.float().mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            for i, image in enumerate(drawn):
+            pixels = drawn.float().mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            for i, image in enumerate(pixels):
                 Image.fromarray(image).save(folder / f'{number}-{batch}-{i}.png')
 
     def synthesis(self, number: int, folder: Path) -> None:
@@ -213,7 +219,7 @@ class Case:
             for number in range(2, repeats + 2):
                 # Both from one step: a machine's speed drifts by more than their difference.
                 with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                    whole = timed(lambda n=number: run(n))
+                    whole = timed(partial(run, number))
                 events = [e for e in profiler.key_averages() if e.key.startswith('aten::')]
                 operators = sum(event.self_cpu_time_total for event in events) / 1e6
                 steps.append((whole - operators, whole, operators))
