@@ -20,10 +20,13 @@ def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
     path = bank.add(prompt, dict(seed=3))
     again = load_prompt(path, width=8)
     assert torch.equal(again.embeddings, prompt.embeddings)
-    for name in ('id', 'label', 'template', 'joiner', 'number'):
+    for name in ('id', 'label', 'template', 'joiner', 'turn'):
         assert getattr(again, name) == getattr(prompt, name)
-    about = json.loads(path.with_suffix('.json').read_text())
-    assert (about['seed'], about['tokens']) == (3, 3)
+    content = json.loads(path.with_suffix('.json').read_text())
+    assert (content['seed'], content['tokens']) == (3, 3)
+    content['number'] = content.pop('turn')  # as before 0.2
+    path.with_suffix('.json').write_text(json.dumps(content))
+    assert load_prompt(path).turn == 2
 
 
 def test_a_bank_is_its_folder(tmp_path):
