@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1', MPLBACKEND='agg')
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+
+from tests.support.datasets import DrawnDataset, DrawnDepth
+from tests.support.devices import see_no_gpu
 
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 torch.set_num_threads(min(2, CPUS))
@@ -62,6 +64,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason='no GPU'))
 
 
+def pytest_collection_finish() -> None:
+    # What modules hold stays anyway. MMEngine collects garbage for each dataset that it builds, and
+    # going through all of this each time takes a third of a small training.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     skipped = terminalreporter.stats.get('skipped', [])
     # A file skipped as a whole has no keywords.
@@ -85,90 +94,16 @@ def tolerance(device) -> float:
     return 1e-4 if device.type == 'cuda' else 1e-5
 
 
-def see_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MMEngine and mmgap take the CPU, here and in processes started from here."""
-    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
-    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-
-
 @pytest.fixture
 def on_cpu(monkeypatch) -> None:
     """For tests about the CPU, as of equality to the bit, which is claimed there alone."""
     see_no_gpu(monkeypatch)
 
 
-class DrawnDataset:
-    """Images with masks in a folder, with the part of MMEngine's dataset that sources need."""
-
-    def __init__(self, folder: Path, count: int = 12, size: int = 20, classes: int = 2) -> None:
-        rng = np.random.default_rng(0)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.infos = []
-        for i in range(count):
-            image = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-            mask = np.zeros((size, size), np.uint8)
-            top, left = rng.integers(2, size // 2, 2)
-            mask[top : top + size // 3, left : left + size // 3] = 255
-            Image.fromarray(image).save(folder / f'{i}.png')
-            Image.fromarray(mask).save(folder / f'{i}_mask.png')
-            self.infos.append(
-                dict(
-                    img_path=str(folder / f'{i}.png'),
-                    mask_path=str(folder / f'{i}_mask.png'),
-                    gt_label=i % classes,
-                    group=None,
-                )
-            )
-        self.metainfo = dict(classes=tuple('ab'[:classes]) if classes <= 2 else tuple('abc'))
-
-    def __len__(self) -> int:
-        return len(self.infos)
-
-    def get_data_info(self, index: int) -> dict:
-        return dict(self.infos[index])
-
-
-class DrawnDepth:
-    """Images with depth maps in a folder, read by MMSegmentation's own transform."""
-
-    def __init__(self, folder: Path, count: int = 6, size: int = 20) -> None:
-        from mmcv.transforms import Compose
-
-        from mmgap.compat import allow_mmcv_without_ops
-
-        allow_mmcv_without_ops()
-        from mmseg.datasets.transforms import LoadDepthAnnotation
-
-        rng = np.random.default_rng(0)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.infos = []
-        for i in range(count):
-            image = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-            depth = rng.integers(500, 9000, (size, size)).astype(np.uint16)
-            depth[:3] = 0
-            Image.fromarray(image).save(folder / f'{i}.png')
-            Image.fromarray(depth).save(folder / f'{i}_depth.png')
-            self.infos.append(
-                dict(
-                    img_path=str(folder / f'{i}.png'),
-                    depth_map_path=str(folder / f'{i}_depth.png'),
-                )
-            )
-        self.metainfo = dict(classes=())
-        self.pipeline = Compose([LoadDepthAnnotation(depth_rescale_factor=1e-3)])
-
-    def __len__(self) -> int:
-        return len(self.infos)
-
-    def get_data_info(self, index: int) -> dict:
-        return dict(self.infos[index])
-
-
 @pytest.fixture(scope='session')
 def tiny_sd(tmp_path_factory) -> Path:
     """A tiny Stable Diffusion folder with a UNet of 4 input channels."""
-    from tests.tiny import save_tiny_pipeline
+    from tests.support.tiny import save_tiny_pipeline
 
     return save_tiny_pipeline(tmp_path_factory.mktemp('sd4'))
 
@@ -176,9 +111,33 @@ def tiny_sd(tmp_path_factory) -> Path:
 @pytest.fixture(scope='session')
 def tiny_sd_9(tmp_path_factory) -> Path:
     """The same with 9 input channels."""
-    from tests.tiny import save_tiny_pipeline
+    from tests.support.tiny import save_tiny_pipeline
 
     return save_tiny_pipeline(tmp_path_factory.mktemp('sd9'), in_channels=9)
+
+
+@pytest.fixture(scope='session')
+def waterbirds_run(tmp_path_factory, tiny_sd) -> Path:
+    """A folder with ``config.py``, ResNet-50 on Waterbirds in small, and ``work``, its training.
+
+    On the CPU: tests compare with it to the bit.
+    """
+    from mmengine.runner import Runner
+
+    from tests.support.commands import process_state
+    from tests.support.configs import classification_config
+    from tests.support.miniature import draw_waterbirds
+
+    folder = tmp_path_factory.mktemp('waterbirds')
+    data = draw_waterbirds(folder / 'data', per_group=4)
+    config = classification_config('gap_resnet50_waterbirds', data, tiny_sd, folder / 'work')
+    config.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
+    config.model.head.in_channels = 64
+    config.dump(folder / 'config.py')
+    with pytest.MonkeyPatch.context() as patch, process_state():
+        see_no_gpu(patch)
+        Runner.from_cfg(config).train()
+    return folder
 
 
 @pytest.fixture
@@ -190,7 +149,7 @@ def drawn(tmp_path) -> DrawnDataset:
 @pytest.fixture(scope='session')
 def tiny_controlnet(tmp_path_factory) -> Path:
     """A depth ControlNet for ``tiny_sd``."""
-    from tests.tiny import save_tiny_controlnet
+    from tests.support.tiny import save_tiny_controlnet
 
     return save_tiny_controlnet(tmp_path_factory.mktemp('controlnet'))
 
@@ -198,7 +157,7 @@ def tiny_controlnet(tmp_path_factory) -> Path:
 @pytest.fixture(scope='session')
 def tiny_xl(tmp_path_factory) -> Path:
     """A tiny Stable Diffusion XL folder with a UNet of 4 input channels."""
-    from tests.tiny import save_tiny_xl
+    from tests.support.tiny import save_tiny_xl
 
     return save_tiny_xl(tmp_path_factory.mktemp('xl'))
 

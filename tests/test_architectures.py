@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,11 @@ NOT = dict(
 
 
 @pytest.fixture
-def tool():
-    sys.path.insert(0, str(ROOT / 'tools'))
-    try:
-        import architectures
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    import architectures
 
-        yield architectures
-    finally:
-        sys.path.remove(str(ROOT / 'tools'))
+    return architectures
 
 
 def test_some(tool):

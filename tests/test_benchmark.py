@@ -6,8 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import subprocess
 import sys
 import time
 from functools import partial
@@ -18,48 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmgap.benchmark import run as benchmark
+from mmgap.benchmark.report import write_report
 from mmgap.files import write_json
-from tests.benchmark_job import work
-from tests.test_distributed import torchrun
+from tests.support.benchmark_job import work
+from tests.support.processes import torchrun
+from tests.support.quick_benchmark import QUICK, run
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-import benchmark  # noqa: E402
-from benchmark_report import write_report  # noqa: E402
 
 METHODS = 'none ap gap style real'.split()
 NO_IMAGES = {'none', 'style'}
-QUICK = [
-    'custom_hooks.0.search.steps=2',
-    'custom_hooks.0.search.prompts_per_class=2',
-    'custom_hooks.0.search.images_per_prompt=1',
-    'custom_hooks.0.search.holdout=2',
-    'custom_hooks.0.synthesis.num_inference_steps=2',
-    'custom_hooks.0.start=1',
-    'train_dataloader.dataset.size=120',
-    'test_dataloader.dataset.size=80',
-    'benchmark.steps=4',
-    'benchmark.methods.real.dataset.size=8',
-    'benchmark.methods.gap.search.steps=2',
-    'benchmark.methods.gap.synthesis.aim_images=1',
-    'benchmark.evaluate.val.indices=[400,401,402,403]',
-    'benchmark.evaluate.test_shift.size=8',
-]
-
-
-def run(
-    out: Path, *options: str, config: str = 'gap_resnet18_toybirds'
-) -> subprocess.CompletedProcess:
-    config = f'configs/{config}.py'
-    command = [sys.executable, 'tools/benchmark.py', config, '--out', str(out), *options]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='2'),
-        timeout=400,
-    )
 
 
 def test_quick_benchmark(tmp_path):

@@ -15,11 +15,9 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from safetensors.torch import save_file
 
-from tests.test_benchmark import QUICK, ROOT
-
-sys.path.insert(0, str(ROOT / 'tools'))
-from benchmark_zoo import check_weights, with_model  # noqa: E402
-from benchmark_zoo_report import write_report  # noqa: E402
+from mmgap.benchmark.zoo import check_weights, with_model
+from mmgap.benchmark.zoo_report import write_report
+from tests.support.quick_benchmark import QUICK, ROOT
 
 CONFIG = ROOT / 'configs' / 'gap_zoo_toybirds.py'
 

@@ -12,68 +12,20 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmgap.benchmark.cells import Benchmark
 from mmgap.compat import allow_checkpoint_history
 from mmgap.datasets.iwildcam import CLASSES
 from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompts
 from mmgap.registry import TASK_UTILS
-from tests.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
+from tests.support.configs import classification_config
+from tests.support.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
 
 ROOT = Path(__file__).parents[1]
 
 
-def miniature_config(name: str, data: Path, weights: Path, work_dir: Path, **hook) -> Config:
-    """A config with small numbers; nothing else is changed."""
-    config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
-    config.merge_from_dict(
-        {
-            'work_dir': str(work_dir),
-            'model.backbone.init_cfg': None,
-            'train_cfg.max_epochs': 2,
-            'train_cfg.val_interval': 2,
-            'default_hooks.checkpoint.interval': 1,
-            'default_hooks.logger.interval': 1,
-        }
-    )
-    for part in ('train', 'val', 'test'):
-        loader = config[f'{part}_dataloader']
-        loader.dataset.data_root = str(data)
-        loader.update(num_workers=0, persistent_workers=False, batch_size=8)
-    if 'num_samples' in config.train_dataloader.dataset:
-        config.train_dataloader.dataset.num_samples = None
-    if 'vit' in name:
-        config.model.backbone.arch = dict(
-            embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32
-        )
-        config.model.head.in_channels = 16
-    settings = config.custom_hooks[0]
-    settings.generator.update(model=str(weights), size=16, negative_prompt='a b')
-    for term in settings.feedback:
-        if term.type == 'mmgap.ImageGuidance':
-            term.images.data_root = str(data)
-            term.update(clip=dict(model='mmgap://toybirds-clip'), limit=4)
-        term.pop('start', None)
-    settings.search.update(
-        steps=2, prompts_per_class=1, images_per_prompt=2, batch_size=4, holdout=2
-    )
-    settings.synthesis.update(num_inference_steps=2)
-    settings.update({**dict(start=1, budget=6), **hook})
-    return config
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory, tiny_sd):
-    folder = tmp_path_factory.mktemp('waterbirds')
-    data = draw_waterbirds(folder / 'data', per_group=4)
-    runner = Runner.from_cfg(
-        miniature_config('gap_resnet50_waterbirds', data, tiny_sd, folder / 'work')
-    )
-    runner.train()
-    return folder / 'work'
-
-
-def test_summary(run):
-    summary = json.loads((run / 'gap' / 'summary.json').read_text())
+def test_summary(waterbirds_run):
+    summary = json.loads((waterbirds_run / 'work' / 'gap' / 'summary.json').read_text())
     for moment in ('before', 'after'):
         assert set(summary[moment]['groups']) == {
             'landbird-land',
@@ -103,7 +55,8 @@ def test_summary(run):
     assert summary['versions']['torch'] and summary['seconds']['total'] > 0
 
 
-def test_what_a_run_leaves(run):
+def test_what_a_run_leaves(waterbirds_run):
+    run = waterbirds_run / 'work'
     pool = SamplePool(run / 'gap' / 'pool')
     assert [sample.label for sample in pool.samples] == [0, 1] * 3
     assert len(load_prompts(run / 'gap' / 'prompts')) == 2
@@ -114,24 +67,20 @@ def test_what_a_run_leaves(run):
 @pytest.mark.smoke
 def test_vit(tmp_path, tiny_sd):
     data = draw_waterbirds(tmp_path / 'data', per_group=2)
-    config = miniature_config('gap_vit-base-p16_waterbirds', data, tiny_sd, tmp_path / 'work')
+    config = classification_config('gap_vit-base-p16_waterbirds', data, tiny_sd, tmp_path / 'work')
     Runner.from_cfg(config).train()
     summary = json.loads((tmp_path / 'work' / 'gap' / 'summary.json').read_text())
     assert len(summary['after']['groups']) == 4 and summary['rounds'][0]['images'] == 6
 
 
 @pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
-def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from benchmark_cells import Benchmark
-    from benchmark_images import put_real
-
+def test_methods_that_search_nothing(name, tmp_path, tiny_sd):
     data = tmp_path / 'data'
     if 'iwildcam' in name:
         convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=2), data)
     else:
         draw_waterbirds(data, per_group=2)
-    config = miniature_config(name, data, tiny_sd, tmp_path / 'work')
+    config = classification_config(name, data, tiny_sd, tmp_path / 'work')
     mix = config.benchmark.methods.style.train['train_dataloader.dataset.pipeline'][1]
     mix.images.update(data_root=str(data), num_samples=None)
     if 'iwildcam' in name:
@@ -139,11 +88,11 @@ def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
     benchmark = Benchmark(config, tmp_path / 'out', [8])
     assert len({benchmark.key(method) for method in benchmark.methods}) == len(benchmark.methods)
     init_default_scope('mmpretrain')
-    for fragment in benchmark.methods.values():
-        for term in fragment.get('feedback', ()):
+    for method in benchmark.methods.values():
+        for term in method.feedback or ():
             TASK_UTILS.build(dict(term))
-    put_real(benchmark, 'real', 0, tmp_path / 'pool')
-    assert len(SamplePool(tmp_path / 'pool')) == 8
+    samples = SamplePool(benchmark.pool('real', 0)).samples
+    assert len(samples) == 8 and {sample.prompt_id for sample in samples} == {'real'}
     style = config.train_dataloader.dataset
     style.pipeline = config.benchmark.methods.style.train['train_dataloader.dataset.pipeline']
     assert DATASETS.build(style)[0]['inputs'].shape == (3, 224, 224)
@@ -151,11 +100,8 @@ def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
-def test_methods_that_search(name, tmp_path, tiny_sd, monkeypatch):
+def test_methods_that_search(name, tmp_path, tiny_sd):
     """Each fragment finds its prompts and draws with them; no two methods have the same."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from benchmark_cells import Benchmark
-
     data = tmp_path / 'data'
     if 'iwildcam' in name:
         convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=3), data)
@@ -165,7 +111,7 @@ def test_methods_that_search(name, tmp_path, tiny_sd, monkeypatch):
         guidance.mkdir()
         for i in range(3):
             Image.effect_noise((32, 32), 50 + i).convert('RGB').save(guidance / f'{i}.png')
-    config = miniature_config(name, data, tiny_sd, tmp_path / 'work')
+    config = classification_config(name, data, tiny_sd, tmp_path / 'work')
     config.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
     config.model.head.in_channels = 64
     for fragment in config.benchmark.methods.values():
@@ -185,12 +131,12 @@ def test_methods_that_search(name, tmp_path, tiny_sd, monkeypatch):
     allow_checkpoint_history()
     benchmark = Benchmark(config, tmp_path / 'out', [7])
     drawn = {}
-    for method, fragment in benchmark.methods.items():
-        if not {'search', 'initial', 'texts'} & set(fragment):
+    for name, method in benchmark.methods.items():
+        if not method.makes_images or method.prompts_of or method.dataset:
             continue
-        pool = SamplePool(benchmark.pool(method, 0))
+        pool = SamplePool(benchmark.pool(name, 0))
         assert len(pool) >= 7 and all(sample.kept for sample in pool.samples)
-        drawn[method] = pool.samples[0].prompt_id.split('@')[1]  # names what the prompt says
+        drawn[name] = pool.samples[0].prompt_id.split('@')[1]  # names what the prompt says
     assert len(drawn) >= 6 and len(set(drawn.values())) == len(drawn), list(drawn)
 
 
@@ -214,8 +160,8 @@ def test_the_guided_config_has_the_methods_fragment():
 def test_iwildcam(name, tmp_path, tiny_sd):
     source = draw_iwildcam(tmp_path / 'wilds', sequences=2)
     data = tmp_path / 'data'
-    assert convert_iwildcam(source, data).returncode == 0
-    config = miniature_config(name, data, tiny_sd, tmp_path / 'work', budget=7)
+    convert_iwildcam(source, data).check()
+    config = classification_config(name, data, tiny_sd, tmp_path / 'work', budget=7)
     # One of two sequences of each place guides.
     for settings in (config.test_dataloader.dataset, config.custom_hooks[0].feedback[1].images):
         settings.guidance_share = 0.5

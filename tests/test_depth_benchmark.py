@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 
 from mmgap.registry import TASK_UTILS
-from tests.test_benchmark import QUICK, ROOT, run
+from tests.support.quick_benchmark import QUICK, ROOT, run
 
 METHODS = 'none gap style real'.split()
 MORE = 'none agnostic random prompts guided ap ap-sdedit'.split()

@@ -7,93 +7,22 @@ import json
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
+from mmgap.benchmark.cells import Benchmark
 from mmgap.compat import allow_checkpoint_history
 from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompts
-from tests.miniature import draw_nyu, draw_taskonomy
+from tests.support.configs import TINY_DEPTH, depth_config
 
 ROOT = Path(__file__).parents[1]
-RESNET = dict(base_channels=8, stem_channels=8, init_cfg=None, depth=18)
-# What makes each model tiny; nothing else of it is changed.
-TINY = {
-    'gap_unet_taskonomy-depth': dict(
-        backbone=dict(base_channels=4), decode_head=dict(in_channels=4, channels=4)
-    ),
-    'gap_dpt-vit-b16_nyu-depth': dict(
-        backbone=dict(
-            img_size=(32, 32),
-            embed_dims=16,
-            num_layers=4,
-            num_heads=2,
-            out_indices=(0, 1, 2, 3),
-            init_cfg=None,
-        ),
-        decode_head=dict(
-            in_channels=(16,) * 4,
-            channels=8,
-            embed_dims=16,
-            post_process_channels=[4, 8, 16, 16],
-        ),
-    ),
-    'gap_resnet50_nyu-depth': dict(
-        backbone=RESNET, decode_head=dict(in_channels=[8, 16, 32, 64], channels=8)
-    ),
-    'gap_resnet18_toydepth': dict(
-        backbone=dict(base_channels=8, stem_channels=8, init_cfg=None),
-        decode_head=dict(in_channels=[8, 16, 32, 64], channels=8),
-    ),
-}
-
-
-def miniature(name: str, folder: Path, weights: Path, controlnet: Path) -> Config:
-    """A config with small numbers and a drawn miniature of its data."""
-    config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
-    data = folder / 'data'
-    if 'taskonomy' in name:
-        draw_taskonomy(data, buildings=('allensville', 'collierville', 'ihlen'), views=4, size=48)
-    elif 'nyu' in name:
-        draw_nyu(data, size=(640, 480) if 'resnet' in name else (64, 48))
-    config.merge_from_dict(
-        {
-            'work_dir': str(folder / 'work'),
-            'model': TINY[name],
-            'train_cfg.max_epochs': 2,
-            'train_cfg.val_interval': 2,
-            'default_hooks.checkpoint.interval': 1,
-            'default_hooks.logger.interval': 1,
-        }
-    )
-    for part in ('train', 'val', 'test'):
-        loader = config[f'{part}_dataloader']
-        loader.update(num_workers=0, persistent_workers=False, batch_size=4)
-        if 'data_root' in loader.dataset:
-            loader.dataset.data_root = str(data)
-        if 'buildings' in loader.dataset:
-            loader.dataset.buildings = loader.dataset.buildings[:1]
-        if name.endswith('toydepth'):
-            loader.dataset.size = 8
-    settings = config.custom_hooks[0]
-    settings.search.update(
-        steps=2, prompts_per_class=2, images_per_prompt=2, batch_size=4, holdout=2
-    )
-    if not name.endswith('toydepth'):  # which has tiny weights anyway
-        settings.search.update(tokens=[1, 8])
-        settings.generator.update(
-            model=str(weights), controlnet=str(controlnet), size=16, negative_prompt='a b'
-        )
-    settings.synthesis.update(num_inference_steps=2)
-    settings.update(start=1, budget=6)
-    return config
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize('name', TINY)
+@pytest.mark.parametrize('name', TINY_DEPTH)
 def test_config(name, tmp_path, tiny_sd, tiny_controlnet):
-    config = miniature(name, tmp_path, tiny_sd, tiny_controlnet)
+    config = depth_config(name, tmp_path, tiny_sd, tiny_controlnet)
     if 'dpt' in name:  # 480 pixels take minutes here
         for part in ('train', 'val', 'test'):
             config[f'{part}_dataloader'].dataset.pipeline = [
@@ -124,12 +53,9 @@ def test_config(name, tmp_path, tiny_sd, tiny_controlnet):
 
 
 @pytest.mark.slow
-def test_methods_of_the_benchmark(tmp_path, tiny_sd, tiny_controlnet, monkeypatch):
+def test_methods_of_the_benchmark(tmp_path, tiny_sd, tiny_controlnet):
     """Each fragment makes its images, and trains the last layer on them."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from benchmark_cells import Benchmark
-
-    config = miniature('gap_unet_taskonomy-depth', tmp_path, tiny_sd, tiny_controlnet)
+    config = depth_config('gap_unet_taskonomy-depth', tmp_path, tiny_sd, tiny_controlnet)
     data = config.train_dataloader.dataset
     methods = config.benchmark.methods
     step = methods.style.train['train_dataloader.dataset.pipeline'][3]
@@ -143,7 +69,7 @@ def test_methods_of_the_benchmark(tmp_path, tiny_sd, tiny_controlnet, monkeypatc
     for method in methods:
         cell = benchmark.cell(method, 4, 0, 'last')
         assert cell['worst_group'] == cell['abs_rel']['all'] > 0
-        if benchmark.makes_images(method):
+        if benchmark.methods[method].makes_images:
             samples = SamplePool(benchmark.pool(method, 0)).samples
             seen[method] = samples[0].prompt_id.split('@')[-1], samples[0].generator
     assert list(methods)[0] == 'none' and len(seen) == 8
@@ -151,9 +77,9 @@ def test_methods_of_the_benchmark(tmp_path, tiny_sd, tiny_controlnet, monkeypatc
     assert len({seen[method] for method in apart}) == 6  # the others stop where they start
 
 
-@pytest.mark.parametrize('name', [name for name in TINY if 'toydepth' not in name])
+@pytest.mark.parametrize('name', [name for name in TINY_DEPTH if 'toydepth' not in name])
 def test_the_last_layer_is_one(name, tmp_path, tiny_sd, tiny_controlnet):
-    config = miniature(name, tmp_path, tiny_sd, tiny_controlnet)
+    config = depth_config(name, tmp_path, tiny_sd, tiny_controlnet)
     init_default_scope('mmseg')
     names = [n for n, _ in MODELS.build(config.model).named_parameters()]
     last = [n for n in names if n.startswith(config.benchmark.last_layer)]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmgap import pool as pool_module
 from mmgap.pool import SamplePool
-from tests.pools import ABOUT, picture
+from tests.support.pools import ABOUT, picture
 
 
 def fill(folder, count: int = 3) -> SamplePool:

@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import Config
 
 ROOT = Path(__file__).parents[1]
-NEW = ROOT / 'tests' / 'hooks' / 'new_style.py'
+NEW = ROOT / 'tests' / 'support' / 'new_style.py'
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +30,7 @@ from mmgap.generators.schedulers import (
     check_steps,
 )
 from mmgap.prompts import PromptEncoder, PromptEncoderPair
-from mmgap.sources import Condition
+from mmgap.sources import Condition, Sources
 
 
 class DiffusionGenerator:
@@ -190,7 +190,7 @@ class DiffusionGenerator:
             raise SchedulerError(f'{stage}: {error}' if stage else str(error)) from error
         self._checked_steps.add(num_inference_steps)
 
-    def sources(self, dataset: Any) -> Any:
+    def sources(self, dataset: Any) -> Sources:
         """The dataset's samples as conditions of this generator."""
         raise NotImplementedError(f'{type(self).__name__} takes no sources')
 
@@ -293,9 +293,9 @@ class DiffusionGenerator:
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that name weights and settings: equal ones draw equal images."""
-        return fingerprint(self.about())
+        return fingerprint(self.settings())
 
-    def about(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What decides an image, as plain data."""
         pipe = self.pipeline
         return dict(
@@ -335,12 +335,14 @@ class DiffusionGenerator:
     def _networks(self) -> list[Any]:
         return [*self._text_encoders(), *self._denoisers(), self.pipeline.vae]
 
-    def _remembering(self, condition: Condition, generators: Sequence[torch.Generator]) -> Any:
+    def _remembering(
+        self, condition: Condition, generators: Sequence[torch.Generator]
+    ) -> AbstractContextManager[None]:
         if self._posteriors is None:
             return nullcontext()
         return self._posteriors.of(condition.names, generators)
 
-    def _autocast(self) -> Any:
+    def _autocast(self) -> AbstractContextManager[Any]:
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast)

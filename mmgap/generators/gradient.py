@@ -93,7 +93,7 @@ class GradientPolicy:
             for network in denoisers:
                 # Of the last step one network's graph is kept: it is the first to be needed, and
                 # would be computed again at once.
-                known = self.checkpoint and network is denoisers[0]
+                known = bool(self.checkpoint) and network is denoisers[0]
                 stepped = self._stepped(network, num_calls, guided, known)
                 stack.enter_context(_patched_forward(network, stepped))
             if self.checkpoint:
@@ -130,8 +130,7 @@ class GradientPolicy:
 
 
 def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    settings = dict(use_reentrant=False, preserve_rng_state=False)
-    return run_checkpointed(forward, *args, **settings, **kwargs)
+    return run_checkpointed(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:

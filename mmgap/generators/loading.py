@@ -224,10 +224,10 @@ def load_controlnet(controlnet: str | Mapping[str, Any], dtype: torch.dtype) -> 
     """
     from diffusers import ControlNetModel
 
-    about = dict(path=controlnet) if isinstance(controlnet, str) else dict(controlnet)
-    path, variant = about['path'], about.get('variant')
+    source = dict(path=controlnet) if isinstance(controlnet, str) else dict(controlnet)
+    path, variant = source['path'], source.get('variant')
     if is_file(path):
-        config = about.get('config')
+        config = source.get('config')
         return load_file(ControlNetModel, path, 'a ControlNet', config, variant, dtype=dtype)
     place = resolve(path)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the search of a prompt stands, and what it found."""
+"""How far the search of each prompt is, and what it found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NonFiniteLossError(FloatingPointError):
 
 @dataclass
 class PromptProgress:
-    """Where the search of one prompt stands.
+    """How far the search of one prompt is.
 
     Attributes:
         prompt: The prompt itself.
@@ -46,7 +46,7 @@ class PromptProgress:
 
 @dataclass
 class FoundPrompt:
-    """A prompt after its search, judged on held-out sources.
+    """A prompt after its search, evaluated on held-out sources.
 
     Attributes:
         prompt: The prompt.

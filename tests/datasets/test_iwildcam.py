@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,7 @@ from PIL import Image
 from mmgap.datasets import IWildCam
 from mmgap.datasets.iwildcam import CLASSES, SPLITS
 from mmgap.sources import SourceSet
-from tests.miniature import convert_iwildcam, draw_iwildcam
-
-ROOT = Path(__file__).parents[2]
+from tests.support.miniature import convert_iwildcam, draw_iwildcam
 
 
 @pytest.fixture(scope='module')
@@ -30,9 +27,8 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def root(source, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp('iwildcam')
-    done = convert_iwildcam(source, out)
-    assert done.returncode == 0, done.stderr
-    assert '420 images, 340 with masks' in done.stdout  # 5 splits, 6 sequences, 2 x 7 species
+    said = convert_iwildcam(source, out).check()
+    assert '420 images, 340 with masks' in said  # 5 splits, 6 sequences, 2 x 7 species
     return out
 
 
@@ -49,7 +45,7 @@ def test_strips_are_cut_and_masks_are_boxes_of_animals(root, source):
     np.testing.assert_array_equal(mask, expected)
     before = {path: path.stat().st_mtime_ns for path in root.rglob('*.jpg')}
     (root / 'images' / animal['filename']).unlink()
-    assert convert_iwildcam(source, root).returncode == 0
+    convert_iwildcam(source, root).check()
     after = {path: path.stat().st_mtime_ns for path in root.rglob('*.jpg')}
     changed = [path.name for path in before if after[path] != before[path]]
     assert changed == [animal['filename']]  # what is there is not made again
@@ -98,25 +94,7 @@ def test_places_hours_and_masks(root):
     assert masked.metainfo['classes'] == CLASSES
 
 
-@pytest.fixture
-def converter(monkeypatch, capsys):
-    """Run the converter in this process."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools' / 'dataset_converters'))
-    monkeypatch.delitem(sys.modules, 'iwildcam', raising=False)
-    import iwildcam as tool
-
-    def run(*args: object) -> str:
-        monkeypatch.setattr(sys, 'argv', ['iwildcam.py', *map(str, args)])
-        try:
-            tool.main()
-        except SystemExit as stop:
-            return f'failed: {stop.code}'
-        return capsys.readouterr().out
-
-    return run
-
-
-def test_files_of_boxes_and_broken_images(root, source, tmp_path, converter):
+def test_files_of_boxes_and_broken_images(root, source, tmp_path):
     """Boxes of other images are refused and leave nothing behind; those of 2021 have an id."""
     src, out = tmp_path / 'src', tmp_path / 'out'
     (src / 'train').mkdir(parents=True)
@@ -137,26 +115,27 @@ def test_files_of_boxes_and_broken_images(root, source, tmp_path, converter):
     )
     for name, images in files.items():
         (src / f'{name}.json').write_text(json.dumps(dict(images=images)))
-    said = converter('--src', src, '--detections', src / 'others.json', '--out', out)
-    assert said.startswith('failed: ') and 'has none of the' in said and "'animals/0.jpg'" in said
+    done = convert_iwildcam(src, out, '--detections', src / 'others.json')
+    assert done.code and 'has none of the' in done.output and "'animals/0.jpg'" in done.output
     assert not out.exists()
 
-    options = ('--src', src, '--detections', src / 'by_id.json', '--out', out)
+    options = (src, out, '--detections', src / 'by_id.json')
     broken, gone = (src / 'train' / name for name in names[:2])
     whole = {path: path.read_bytes() for path in (broken, gone)}
     broken.write_bytes(whole[broken][: len(whole[broken]) // 2])
     gone.unlink()
-    said = converter(*options)
-    assert said.startswith(f'failed: 2 of {len(names)} images cannot be converted')
+    done = convert_iwildcam(*options)
+    said = done.output
+    assert done.code and f'2 of {len(names)} images cannot be converted' in said
     assert f'{broken} cannot be read' in said and str(gone) in said and '--skip-faulty' in said
     assert not (out / 'metadata.csv').exists()
-    said = converter(*options, '--skip-faulty')
+    said = convert_iwildcam(*options, '--skip-faulty').check()
     assert f'{len(names) - 2} images, ' in said and '2 are left out' in said
     with (out / 'metadata.csv').open() as file:
         assert [row['filename'] for row in csv.DictReader(file)] == names[2:]
     for path, data in whole.items():
         path.write_bytes(data)
-    assert f'{len(names)} images, ' in converter(*options)
+    assert f'{len(names)} images, ' in convert_iwildcam(*options).check()
     made = {path.name: path.read_bytes() for path in (out / 'masks').iterdir()}
     masks = [root / 'masks' / name.replace('jpg', 'png') for name in names]
     assert made == {path.name: path.read_bytes() for path in masks if path.exists()} != {}
@@ -178,8 +157,8 @@ def test_bad_input(root, source, tmp_path):
     with pytest.raises(ValueError, match=r"missing column\(s\) \['y', 'split'"):
         IWildCam(str(tmp_path), 'test')
     done = convert_iwildcam(tmp_path / 'nowhere', tmp_path / 'out')
-    assert done.returncode and 'categories.csv does not exist' in done.stderr
+    assert done.code and 'categories.csv does not exist' in done.output
     done = convert_iwildcam(source, root, '--top', '0.1')
-    assert done.returncode and 'take another --out' in done.stderr
+    assert done.code and 'take another --out' in done.output
     done = convert_iwildcam(source, tmp_path / 'out', '--bottom', '0.6')
-    assert done.returncode and '--bottom must be in [0, 0.5), got 0.6' in done.stderr
+    assert done.code and '--bottom must be in [0, 0.5), got 0.6' in done.output

@@ -15,8 +15,8 @@ from PIL import Image
 
 from mmgap.datasets import MaskedFolders, SamSegmenter, Waterbirds
 from mmgap.sources import SourceSet
-from tests.miniature import draw_waterbirds
-from tests.tiny import save_tiny_sam
+from tests.support.miniature import draw_waterbirds
+from tests.support.tiny import save_tiny_sam
 
 ROOT = Path(__file__).parents[2]
 

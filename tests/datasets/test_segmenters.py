@@ -15,7 +15,7 @@ from transformers import SamModel, SamProcessor
 
 from mmgap.datasets import SamSegmenter
 from mmgap.registry import TASK_UTILS
-from tests.tiny import save_tiny_sam
+from tests.support.tiny import save_tiny_sam
 
 BOXES = np.array([[10.0, 10.0, 40.0, 40.0], [72.0, 40.0, 120.0, 88.0]])
 

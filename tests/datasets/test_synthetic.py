@@ -7,7 +7,7 @@ from mmengine.registry import init_default_scope
 from mmgap.datasets import SyntheticDataset
 from mmgap.pool import SamplePool
 from mmgap.registry import DATASETS
-from tests.pools import fill_pool
+from tests.support.pools import fill_pool
 
 
 def test_samples_and_pipeline(tmp_path):

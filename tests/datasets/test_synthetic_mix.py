@@ -14,7 +14,7 @@ from mmgap.compat import restart_workers
 from mmgap.datasets import SyntheticMixDataset
 from mmgap.datasets.synthetic_mix import batch_of, mixes_in
 from mmgap.registry import DATASETS
-from tests.pools import fill_pool
+from tests.support.pools import fill_pool
 
 
 def pack(info: dict) -> dict:

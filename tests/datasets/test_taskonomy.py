@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmgap.datasets import LoadDepth, Taskonomy
 from mmgap.sources import DepthSourceSet
-from tests.miniature import draw_taskonomy
+from tests.support.miniature import draw_taskonomy
 
 
 @pytest.mark.parametrize('between', ['', 'taskonomy'])

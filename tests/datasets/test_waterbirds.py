@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader
 
 from mmgap.datasets.waterbirds import Waterbirds
-from tests.miniature import CLASSES, PLACES, draw_waterbirds, group_sizes
+from tests.support.miniature import CLASSES, PLACES, draw_waterbirds, group_sizes
 
 PER_GROUP = 3
 SPLIT_NAMES = ('train', 'val', 'test')

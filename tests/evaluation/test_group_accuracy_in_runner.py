@@ -5,7 +5,7 @@ import pytest
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from tests.miniature import draw_waterbirds
+from tests.support.miniature import draw_waterbirds
 
 META_KEYS = ('sample_idx', 'img_path', 'group')
 

@@ -14,7 +14,7 @@ from mmpretrain.structures import DataSample
 
 from mmgap.datasets import Waterbirds
 from mmgap.evaluation import GroupAccuracy, MacroF1
-from tests.miniature import draw_waterbirds
+from tests.support.miniature import draw_waterbirds
 
 pytest.importorskip('wilds', reason='pip install wilds')
 TRAIN_COUNTS = (3498, 184, 56, 1057)  # of the real Waterbirds, fixed in wilds

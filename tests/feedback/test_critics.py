@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from mmgap.feedback import ClipCritic, ClipModel, ModelCritic, diversity
 from mmgap.registry import TASK_UTILS
-from tests.hooks.small_config import small_config
-from tests.tiny import tiny_classifier
+from tests.support.small_config import small_config
+from tests.support.tiny import tiny_classifier
 
 CLIP = dict(model='mmgap://toybirds-clip')
 
@@ -108,5 +108,7 @@ def test_bad_settings():
         ClipCritic(CLIP, template='a bird')
     with pytest.raises(ValueError, match='margin must not be negative'):
         ClipCritic(CLIP, margin=-1)
+    with pytest.raises(RuntimeError, match=r'call prepare\(\) first'):
+        ModelCritic('critic.py', 'critic.pth').fingerprint()
     with pytest.raises(ValueError, match='1 texts for 2 classes'):
         ClipCritic(CLIP, texts=['a']).prepare(('a', 'b'))

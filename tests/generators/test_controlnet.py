@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from mmgap.generators import ControlNetGenerator
 from mmgap.prompts import PromptBank
 from mmgap.sources import DepthSourceSet, SourceSet
-from tests.tiny import save_tiny_controlnet
+from tests.support.tiny import save_tiny_controlnet
 
 NEGATIVE = 'x y'
 STEPS = 5

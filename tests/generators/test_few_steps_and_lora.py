@@ -10,7 +10,7 @@ from diffusers import StableDiffusionInpaintPipeline
 
 from mmgap.generators import InpaintingGenerator
 from mmgap.sources import SourceSet
-from tests.tiny import save_tiny_pipeline
+from tests.support.tiny import save_tiny_pipeline
 
 SCHEDULERS = dict(
     lcm=dict(type='LCMScheduler'),

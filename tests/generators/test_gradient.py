@@ -13,7 +13,7 @@ from mmgap.feedback import adversarial_loss
 from mmgap.generators import GradientPolicy, InpaintingGenerator
 from mmgap.sources import SourceSet
 from mmgap.targets import TargetModel
-from tests.tiny import save_tiny_pipeline, tiny_classifier
+from tests.support.tiny import save_tiny_pipeline, tiny_classifier
 
 STEPS = 4
 
@@ -155,10 +155,9 @@ def test_networks_are_as_before_after_a_call(tiny_sd, drawn):
 
 
 MEMORY = """
-import resource, sys, torch
-sys.path.insert(0, {root!r})
+import resource, torch
 torch.set_num_threads(1)
-from tests.conftest import DrawnDataset
+from tests.support.datasets import DrawnDataset
 from pathlib import Path
 from mmgap.generators import InpaintingGenerator, SourceSet
 generator = InpaintingGenerator({folder!r}, gradient=dict(checkpoint={checkpoint!r}))
@@ -179,14 +178,14 @@ def test_checkpointed_memory_hardly_grows_with_steps(tmp_path, on_cpu):
 
     def peak(steps: int, checkpoint: bool | str) -> int:
         code = MEMORY.format(
-            root=str(Path(__file__).parents[2]),
             folder=str(folder),
             drawn=str(tmp_path / 'drawn'),
             steps=steps,
             checkpoint=checkpoint,
         )
         # Every activation in a mapping of its own, so that what is freed leaves the process.
-        environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536')
+        root = str(Path(__file__).parents[2])
+        environment = dict(os.environ, PYTHONPATH=root, MALLOC_MMAP_THRESHOLD_='65536')
         done = subprocess.run(
             [sys.executable, '-c', code],
             capture_output=True,

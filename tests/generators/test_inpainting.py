@@ -11,7 +11,7 @@ from PIL import Image
 from mmgap.generators import InpaintingGenerator
 from mmgap.prompts import PromptBank
 from mmgap.sources import SourceSet
-from tests.tiny import save_tiny_sd2
+from tests.support.tiny import save_tiny_sd2
 
 NEGATIVE = 'x y'
 

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPi
 from safetensors.torch import save_file
 
 from mmgap.generators.lora import merge_lora
-from tests.hostile import Hostile
+from tests.support.hostile import Hostile
 
 RANK, ALPHA = 2, 1.0
 KINDS = ('to_q', 'to_k', 'to_v', 'to_out.0', 'q_proj', 'k_proj', 'v_proj', 'out_proj')

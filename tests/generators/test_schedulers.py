@@ -22,7 +22,7 @@ from mmgap.generators.schedulers import (
     sample_known_image,
 )
 from mmgap.sources import SourceSet
-from tests.tiny import save_tiny_pipeline
+from tests.support.tiny import save_tiny_pipeline
 
 FIT = """
     DDIMParallel DDIM DDPMParallel DDPM DEISMultistep DPMSolverMultistep DPMSolverSinglestep

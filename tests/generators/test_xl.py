@@ -26,8 +26,8 @@ from mmgap.generators import ControlNetGenerator, ImageToImageGenerator, Inpaint
 from mmgap.prompts import PromptBank
 from mmgap.search import initial_prompts
 from mmgap.sources import DepthSourceSet, SourceSet
-from tests.tiny import XL_ADDED, XL_WIDTHS, save_tiny_controlnet, save_tiny_xl
-from tests.tiny_search import make
+from tests.support.tiny import XL_ADDED, XL_WIDTHS, save_tiny_controlnet, save_tiny_xl
+from tests.support.tiny_search import make
 
 SEEDS, STEPS = [11, 12], 2
 

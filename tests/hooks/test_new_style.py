@@ -3,24 +3,23 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from safetensors.torch import save_file
 
 from mmgap.compat import allow_checkpoint_history, name_pretrained
 from mmgap.configs import gap_hooks, is_gap_hook, name_of, toolbox_of
 from mmgap.hooks import GAPHook
-from tests.miniature import draw_waterbirds
+from tests.support.commands import run_command
+from tests.support.miniature import draw_waterbirds
 
 ROOT = Path(__file__).parents[2]
-NEW = ROOT / 'tests' / 'hooks' / 'new_style_gap.py'
+NEW = ROOT / 'tests' / 'support' / 'new_style_gap.py'
 
 
 def by_name(settings):
@@ -35,20 +34,6 @@ def by_name(settings):
     return 'mmgap.' * own + {'PretrainedInit': 'Pretrained'}.get(
         settings.__name__, name_of(settings)
     )
-
-
-@pytest.fixture
-def tool(monkeypatch, capsys):
-    """Run a tool in this process, where no earlier test has left a default scope."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    monkeypatch.setattr(DefaultScope, '_instance_dict', type(DefaultScope._instance_dict)())
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
-        importlib.import_module(name).main()
-        return capsys.readouterr().out
-
-    return run
 
 
 def weights(path):
@@ -67,15 +52,17 @@ def contents(folder, pattern):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob(pattern)}
 
 
-def test_tools_take_classes_for_names(tool, tmp_path, options):
+def test_tools_take_classes_for_names(tmp_path, options):
     """What they search and draw is what the hook does in its round."""
-    tool('train', NEW, '--work-dir', tmp_path / 'new', *options)
-    assert tool('check', NEW, '--tiny', *options).endswith('ready\n')
+    run_command('train', NEW, '--work-dir', tmp_path / 'new', *options).check()
+    assert run_command('check', NEW, '--tiny', *options).check().endswith('ready\n')
     checkpoint = tmp_path / 'new' / 'gap_round.pth'
-    tool('search_prompts', NEW, '--checkpoint', checkpoint, '--out', tmp_path / 'found', *options)
+    find = ('--checkpoint', checkpoint, '--out', tmp_path / 'found')
+    run_command('search_prompts', NEW, *find, *options).check()
     draw = ('--prompts', tmp_path / 'found', '--num', 4, '--out', tmp_path / 'pool')
-    tool('generate', NEW, *draw, *options)
-    tool('test', NEW, tmp_path / 'new' / 'epoch_2.pth', '--work-dir', tmp_path / 't', *options)
+    run_command('generate', NEW, *draw, *options).check()
+    trained = tmp_path / 'new' / 'epoch_2.pth'
+    run_command('test', NEW, trained, '--work-dir', tmp_path / 't', *options).check()
     gap = tmp_path / 'new' / 'gap'
     found = {p.name: p.read_bytes() for p in (tmp_path / 'found').glob('*.safetensors')}
     assert len(found) == 2
@@ -86,12 +73,12 @@ def test_tools_take_classes_for_names(tool, tmp_path, options):
 
 
 @pytest.mark.slow
-def test_training_equals_that_with_names(tool, tmp_path, options):
+def test_training_equals_that_with_names(tmp_path, options):
     settings = Config.fromfile(NEW)  # with what the file imports
     named = {k: by_name(v) for k, v in settings.items() if isinstance(v, (dict, list))}
     Config(dict(named, default_scope='mmpretrain')).dump(tmp_path / 'named.py')
     for name, config in (('new', NEW), ('named', tmp_path / 'named.py')):
-        tool('train', config, '--work-dir', tmp_path / name, *options)
+        run_command('train', config, '--work-dir', tmp_path / name, *options).check()
     new, old = (weights(tmp_path / name / 'epoch_2.pth') for name in ('new', 'named'))
     assert [name for name in old if not torch.equal(old[name], new[name])] == []
     for pattern in ('*.safetensors', '*.png'):

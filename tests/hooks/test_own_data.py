@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmgap.pool import SamplePool
 from mmgap.toyworld.renderer import Scene, render
-from tests.hooks.small_config import small_config
+from tests.support.small_config import small_config
 
 
 def test_image_to_image_with_a_critic(tmp_path, tiny_sd):

@@ -14,8 +14,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from tests.hooks.small_config import small_config
-from tests.miniature import draw_waterbirds
+from tests.support.miniature import draw_waterbirds
+from tests.support.small_config import small_config
 
 
 def slow(*values: object) -> object:

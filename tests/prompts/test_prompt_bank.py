@@ -10,20 +10,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmgap.prompts import PromptBank, SoftPrompt, load_prompt, load_prompts
-from tests.hostile import Hostile
+from tests.support.hostile import Hostile
 
 
 def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
     torch.manual_seed(0)
     bank = PromptBank(tmp_path / 'new' / 'prompts')
-    prompt = SoftPrompt(torch.randn(3, 8), 'a-0', label=1, template='a {}', joiner=', ', number=2)
+    prompt = SoftPrompt(torch.randn(3, 8), 'a-0', label=1, template='a {}', joiner=', ', turn=2)
     path = bank.add(prompt, dict(seed=3))
     again = load_prompt(path, width=8)
     assert torch.equal(again.embeddings, prompt.embeddings)
-    for name in ('id', 'label', 'template', 'joiner', 'number'):
+    for name in ('id', 'label', 'template', 'joiner', 'turn'):
         assert getattr(again, name) == getattr(prompt, name)
-    about = json.loads(path.with_suffix('.json').read_text())
-    assert (about['seed'], about['tokens']) == (3, 3)
+    content = json.loads(path.with_suffix('.json').read_text())
+    assert (content['seed'], content['tokens']) == (3, 3)
+    content['number'] = content.pop('turn')  # as before 0.2
+    path.with_suffix('.json').write_text(json.dumps(content))
+    assert load_prompt(path).turn == 2
 
 
 def test_a_bank_is_its_folder(tmp_path):

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionXLInpaintPipeline
 from safetensors.torch import load_file
 
 from mmgap.prompts import PromptBank, PromptEncoder, PromptEncoderPair, SoftPrompt, load_prompt
-from tests.tiny import XL_POOLED, XL_WIDTHS, save_tiny_xl, tiny_tokenizer
+from tests.support.tiny import XL_POOLED, XL_WIDTHS, save_tiny_xl, tiny_tokenizer
 
 
 def stock_pipeline(folder):

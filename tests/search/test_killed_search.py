@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import save_tiny_pipeline
-from tests.tiny_search import run_in_a_process
+from tests.support.tiny import save_tiny_pipeline
+from tests.support.tiny_search import run_in_a_process
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_killed_search_goes_on(tmp_path, on_cpu):
 
     def run(death: int | None) -> int:
         code = (
-            'from pathlib import Path; from tests.tiny_search import run_in_a_process; '
+            'from pathlib import Path; from tests.support.tiny_search import run_in_a_process; '
             f'run_in_a_process(Path({str(tmp_path)!r}), {death})'
         )
         root = Path(__file__).parents[2]

@@ -3,13 +3,12 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from tests.support.commands import Finished, run_command
 
 COLUMNS = ('img_id', 'img_filename', 'y', 'split', 'place', 'place_filename')
 CLASSES = ('landbird', 'waterbird')
@@ -217,20 +216,11 @@ def draw_iwildcam(folder: Path, sequences: int = 6) -> Path:
     return folder
 
 
-def convert_iwildcam(src: Path, out: Path, *options: str) -> subprocess.CompletedProcess:
+def convert_iwildcam(src: Path, out: Path, *options: object) -> Finished:
     """Make the data of ``mmgap.IWildCam`` out of a miniature, with its MegaDetector file."""
-    root = Path(__file__).parents[1]
     if (src / 'detections.json').exists():
-        options = ('--detections', str(src / 'detections.json'), *options)
-    return subprocess.run(
-        [sys.executable, 'tools/dataset_converters/iwildcam.py', '--src', str(src)]
-        + ['--out', str(out), *options],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, PYTHONPATH=str(root)),
-        timeout=120,
-    )
+        options = ('--detections', src / 'detections.json', *options)
+    return run_command('dataset_converters/iwildcam', '--src', src, '--out', out, *options)
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:

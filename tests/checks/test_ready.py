@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image, ImageOps
 
-from tests.miniature import convert_iwildcam, draw_iwildcam, draw_taskonomy, draw_waterbirds
+from tests.support.miniature import convert_iwildcam, draw_iwildcam, draw_taskonomy, draw_waterbirds
 
 ROOT = Path(__file__).parents[1]
 WATERBIRDS = 'configs/gap_resnet50_waterbirds.py'
