@@ -24,19 +24,8 @@ from tests.support.miniature import convert_iwildcam, draw_iwildcam, draw_waterb
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope='module')
-def run(tmp_path_factory, tiny_sd):
-    folder = tmp_path_factory.mktemp('waterbirds')
-    data = draw_waterbirds(folder / 'data', per_group=4)
-    runner = Runner.from_cfg(
-        classification_config('gap_resnet50_waterbirds', data, tiny_sd, folder / 'work')
-    )
-    runner.train()
-    return folder / 'work'
-
-
-def test_summary(run):
-    summary = json.loads((run / 'gap' / 'summary.json').read_text())
+def test_summary(waterbirds_run):
+    summary = json.loads((waterbirds_run / 'work' / 'gap' / 'summary.json').read_text())
     for moment in ('before', 'after'):
         assert set(summary[moment]['groups']) == {
             'landbird-land',
@@ -66,7 +55,8 @@ def test_summary(run):
     assert summary['versions']['torch'] and summary['seconds']['total'] > 0
 
 
-def test_what_a_run_leaves(run):
+def test_what_a_run_leaves(waterbirds_run):
+    run = waterbirds_run / 'work'
     pool = SamplePool(run / 'gap' / 'pool')
     assert [sample.label for sample in pool.samples] == [0, 1] * 3
     assert len(load_prompts(run / 'gap' / 'prompts')) == 2

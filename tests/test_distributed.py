@@ -13,9 +13,6 @@ from mmgap.distributed import all_gather_list, broadcast_object, raise_on_all_ra
 from tests.support import two_processes
 from tests.support.datasets import DrawnDataset
 from tests.support.processes import torchrun
-from tests.support.tiny import save_tiny_pipeline
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_one_process_has_everything():
@@ -38,20 +35,26 @@ def test_parts_are_all_and_alike(world, monkeypatch):
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_two_processes_do_what_one_does(tmp_path, on_cpu):
-    """DESIGN: prompts within 1e-4, 99.9 % of the pixels within 1/255, one manifest."""
-    save_tiny_pipeline(tmp_path / 'sd')
-    DrawnDataset(tmp_path / 'drawn')
-    two_processes.main(tmp_path, tmp_path / 'one', 'none')
-    done = torchrun(
-        '-m', 'tests.support.two_processes', str(tmp_path), str(tmp_path / 'two'), 'pytorch'
-    )
+@pytest.fixture(scope='module')
+def two(tmp_path_factory, tiny_sd) -> Path:
+    """What two processes have found and drawn in a folder, and what one may do beside it."""
+    folder = tmp_path_factory.mktemp('two_processes')
+    (folder / 'sd').symlink_to(tiny_sd)
+    DrawnDataset(folder / 'drawn')
+    module = ('-m', 'tests.support.two_processes')
+    done = torchrun(*module, str(folder), str(folder / 'two'), 'pytorch')
     assert done.returncode == 0, done.stdout[-3000:]
-    assert_same_prompts(tmp_path / 'one' / 'bank', tmp_path / 'two' / 'bank')
-    samples = assert_same_pools(tmp_path / 'one' / 'pool', tmp_path / 'two' / 'pool')
+    return folder
+
+
+def test_two_processes_do_what_one_does(two, on_cpu):
+    """DESIGN: prompts within 1e-4, 99.9 % of the pixels within 1/255, one manifest."""
+    two_processes.main(two, two / 'one', 'none')
+    assert_same_prompts(two / 'one' / 'bank', two / 'two' / 'bank')
+    samples = assert_same_pools(two / 'one' / 'pool', two / 'two' / 'pool')
     assert len(samples[0]) == 7
-    for one, two in zip(*samples, strict=True):
-        assert one['target_loss_image'] == pytest.approx(two['target_loss_image'], abs=1e-3)
+    for one, other in zip(*samples, strict=True):
+        assert one['target_loss_image'] == pytest.approx(other['target_loss_image'], abs=1e-3)
 
 
 @pytest.mark.slow
@@ -107,41 +110,9 @@ def assert_same_pools(first: Path, second: Path) -> list[list[dict]]:
     return manifests
 
 
-APART = """
-import json, sys
-import torch
-from mmengine import Config, dist
-from mmgap.compat import start_processes
-from mmgap.distributed import raise_on_all_ranks, gather_list, rank0_buffers, all_reduce_sum
-
-start_processes('pytorch', Config())
-rank, said = dist.get_rank(), {}
-try:
-    with raise_on_all_ranks(OSError, ValueError):
-        if rank == 1:
-            raise UnicodeError('source 3 is bad')  # a kind of ValueError
-except ValueError as error:
-    said['error'] = type(error).__name__, str(error)
-norm = torch.nn.BatchNorm1d(2)
-norm.running_mean.fill_(rank + 1)
-with rank0_buffers(norm):
-    said['inside'] = norm.running_mean.tolist()
-    norm.running_mean.zero_()
-said['outside'] = norm.running_mean.tolist()
-parts = [torch.tensor([1.0, rank]), torch.tensor([[rank + 2.0]])]
-said['sums'] = [total.tolist() for total in all_reduce_sum(parts)]
-said['main'] = gather_list([rank] * (rank + 1))
-json.dump(said, open(f'{sys.argv[1]}/{rank}', 'w'))
-"""
-
-
-def test_processes_agree_where_they_must(tmp_path):
+def test_processes_agree_where_they_must(two):
     """An error of one is raised by all; buffers are the main one's, then their own again."""
-    script = tmp_path / 'apart.py'
-    script.write_text(APART)
-    done = torchrun(str(script), str(tmp_path))
-    assert done.returncode == 0, done.stdout[-3000:]
-    main, other = (json.loads((tmp_path / name).read_text()) for name in '01')
+    main, other = (json.loads((two / 'two' / f'agreed_{i}.json').read_text()) for i in (0, 1))
     assert main['error'] == ['ValueError', 'source 3 is bad']
     assert other['error'] == ['UnicodeError', 'source 3 is bad']
     assert main['inside'] == other['inside'] == [1, 1]

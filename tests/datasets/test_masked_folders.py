@@ -92,7 +92,7 @@ def test_classes_are_those_of_the_training_data(root, warned):
     dataset = DATASETS.build(test)
     labels = {Path(i['img_path']).relative_to(root).parts[0]: i['gt_label'] for i in infos(dataset)}
     assert labels == dict(ape=0, cat=2) and 'has no images of class bee' in warned[-1]
-    sources = SimpleNamespace(kind='classes', classes=('ape', 'bee', 'cat'))
+    sources = SimpleNamespace(label_type='classes', classes=('ape', 'bee', 'cat'))
     check_classes(sources, [dataset])
     with pytest.raises(ValueError, match=r"\['ape', 'cat'\], the training data \['ape', 'bee"):
         check_classes(sources, [DATASETS.build(given['dataset'])])

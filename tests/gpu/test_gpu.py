@@ -130,7 +130,7 @@ def test_training_in_half_precision_beside_the_hook(dtype, tiny_sd, tmp_path, ke
     runner.train()
     assert all(torch.isfinite(p).all() for p in runner.model.parameters())
     summary = summary_of(tmp_path / 'work')
-    assert summary['images'] == 16
+    assert summary['images'] == 8
     keep(after=summary['after']['mean'])
 
 

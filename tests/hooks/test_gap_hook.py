@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,49 +13,27 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmgap.compat import allow_checkpoint_history
 from mmgap.generators import InpaintingGenerator
 from mmgap.hooks import GAPHook
 from mmgap.hooks.summary import group_report, summary_table
 from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompt
 from mmgap.search import NonFiniteLossError
-from tests.support.miniature import draw_waterbirds
+from tests.support.recorder import train
 from tests.support.small_config import small_config
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return draw_waterbirds(tmp_path_factory.mktemp('birds'), per_group=4)
-
-
-class Recorder(Hook):
-    """Notes what training looks like from the inside."""
-
-    def __init__(self) -> None:
-        self.lengths, self.rates, self.paths, self.epochs = [], [], [], []
-
-    def before_train_epoch(self, runner) -> None:
-        self.lengths.append(len(runner.train_loop.dataloader))
-        self.epochs.append([])
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        self.rates.append(runner.optim_wrapper.get_lr()['lr'][0])
-        self.epochs[-1] += [sample.img_path for sample in data_batch['data_samples']]
-
-
-def train(config) -> Recorder:
-    runner, recorder = Runner.from_cfg(config), Recorder()
-    runner.register_hook(recorder)
-    runner.train()
-    return recorder
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    allow_checkpoint_history()
+    return torch.load(checkpoint, weights_only=True)['state_dict']
 
 
 @pytest.mark.smoke
-def test_new_images_are_seen_and_nothing_else_changes(data, tiny_sd, tmp_path):
-    plain = small_config(data, tiny_sd, tmp_path / 'plain')
+def test_new_images_are_seen_and_nothing_else_changes(whole_run, data, tiny_sd, tmp_path):
+    plain = small_config(data, tiny_sd, tmp_path)
     plain.custom_hooks = []
-    looped = small_config(data, tiny_sd, tmp_path / 'looped', workers=2)
-    without, with_hook = train(plain), train(looped)
+    without, with_hook = train(plain), whole_run.recorder
     assert with_hook.lengths == without.lengths
     assert with_hook.rates == without.rates
     synthetic = [sum('/gap/pool/' in path for path in epoch) for epoch in with_hook.epochs]
@@ -62,8 +41,8 @@ def test_new_images_are_seen_and_nothing_else_changes(data, tiny_sd, tmp_path):
     numbers = [
         {int(path[-10:-4]) for path in epoch if '/gap/pool/' in path} for epoch in with_hook.epochs
     ]
-    assert all(number < 8 for number in numbers[1] | numbers[2])  # the first round's images
-    assert any(number >= 8 for number in numbers[3] | numbers[4])  # the second round's
+    assert all(number < 4 for number in numbers[1] | numbers[2])  # the first round's images
+    assert any(number >= 4 for number in numbers[3] | numbers[4])  # the second round's
 
 
 def test_nothing_of_the_loop_touches_training(data, tiny_sd, tmp_path, on_cpu):
@@ -72,7 +51,8 @@ def test_nothing_of_the_loop_touches_training(data, tiny_sd, tmp_path, on_cpu):
     for name, rounds in (('one', 1), ('two', 2)):
         config = small_config(data, tiny_sd, tmp_path / name)
         config.train_cfg.max_epochs = 3
-        config.custom_hooks[0].update(ratio=0.0, rounds=rounds, interval=1)
+        config.custom_hooks[0].update(ratio=0.0, rounds=rounds, interval=1, budget=2 * rounds)
+        config.custom_hooks[0].search.update(steps=1)
         runner = Runner.from_cfg(config)
         runner.train()
         runs.append(runner.model.state_dict())
@@ -111,7 +91,7 @@ def test_nan_stops_and_keeps_the_last_good_prompt(data, tiny_sd, tmp_path, monke
     with pytest.raises(NonFiniteLossError, match=r'r0-landbird-0 .* source \d+ with seed \d+'):
         Runner.from_cfg(config).train()
     kept = sorted((tmp_path / 'gap' / 'prompts').glob('*.json'))
-    assert len(kept) == 4 and json.loads(kept[0].read_text())['complete'] is False
+    assert len(kept) == 2 and json.loads(kept[0].read_text())['complete'] is False
     assert not (tmp_path / 'gap' / 'pool').exists()
 
 
@@ -138,22 +118,22 @@ def test_late_nan_costs_nothing_that_was_paid_for(data, tiny_sd, tmp_path, monke
 
     with pytest.raises(FloatingPointError, match='another num_inference_steps .* --resume'):
         Runner.from_cfg(config()).train()
-    assert len(searched) == 1 + 6  # the image before training, and six steps
+    assert len(searched) == 1 + 3  # the image before training, and three steps
     before = SamplePool(tmp_path / 'gap' / 'pool').samples
     images = [(tmp_path / 'gap' / 'pool' / s.file).read_bytes() for s in before]
     resumed = config(eta=1.0)
     resumed.resume = True
     Runner.from_cfg(resumed).train()
-    assert len(searched) == 7  # no search, and no image before training
+    assert len(searched) == 4  # no search, and no image before training
     pool = SamplePool(tmp_path / 'gap' / 'pool')
-    assert len(pool) == 16 and pool.samples[: len(before)] == before
+    assert len(pool) == 8 and pool.samples[: len(before)] == before
     assert [pool.path(s).read_bytes() for s in before] == images
     etas = [pool.generators[s.generator]['eta'] for s in pool.samples]
     steps = [s.num_inference_steps for s in pool.samples]
-    assert etas == [0.0] * len(before) + [1.0] * (16 - len(before))
-    assert steps == [4] * len(before) + [3] * (16 - len(before)) and len(before) == 4
+    assert etas == [0.0] * len(before) + [1.0] * (8 - len(before))
+    assert steps == [4] * len(before) + [3] * (8 - len(before)) and len(before) == 4
     summary = json.loads((tmp_path / 'gap' / 'summary.json').read_text())
-    assert summary['images'] == 16 and summary['after'] is not None
+    assert summary['images'] == 8 and summary['after'] is not None
 
 
 @pytest.mark.parametrize('kind', ['channels', 'scheduler'])
@@ -175,22 +155,21 @@ def test_what_does_not_fit_ends_before_training(kind, data, tiny_sd, tmp_path):
     assert not list(tmp_path.glob('*.pth'))
 
 
-def test_the_image_before_training_changes_nothing(data, tiny_sd, tmp_path, monkeypatch):
-    runs = []
-    for name in ('with', 'without'):
-        config = small_config(data, tiny_sd, tmp_path / name)
-        config.custom_hooks[0].update(rounds=1)
-        if name == 'without':
-            monkeypatch.setattr(GAPHook, '_try_out', lambda *args: None)
-        runner = Runner.from_cfg(config)
-        runner.train()
-        runs.append(
-            (runner.model.state_dict(), (tmp_path / name / 'gap/pool/manifest.jsonl').read_text())
-        )
-    (first, manifest), (second, other) = runs
-    assert manifest == other
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
+def test_the_image_before_training_changes_nothing(
+    whole_run, as_whole_run, data, tiny_sd, tmp_path, monkeypatch
+):
+    """Up to the end of the epoch after the first round."""
+    config = small_config(data, tiny_sd, tmp_path, workers=2)
+    config.train_cfg.max_epochs = 2
+    config.custom_hooks[0].update(rounds=1, budget=4)
+    monkeypatch.setattr(GAPHook, '_try_out', lambda *args: None)
+    Runner.from_cfg(config).train()
+    manifests = [folder / 'gap/pool/manifest.jsonl' for folder in (tmp_path, whole_run.work_dir)]
+    first, second = (manifest.read_text().splitlines() for manifest in manifests)
+    assert len(first) == 4 and first == second[:4]
+    other = weights_of(whole_run.work_dir / 'epoch_2.pth')
+    for name, value in weights_of(tmp_path / 'epoch_2.pth').items():
+        assert torch.equal(value, other[name]), name
 
 
 class Waiting:
@@ -225,6 +204,7 @@ def test_guidance_critic_and_alarm_in_the_loop(data, tiny_sd, tmp_path):
         picture = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))
         picture.save(tmp_path / 'pictures' / f'{i}.png')
     hook = config.custom_hooks[0]
+    config.train_cfg.max_epochs = 2
     hook.update(rounds=1, budget=6)
     hook.feedback += [
         dict(type='mmgap.TextGuidance', descriptions=['a b'], end=2),
@@ -329,7 +309,7 @@ def test_training_that_ends_before_its_rounds_says_so(by_epoch, data, tiny_sd, t
     runner.register_hook(Stop())
     runner.train()
     summary = json.loads((tmp_path / 'gap' / 'summary.json').read_text())
-    assert summary['images'] == 8 and len(summary['rounds']) == 1
+    assert summary['images'] == 4 and len(summary['rounds']) == 1
     missed = summary['rounds_missed']
     ended, due = ('2 of 5 epochs', 3) if by_epoch else ('6 of 10 iterations', 7)
     assert missed['count'] == 1

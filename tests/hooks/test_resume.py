@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmgap.compat import allow_checkpoint_history
 from tests.support.commands import run_command
 from tests.support.configs import depth_config
-from tests.support.miniature import draw_waterbirds
-from tests.support.processes import finish, kill_when, start
+from tests.support.processes import Forked, finish, kill_when, start
 from tests.support.small_config import small_config
 
 CPU = pytest.mark.usefixtures('on_cpu')  # on a GPU no two runs are equal to the bit
@@ -40,19 +40,22 @@ def result(work_dir: Path, name: str) -> dict:
     return {name: hashlib.sha256(data).hexdigest()[:16] for name, data in contents.items()}
 
 
-def check_kills(folder: Path, last: str, points: list[Callable[[Path], bool]]) -> dict[str, str]:
-    """Kills ``cut.py`` at each point and resumes it: it ends as ``whole.py``, which is returned."""
-    whole, cut = folder / 'whole', folder / 'cut'
-    finish(start(folder / 'whole.py'))
+def check_kills(
+    whole: Path, config: Path, last: str, points: list[Callable[[Path], bool]], launch: Callable
+) -> dict[str, str]:
+    """Kills ``config`` at each point and resumes it: it ends as ``whole``, which is returned."""
+    cut = Path(Config.fromfile(config).work_dir)
     expected = result(whole, last)
     options: tuple[str, ...] = ()
     for number, reached in enumerate(points):
-        kill_when(start(folder / 'cut.py', *options), lambda reached=reached: reached(cut))
+        kill_when(launch(config, *options), lambda reached=reached: reached(cut))
         if number == len(points) - 1:  # as a kill leaves it in the instant in which it is written
             (cut / 'last_checkpoint').write_text('')
         assert not (cut / last).exists(), 'the run was over before it was killed'
         options = ('--resume',)
-    finish(start(folder / 'cut.py', *options))
+    process = launch(config, *options)
+    output, _ = process.communicate()
+    assert process.poll() == 0, output[-3000:]
     resumed = result(cut, last)
     assert sorted(resumed) == sorted(expected)
     assert [name for name in expected if resumed[name] != expected[name]] == []
@@ -72,27 +75,43 @@ def in_search(cut: Path, number: int = 0) -> bool:
 
 
 def in_synthesis(cut: Path) -> bool:
-    return lines(cut / 'gap' / 'pool' / 'manifest.jsonl') >= 3
+    return lines(cut / 'gap' / 'pool' / 'manifest.jsonl') >= 1
 
 
+POINTS = [
+    in_search,
+    in_synthesis,
+    lambda cut: (cut / 'epoch_2.pth').exists() or (cut / 'iter_6.pth').exists(),
+    lambda cut: in_search(cut, 1),
+]
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason='CUDA does not work in forked processes')
+def test_killed_and_resumed_equals_uninterrupted(whole_run, as_whole_run, data, tiny_sd, tmp_path):
+    config = small_config(data, tiny_sd, tmp_path / 'cut', workers=2)
+    config.dump(tmp_path / 'cut.py')
+
+    def fork(config: Path, *options: str) -> Forked:
+        return Forked(tmp_path / 'log', 'train', config, *options)
+
+    expected = check_kills(whole_run.work_dir, tmp_path / 'cut.py', 'epoch_5.pth', POINTS, fork)
+    assert len([name for name in expected if name.endswith('.png')]) == 8
+
+
+# Slow: six processes that import everything; the test above forks.
 @CPU
-@pytest.mark.parametrize('by_epoch', [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_killed_and_resumed_equals_uninterrupted(by_epoch, tmp_path, tiny_sd):
-    data = draw_waterbirds(tmp_path / 'data', per_group=4)
+@pytest.mark.slow
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_in_processes_that_start_anew(by_epoch, tmp_path, data, tiny_sd):
     for name in ('whole', 'cut'):
         config = small_config(data, tiny_sd, tmp_path / name, by_epoch, workers=2)
         config.dump(tmp_path / f'{name}.py')
-    in_training = 'epoch_2.pth' if by_epoch else 'iter_6.pth'
-    points = [
-        in_search,
-        in_synthesis,
-        lambda cut: (cut / in_training).exists(),
-        lambda cut: in_search(cut, 1),
-    ]
-    expected = check_kills(tmp_path, 'epoch_5.pth' if by_epoch else 'iter_10.pth', points)
-    assert len([name for name in expected if name.endswith('.png')]) == 16
+    finish(start(tmp_path / 'whole.py'))
+    last = 'epoch_5.pth' if by_epoch else 'iter_10.pth'
+    check_kills(tmp_path / 'whole', tmp_path / 'cut.py', last, POINTS, start)
 
 
+# Slow: five processes, and a ControlNet beside the model.
 @CPU
 @pytest.mark.slow
 def test_depth_killed_and_resumed_equals_uninterrupted(tmp_path, tiny_sd, tiny_controlnet):
@@ -104,20 +123,15 @@ def test_depth_killed_and_resumed_equals_uninterrupted(tmp_path, tiny_sd, tiny_c
         config.custom_hooks[0].search.update(steps=4)
         config.custom_hooks[0].synthesis.update(batch_size=2)
         config.dump(tmp_path / f'{name}.py')
+    finish(start(tmp_path / 'whole.py'))
     points = [in_search, in_synthesis, lambda cut: (cut / 'epoch_2.pth').exists()]
-    expected = check_kills(tmp_path, 'epoch_4.pth', points)
+    expected = check_kills(tmp_path / 'whole', tmp_path / 'cut.py', 'epoch_4.pth', points, start)
     # an image and a depth map each
     assert len([name for name in expected if name.endswith('.png')]) == 24
 
 
-def test_checkpoint_loads_in_test_tool(tmp_path, tiny_sd):
+def test_checkpoint_loads_in_test_tool(whole_run, data, tiny_sd, tmp_path):
     """torch >= 2.6 loads weights-only, MMEngine 0.10.7 writes its log history into checkpoints."""
-    data = draw_waterbirds(tmp_path / 'data', per_group=4)
-    config = small_config(data, tiny_sd, tmp_path / 'work')
-    config.custom_hooks = []
-    config.train_cfg.max_epochs = 1
-    config.dump(tmp_path / 'plain.py')
-    run_command('train', tmp_path / 'plain.py').check()
-    checkpoint = tmp_path / 'work' / 'epoch_1.pth'
-    options = ('--work-dir', tmp_path / 'test')
-    assert 'worst_group' in run_command('test', tmp_path / 'plain.py', checkpoint, *options).check()
+    small_config(data, tiny_sd, tmp_path).dump(tmp_path / 'config.py')
+    command = (tmp_path / 'config.py', whole_run.work_dir / 'epoch_1.pth')
+    assert 'worst_group' in run_command('test', *command, '--work-dir', tmp_path / 'test').check()

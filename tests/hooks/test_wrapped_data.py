@@ -14,14 +14,8 @@ from mmgap.datasets import SyntheticMixDataset
 from mmgap.hooks import components, gap_hook
 from mmgap.hooks.components import Components, build_sources
 from mmgap.sources import SourceSet
-from tests.support.miniature import draw_waterbirds
 from tests.support.pools import fill_pool
 from tests.support.small_config import small_config
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return draw_waterbirds(tmp_path_factory.mktemp('birds'), per_group=4)
 
 
 class EverySecond:

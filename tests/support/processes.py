@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of their own, for tests that are about processes: each imports everything anew."""
+"""Processes of their own, for tests that are about processes: all but forks import all anew."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
+
+import torch
+
+from tests.support.commands import run_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +31,32 @@ def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess:
         text=True,
         timeout=300,
     )
+
+
+class Forked:
+    """A command in a fork of this process, in a group of its own; with what Popen has of it."""
+
+    def __init__(self, log: Path, name: str, *arguments: object) -> None:
+        self.log = log
+        self.process = get_context('fork').Process(target=self._run, args=(name, *arguments))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def _run(self, name: str, *arguments: object) -> None:
+        os.setsid()
+        torch.set_num_threads(1)  # the others have stayed in the parent
+        done = run_command(name, *arguments)
+        self.log.write_text(done.output)
+        sys.exit(done.code)
+
+    def poll(self) -> int | None:
+        """Its exit status once it has ended."""
+        return self.process.exitcode
+
+    def communicate(self) -> tuple[str, None]:
+        """Wait for its end; what it said is known if it was not killed."""
+        self.process.join()
+        return self.log.read_text() if self.log.exists() else '', None
 
 
 def start(config: Path, *options: str) -> subprocess.Popen:
@@ -47,7 +78,7 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
-def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
+def kill_when(process: subprocess.Popen | Forked, reached: Callable[[], bool]) -> None:
     """SIGKILL the run and its workers at a point that it must not outrun."""
     deadline = time.time() + 200
     while not reached():

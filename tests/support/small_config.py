@@ -61,9 +61,9 @@ def small_config(
                 generator=dict(type='mmgap.InpaintingGenerator', model=str(weights)),
                 feedback=[dict(type='mmgap.AdversarialLoss', mode='flip')],
                 search=dict(
-                    prompts_per_class=2,
+                    prompts_per_class=1,
                     tokens=2,
-                    steps=6,
+                    steps=3,
                     num_inference_steps=2,
                     images_per_prompt=2,
                     batch_size=8,
@@ -75,7 +75,7 @@ def small_config(
                 start=1,
                 rounds=2,
                 interval=2,
-                budget=16,
+                budget=8,
             )
         ],
     )
