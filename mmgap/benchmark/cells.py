@@ -21,6 +21,7 @@ from mmgap.configs import gap_hooks, is_gap_hook
 from mmgap.files import fingerprint, write_json
 from mmgap.loop import GAPSettings, Loop
 from mmgap.pool import SamplePool
+from mmgap.sources import Sources, SourceSet
 
 
 class Benchmark:
@@ -178,16 +179,14 @@ class Benchmark:
             settings = copy.deepcopy(dict(method.dataset))
             if 'type' not in settings:
                 settings = {**copy.deepcopy(self.config.test_dataloader.dataset), **settings}
-            loop = self.loop(seed)
-            put_real(
-                pool,
-                DATASETS.build(settings),
-                method=name,
-                count=count,
-                generator=loop.generator,
-                label_type=loop.sources.label_type,
-                evaluation=evaluation,
+            dataset, loop = DATASETS.build(settings), self.loop(seed)
+            sources: Sources = (
+                loop.generator.sources(dataset)
+                if loop.sources.label_type == 'depth'
+                # They are stored as they are, so nothing need be known of what to keep.
+                else SourceSet(dataset, loop.generator.size, masked=False)
             )
+            put_real(pool, sources, method=name, count=count, evaluation=evaluation)
             return {}
         finder = method.finder.name
         return draw_images(

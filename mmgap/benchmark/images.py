@@ -13,11 +13,10 @@ import numpy as np
 
 from mmgap.benchmark.methods import Method
 from mmgap.configs import change_settings
-from mmgap.generators import DiffusionGenerator
 from mmgap.loop import Loop
 from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank, SoftPrompt
-from mmgap.sources import Sources, SourceSet
+from mmgap.sources import Sources
 from mmgap.targets import TargetModel
 
 
@@ -37,36 +36,21 @@ class Folders:
 
 
 def put_real(
-    pool: SamplePool,
-    dataset: Any,
-    *,
-    method: str,
-    count: int,
-    generator: DiffusionGenerator,
-    label_type: str,
-    evaluation: Sequence[Any],
+    pool: SamplePool, sources: Sources, *, method: str, count: int, evaluation: Sequence[Any]
 ) -> None:
     """Put the first real images of a dataset into a pool, in its order.
 
     Args:
         pool: The pool; what it already has stays.
-        dataset: The real images.
+        sources: The real images at the size of the generator.
         method: Name of the method, for messages.
         count: How many images the pool shall have.
-        generator: Says how large the images of a pool are.
-        label_type: ``'classes'`` or ``'depth'``.
         evaluation: Datasets that the benchmark evaluates on.
 
     Raises:
         ValueError: If the dataset has too few images, or one that the benchmark evaluates on.
     """
-    _check_leak(method, dataset, evaluation)
-    # They are stored as they are, so nothing need be known of what to keep.
-    sources: Sources = (
-        generator.sources(dataset)
-        if label_type == 'depth'
-        else SourceSet(dataset, generator.size, masked=False)
-    )
+    _check_leak(method, sources.dataset, evaluation)
     if len(sources) < count:
         raise ValueError(
             f'the dataset of {method!r} has {len(sources)} images, {count} are asked for'

@@ -30,15 +30,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
 
 from mmgap.benchmark.cells import Benchmark
-from mmgap.benchmark.run import (
-    Cells,
-    check_config,
-    finish_arguments,
-    read_config,
-    run_cells,
-    start,
-    wait_for,
-)
+from mmgap.benchmark.jobs import run_jobs, wait_for
+from mmgap.benchmark.run import Cells, check_config, finish_arguments, read_config, run_cells
 from mmgap.benchmark.training import train_and_test
 from mmgap.benchmark.zoo_report import write_report
 from mmgap.compat import allow_checkpoint_history
@@ -266,7 +259,6 @@ class Zoo:
         return sum(parameter.numel() for parameter in target.parameters())
 
 
-@torch.no_grad()
 def evaluate_on_pool(
     benchmark: Benchmark, seed: int, folder: Path, count: int
 ) -> tuple[float, float]:
@@ -274,8 +266,9 @@ def evaluate_on_pool(
     pool = SamplePool(folder)
     samples = pool.kept[:count]
     target = benchmark.loop(seed).target(str(benchmark.base(seed)))
-    losses, hits = [], []
-    with target.frozen():
+    losses: list[float] = []
+    hits: list[bool] = []
+    with target.frozen(), torch.no_grad():
         for start in range(0, len(samples), 50):
             part = samples[start : start + 50]
             images = np.stack([np.array(Image.open(pool.path(sample))) for sample in part])
@@ -339,4 +332,4 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
 
 def main() -> None:
     """Run all, with the report after each cell."""
-    start(work, parse_args())
+    run_jobs(work, parse_args())
