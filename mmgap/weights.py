@@ -125,10 +125,10 @@ def load_pretrained(
                 f'model={model!r} has a pickle (.bin) that is damaged or would run code, which is '
                 f'not done; take its .safetensors: {error}'
             ) from error
-        said = variants_in(path, variant) if 'variant' in settings else ''
+        others = variants_in(path, variant) if 'variant' in settings else ''
         raise FileNotFoundError(
             f'model={model!r} is neither a complete {library} folder nor a hub id that can be '
-            f'loaded: {error}{said}'
+            f'loaded: {error}{others}'
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'model={model!r} is not {kind}: {error}') from error

@@ -176,8 +176,8 @@ class Case:
                 time_ = torch.full((), 999 - 999 * step // self.search_steps, device=device)
                 given = torch.cat([torch.cat([latents, latents]), beside], dim=1)
                 predicted = unet(given, time_, hidden, return_dict=False)[0]
-                without, told = predicted.chunk(2)
-                latents = 0.9 * latents - 0.1 * (without + scale * (told - without))
+                without, prompted = predicted.chunk(2)
+                latents = 0.9 * latents - 0.1 * (without + scale * (prompted - without))
             images = decode(latents).float().clamp(0, 1)
             loss = self.target(images, labels).loss.sum()
         return list(torch.autograd.grad(loss, [hidden]))
@@ -249,8 +249,8 @@ class Case:
         channels = pipe.vae.config.latent_channels
 
         def unet(sample: Tensor, time: Any, encoder_hidden_states: Tensor, **_: Any) -> Any:
-            said = encoder_hidden_states.mean(dim=(1, 2)).view(-1, 1, 1, 1)
-            return (sample[:, :channels] + said,)
+            mean = encoder_hidden_states.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+            return (sample[:, :channels] + mean,)
 
         def encoder(image: Tensor) -> Tensor:
             small = F.avg_pool2d(image, pipe.vae_scale_factor)[:, :1]

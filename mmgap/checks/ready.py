@@ -58,8 +58,8 @@ class Checklist:
             result, detail = look()
         except Exception as error:  # whatever it is, a run would end in it too
             self.failed += 1
-            said = error.args[0] if isinstance(error, KeyError) and error.args else error
-            print(f'WRONG  {name}: {type(error).__name__}: {said}', flush=True)
+            detail = error.args[0] if isinstance(error, KeyError) and error.args else error
+            print(f'WRONG  {name}: {type(error).__name__}: {detail}', flush=True)
             return None
         print(f'ok     {name}: {detail}', flush=True)
         return result
@@ -158,12 +158,12 @@ def count(settings: Mapping[str, Any], needs_all: bool) -> tuple[Any, str]:
     counts, names = Counter(info.get('group') for info in infos), groups
     if not groups or None in counts:
         counts, names = labels, classes
-    said = f'{len(infos)} samples'
+    detail = f'{len(infos)} samples'
     if names and None not in counts:
         counted = (f'{name} {counts[number]}' for number, name in enumerate(names))
-        said += f': {", ".join(counted)}'
+        detail += f': {", ".join(counted)}'
     others = [name for part in innermost(dataset) for name in getattr(part, 'left_out', ())]
-    return dataset, f'{said}. NOTE: {left_out_note(others)}' if others else said
+    return dataset, f'{detail}. NOTE: {left_out_note(others)}' if others else detail
 
 
 def compare_splits(sources: Any, others: Mapping[str, Any]) -> tuple[Any, str]:
@@ -174,13 +174,13 @@ def compare_splits(sources: Any, others: Mapping[str, Any]) -> tuple[Any, str]:
     """
     check_classes(sources, [dataset for dataset in others.values() if dataset is not None])
     own = [sources.dataset.get_data_info(i)['img_path'] for i in range(len(sources))]
-    said = 'no source is among the others'
+    detail = 'no source is among the others'
     for name, dataset in others.items():
         if dataset is not None:
             paths = {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
             if paths & set(own):
-                said = f'NOTE: {len(paths & set(own))} sources are also {name} data'
-    return sources, said
+                detail = f'NOTE: {len(paths & set(own))} sources are also {name} data'
+    return sources, detail
 
 
 def is_gone(info: Mapping[str, Any]) -> bool:
@@ -199,14 +199,16 @@ def look_at_sources(sources: Any) -> tuple[Any, str]:
             f'median {known.median():.2f} m, known in {share:.0%} of the pixels'
         )
     shares = condition.masks.float().mean(dim=(1, 2, 3))
-    said = (
+    detail = (
         f'masks of {len(condition)} sources keep {shares.min():.0%} to {shares.max():.0%} of the '
         f'image, median {shares.median():.0%}'
     )
     masked = shares[shares < 1]  # without a mask all of it is kept
     if len(masked) and masked.median() > MOST_KEPT:
-        said += '. NOTE: that is much. Are they inverted? The object must be bright, all else dark'
-    return sources, said
+        detail += (
+            '. NOTE: that is much. Are they inverted? The object must be bright, all else dark'
+        )
+    return sources, detail
 
 
 def load_target(loop: Loop, checkpoint: str | None) -> tuple[Any, str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segmenters: what makes the masks of a dataset that has none, told where the object is."""
+"""Segmenters: they make masks for a dataset without, from where the object is."""
 
 from __future__ import annotations
 

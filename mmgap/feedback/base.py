@@ -129,7 +129,7 @@ class Feedback:
 
 
 def least_attack(feedback: Sequence[Feedback]) -> float:
-    """The least that the weighted terms which ask the target can come to; inf without any."""
+    """Lower bound of the weighted sum of all terms that need the target; inf without any."""
     attack = [term for term in feedback if term.needs == 'target' and term.weight > 0]
     if not attack:
         return float('inf')
@@ -142,7 +142,8 @@ class Total(NamedTuple):
 
     Attributes:
         loss: ``(B,)`` with gradient, the weighted sum.
-        attack: ``(B,)``, of it the terms that ask the target; NaN for images that none does.
+        attack: ``(B,)``, the part of the loss from terms that need the target; NaN for
+            images without one.
         means: Mean of each term by name, for the log; still on the device.
     """
 

@@ -164,8 +164,8 @@ class TextGuidance(Feedback):
             descriptions[label][turn % len(descriptions[label])]
             for label, turn in zip(batch.labels.tolist(), batch.turns, strict=True)
         ]
-        towards = torch.stack(rows)
+        aims = torch.stack(rows)
         if self._model is not None:
-            return 1 - F.cosine_similarity(self._model.encode_images(batch.drawn), towards, dim=1)
+            return 1 - F.cosine_similarity(self._model.encode_images(batch.drawn), aims, dim=1)
         hidden = batch.hidden.float()
-        return hidden_state_distance(hidden, towards.to(hidden.device), self.distance)
+        return hidden_state_distance(hidden, aims.to(hidden.device), self.distance)

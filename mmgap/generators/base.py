@@ -101,7 +101,7 @@ class DiffusionGenerator:
         self.guidance_scale = guidance_scale
         self.strength = strength
         self.eta = eta
-        # None only where it says something else than the empty sentence.
+        # For most models None is the empty sentence.
         zeros = pipeline.config.get('force_zeros_for_empty_prompt', False)
         self.negative_prompt = negative_prompt if zeros else negative_prompt or ''
         self.gradient = GradientPolicy(**(gradient or {}))
@@ -195,7 +195,7 @@ class DiffusionGenerator:
         raise NotImplementedError(f'{type(self).__name__} takes no sources')
 
     def arguments(self, condition: Condition) -> dict[str, Any]:
-        """What the pipeline is told of a condition."""
+        """Arguments of the pipeline for a condition."""
         raise NotImplementedError(f'{type(self).__name__} takes no conditions')
 
     def __call__(
@@ -247,8 +247,8 @@ class DiffusionGenerator:
         self.check_steps(num_inference_steps)
         pipe, batch = self.pipeline, len(condition)
         dtype = self._dtype
-        towards = self.prompts.arguments(prompt_embeds.to(self.device, dtype))
-        away = self._negative_embeds().expand(batch, -1, -1).to(dtype)
+        prompted = self.prompts.arguments(prompt_embeds.to(self.device, dtype))
+        negative = self._negative_embeds().expand(batch, -1, -1).to(dtype)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         arguments = dict(
             self.arguments(condition.to(self.device)),
@@ -259,8 +259,8 @@ class DiffusionGenerator:
             eta=self.eta,
             generator=generators,
             output_type='pt',
-            **towards,
-            **{f'negative_{k}': v for k, v in self.prompts.arguments(away).items()},
+            **prompted,
+            **{f'negative_{k}': v for k, v in self.prompts.arguments(negative).items()},
         )
         with self._autocast(), self._remembering(condition, generators):
             if not torch.is_grad_enabled():
@@ -288,8 +288,8 @@ class DiffusionGenerator:
     def denoising_loss(self, images: Tensor, prompt_embeds: Tensor, seeds: Sequence[int]) -> Tensor:
         """``(B,)``: how badly prompts explain images; see :mod:`mmgap.generators.denoising`."""
         with self._autocast():
-            told = self.prompts.arguments(prompt_embeds)
-            return denoising_loss(self.pipeline, images, seeds, **told)
+            embeds = self.prompts.arguments(prompt_embeds)
+            return denoising_loss(self.pipeline, images, seeds, **embeds)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that name weights and settings: equal ones draw equal images."""
@@ -374,8 +374,8 @@ def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
 def cast_once(network: nn.Module, dtype: torch.dtype) -> None:
     """Cast weights as autocast would, which does it anew in each call where they are frozen.
 
-    Each of these copies would stay in the graph until the way back. The first parameter stays, by
-    which diffusers knows a network's dtype.
+    Each of these copies would stay in the graph until the backward pass. The first parameter stays,
+    by which diffusers knows a network's dtype.
 
     Args:
         network: A frozen model of diffusers, changed in place; it works under autocast alone then.

@@ -120,10 +120,10 @@ class GradientPolicy:
             plain = _checkpointed(forward) if checkpointed else forward
             if guided and not args[0].requires_grad:
                 # The latents are constants yet: the half without the prompt needs no graph.
-                away, towards = (_half((args, kwargs), len(args[0]), part) for part in (0, 1))
+                negative, prompted = (_half((args, kwargs), len(args[0]), part) for part in (0, 1))
                 with torch.no_grad():
-                    without = forward(*away[0], **away[1])
-                return _joined(without, plain(*towards[0], **towards[1]))
+                    without = forward(*negative[0], **negative[1])
+                return _joined(without, plain(*prompted[0], **prompted[1]))
             return plain(*args, **kwargs)
 
         return stepped

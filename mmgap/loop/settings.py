@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What GAPHook is told."""
+"""Settings of GAPHook."""
 
 from __future__ import annotations
 

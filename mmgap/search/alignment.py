@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The alignment alarm: has the search left what its images may still be called?"""
+"""The alignment alarm: do the images of a found prompt still show their class?"""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class AlignmentAlarm:
 
         Args:
             found: A prompt after its search. Its embeddings are put back in place.
-            evaluator: Draws images of the prompt and asks the target.
+            evaluator: Draws images of the prompt and evaluates the target.
             held_out: Sources that the search has not seen.
         """
         prompt, steps = found.prompt, sorted(found.snapshots, reverse=True)

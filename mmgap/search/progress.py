@@ -24,7 +24,7 @@ class PromptProgress:
         prompt: The prompt itself.
         initial: ``(n, width)``, its embeddings at the latest (re)start.
         losses: Feedback loss of each step since then, mean over the step's images.
-        attacks: The part of these losses that asks the target; NaN where none does.
+        attacks: The part of these losses from terms that need the target; NaN without one.
         hits: Share of each step's images that the target still names right; NaN where no active
             feedback asks it.
         total: Steps in all, those before the restarts included.

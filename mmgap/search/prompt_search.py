@@ -55,7 +55,7 @@ class PromptSearch:
 
     Raises:
         ValueError: If a step has no active feedback, or there is a ``stop_loss`` that the terms
-            which ask the target cannot reach.
+            which need the target cannot reach.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a search is told: GAPHook's ``search``."""
+"""Settings of a search: GAPHook's ``search``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SearchSettings:
         optim_wrapper: Config of MMEngine's optimiser wrapper.
         param_scheduler: Configs of MMEngine's parameter schedulers, counted in steps.
         stop_loss: A prompt stops when its attack falls below this: the weighted sum of the terms
-            that ask the target, without guidance. It keeps the embeddings that reached it, those
+            that need the target, without guidance. It keeps the embeddings that reached it, those
             before that step's update.
         stop_window: Latest steps whose mean is compared with ``stop_loss``: with few images
             per step, a single one may be low by luck.

@@ -24,8 +24,8 @@ class StepScore:
 
     Attributes:
         loss: Mean loss of its images.
-        attack: Of it the terms that ask the target; NaN if none does.
-        hits: Share of its images that the target names right; NaN if no term asks it.
+        attack: The part of the loss from terms that need the target; NaN without one.
+        hits: Share of its images that the target names right; NaN where no term needs it.
         gradient: ``(n, width)``, the loss's gradient.
     """
 
@@ -202,8 +202,8 @@ class _ScoredBatch:
     Attributes:
         images: Its images.
         prompt_indices: The prompts among them, in order.
-        values: ``(3, images)``: loss; of it the attack; whether the target is right. NaN where no
-            term asks the target.
+        values: ``(3, images)``: loss, attack, and whether the target is right. The last two are
+            NaN where no term needs the target.
         gradients: Of each prompt's embeddings.
         means: Mean of each term.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a synthesis is told: GAPHook's ``synthesis``."""
+"""Settings of a synthesis: GAPHook's ``synthesis``."""
 
 from __future__ import annotations
 

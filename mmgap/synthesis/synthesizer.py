@@ -404,7 +404,7 @@ class Synthesizer:
         )
 
     def _same_critic(self, sample: Sample, critic: str | None) -> bool:
-        """Whether the critic would decide as the pool says that it was decided."""
+        """Whether this critic would keep or drop the sample as the pool has it."""
         if sample.critic != critic:
             return False
         if self.critic is None or sample.agreement is None:
