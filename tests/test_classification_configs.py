@@ -12,6 +12,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmgap.benchmark.cells import Benchmark
 from mmgap.compat import allow_checkpoint_history
 from mmgap.datasets.iwildcam import CLASSES
 from mmgap.pool import SamplePool
@@ -73,11 +74,7 @@ def test_vit(tmp_path, tiny_sd):
 
 
 @pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
-def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from benchmark_cells import Benchmark
-    from benchmark_images import put_real
-
+def test_methods_that_search_nothing(name, tmp_path, tiny_sd):
     data = tmp_path / 'data'
     if 'iwildcam' in name:
         convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=2), data)
@@ -91,11 +88,11 @@ def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
     benchmark = Benchmark(config, tmp_path / 'out', [8])
     assert len({benchmark.key(method) for method in benchmark.methods}) == len(benchmark.methods)
     init_default_scope('mmpretrain')
-    for fragment in benchmark.methods.values():
-        for term in fragment.get('feedback', ()):
+    for method in benchmark.methods.values():
+        for term in method.feedback or ():
             TASK_UTILS.build(dict(term))
-    put_real(benchmark, 'real', 0, tmp_path / 'pool')
-    assert len(SamplePool(tmp_path / 'pool')) == 8
+    samples = SamplePool(benchmark.pool('real', 0)).samples
+    assert len(samples) == 8 and {sample.prompt_id for sample in samples} == {'real'}
     style = config.train_dataloader.dataset
     style.pipeline = config.benchmark.methods.style.train['train_dataloader.dataset.pipeline']
     assert DATASETS.build(style)[0]['inputs'].shape == (3, 224, 224)
@@ -103,11 +100,8 @@ def test_methods_that_search_nothing(name, tmp_path, tiny_sd, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
-def test_methods_that_search(name, tmp_path, tiny_sd, monkeypatch):
+def test_methods_that_search(name, tmp_path, tiny_sd):
     """Each fragment finds its prompts and draws with them; no two methods have the same."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from benchmark_cells import Benchmark
-
     data = tmp_path / 'data'
     if 'iwildcam' in name:
         convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=3), data)
@@ -137,12 +131,12 @@ def test_methods_that_search(name, tmp_path, tiny_sd, monkeypatch):
     allow_checkpoint_history()
     benchmark = Benchmark(config, tmp_path / 'out', [7])
     drawn = {}
-    for method, fragment in benchmark.methods.items():
-        if not {'search', 'initial', 'texts'} & set(fragment):
+    for name, method in benchmark.methods.items():
+        if not method.makes_images or method.prompts_of or method.dataset:
             continue
-        pool = SamplePool(benchmark.pool(method, 0))
+        pool = SamplePool(benchmark.pool(name, 0))
         assert len(pool) >= 7 and all(sample.kept for sample in pool.samples)
-        drawn[method] = pool.samples[0].prompt_id.split('@')[1]  # names what the prompt says
+        drawn[name] = pool.samples[0].prompt_id.split('@')[1]  # names what the prompt says
     assert len(drawn) >= 6 and len(set(drawn.values())) == len(drawn), list(drawn)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.loops import _InfiniteDataloaderIterator
@@ -49,6 +50,15 @@ class Growing(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         return index, self.version
+
+
+def test_configs_are_left_unformatted(tmp_path):
+    (tmp_path / 'config.py').write_text('a = dict(b = [1,2])\n')
+    config = Config.fromfile(tmp_path / 'config.py')
+    formatted = config.pretty_text
+    compat.leave_unformatted(config)
+    assert config.pretty_text != formatted
+    assert Config.fromstring(config.pretty_text, '.py').to_dict() == config.to_dict()
 
 
 def test_differentiable_call_needs_the_no_grad_wrapper():

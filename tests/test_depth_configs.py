@@ -10,6 +10,7 @@ import pytest
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
+from mmgap.benchmark.cells import Benchmark
 from mmgap.compat import allow_checkpoint_history
 from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompts
@@ -52,11 +53,8 @@ def test_config(name, tmp_path, tiny_sd, tiny_controlnet):
 
 
 @pytest.mark.slow
-def test_methods_of_the_benchmark(tmp_path, tiny_sd, tiny_controlnet, monkeypatch):
+def test_methods_of_the_benchmark(tmp_path, tiny_sd, tiny_controlnet):
     """Each fragment makes its images, and trains the last layer on them."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from benchmark_cells import Benchmark
-
     config = depth_config('gap_unet_taskonomy-depth', tmp_path, tiny_sd, tiny_controlnet)
     data = config.train_dataloader.dataset
     methods = config.benchmark.methods
@@ -71,7 +69,7 @@ def test_methods_of_the_benchmark(tmp_path, tiny_sd, tiny_controlnet, monkeypatc
     for method in methods:
         cell = benchmark.cell(method, 4, 0, 'last')
         assert cell['worst_group'] == cell['abs_rel']['all'] > 0
-        if benchmark.makes_images(method):
+        if benchmark.methods[method].makes_images:
             samples = SamplePool(benchmark.pool(method, 0)).samples
             seen[method] = samples[0].prompt_id.split('@')[-1], samples[0].generator
     assert list(methods)[0] == 'none' and len(seen) == 8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests/test_benchmark.py lets two jobs of the benchmark do."""
+"""What tests/benchmark/test_jobs.py lets two jobs of the benchmark do."""
 
 from __future__ import annotations
 

@@ -4,24 +4,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from safetensors.torch import save_file
 
-from tests.support.quick_benchmark import QUICK, ROOT
-
-sys.path.insert(0, str(ROOT / 'tools'))
-from benchmark_zoo import check_weights, with_model  # noqa: E402
-from benchmark_zoo_report import write_report  # noqa: E402
+from mmgap.benchmark.zoo import check_weights, with_model
+from tests.support.benchmarks import BIRDS, ROOT
+from tests.support.commands import run_command
 
 CONFIG = ROOT / 'configs' / 'gap_zoo_toybirds.py'
+MODELS_OF_RUN = ['resnet18', 'convnext-tiny']
 
 
 @pytest.fixture(scope='module')
@@ -85,73 +83,75 @@ def test_unknown_names_are_refused(config):
         with_model(config, 'odd')
 
 
-def test_report_and_metafile_say_what_was_measured(tmp_path):
-    cells = [
-        dict(model=m, method=k, seed=s, images=8, worst_group=w + s / 10, mean=0.5)
-        for m, k, w in [
-            ('a', 'none', 0.1),
-            ('a', 'gap', 0.4),
-            ('b', 'none', 0.2),
-            ('b', 'gap', 0.7),
-        ]
-        for s in (0, 1)
-    ]
-    losses = {('a', 'a'): 1.0, ('a', 'b'): 2.0, ('b', 'a'): 3.0, ('b', 'b'): 4.0}
-    transfers = [
-        dict(images_of=r, model=c, seed=s, loss=loss, accuracy=loss / 10, worst_group=loss / 20)
-        for (r, c), loss in losses.items()
-        for s in (0, 1)
-    ]
-    meta = dict(command='x', models=dict(a=10**6, b=2 * 10**6), method='gap', budget=8)
-    meta.update(layers='all', test='test', data='ToyBirds', config='c.py')
-    write_report(tmp_path, cells, transfers, meta, 16)
-    text = (tmp_path / 'results.md').read_text()
-    assert '| a | 1.00 M | gap | 8 | 45.0 ± 7.1 | 50.0 ± 0.0 |' in text
-    assert '| b | 3.00 ± 0.00 | 4.00 ± 0.00 |' in text  # rows: whose images
-    (first, second) = yaml.safe_load((tmp_path / 'metafile.yml').read_text())['Models']
-    assert first['Name'] == 'gap_a_toybirds' and second['In Collection'] == 'GAP'
-    (result,) = second['Results']
-    assert result['Metrics']['Worst-group accuracy'] == 75.0
-    write_report(tmp_path, cells[:5], transfers[:1], meta, 16)  # up to the first of model b
-    text = (tmp_path / 'results.md').read_text()
-    assert '**Incomplete: 6 of 16 cells.**' in text
-    assert '| b | 2.00 M | none | 8 | 20.0 | 50.0 |' in text
-    assert '| a | 1.00 |  |' in text and '| b |  |  |' in text
-    assert len(yaml.safe_load((tmp_path / 'metafile.yml').read_text())['Models']) == 1
-
-
-@pytest.mark.slow
-def test_quick_run(tmp_path, config):
-    """Two targets, all files; the diagonal of the matrix is the target's own cell."""
+@pytest.fixture
+def weights(tmp_path, config) -> Path:
+    """Weights for the ConvNeXt of the zoo, as they come from a pretraining."""
     init_default_scope('mmpretrain')
     settings = with_model(config, 'convnext-tiny').model.backbone
     settings.init_cfg = None
-    weights = tmp_path / 'convnext.safetensors'
-    save_file(
-        {f'backbone.{k}': v.clone() for k, v in MODELS.build(settings).state_dict().items()},
-        weights,
-    )
-    options = ['--models', 'resnet18', 'convnext-tiny', '--budget', '8', '--seeds', '0']
+    path = tmp_path / 'convnext.safetensors'
+    state = MODELS.build(settings).state_dict()
+    save_file({f'backbone.{name}': value.clone() for name, value in state.items()}, path)
+    return path
+
+
+def test_two_targets(tmp_path, weights):
+    """The diagonal of the matrix is the target's own cell."""
+    options = ['--models', 'resnet18', 'convnext-tiny', '--methods', 'none']
+    options += ['--transfer', 'agnostic', '--budget', 2, '--seeds', 0]
     init = 'zoo.convnext-tiny.model.backbone.init_cfg.checkpoint'
-    options += ['--cfg-options', *QUICK, f'{init}=mmgap://{weights}']
-    command = [sys.executable, 'tools/benchmark_zoo.py', str(CONFIG), '--out', str(tmp_path / 'o')]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    options += ['--cfg-options', *BIRDS, f'{init}=mmgap://{weights}', 'benchmark.evaluate=None']
+    command = ['benchmark_zoo', CONFIG, '--out', tmp_path / 'o', *options]
+    assert '[8/8] seed 0, convnext-tiny on images of' in run_command(*command).check()
     results = json.loads((tmp_path / 'o' / 'results.json').read_text())
     own = {(c['model'], c['method']): c for c in results['cells']}
-    assert len(own) == 4
+    assert set(own) == set(product(MODELS_OF_RUN, ('none', 'agnostic')))
     matrix = {(t['images_of'], t['model']): t for t in results['transfers']}
-    assert len(matrix) == 4
-    for model in ('resnet18', 'convnext-tiny'):
-        assert matrix[model, model]['worst_group'] == own[model, 'gap']['worst_group']
-        # What the synthesis said of the same images, before they were files.
-        (manifest,) = (tmp_path / 'o' / model / 'pools').glob('gap-*/manifest.jsonl')
-        told = [json.loads(line)['target_loss_image'] for line in manifest.open()][:8]
-        assert matrix[model, model]['loss'] == pytest.approx(np.mean(told), rel=0.02)
-    own_images, others_images = (
-        matrix[name, 'convnext-tiny']['loss'] for name in ('convnext-tiny', 'resnet18')
-    )
-    assert own_images != pytest.approx(others_images, rel=1e-3)
-    again = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0
+    assert set(matrix) == set(product(MODELS_OF_RUN, MODELS_OF_RUN))
+    for model in MODELS_OF_RUN:
+        assert matrix[model, model]['worst_group'] == own[model, 'agnostic']['worst_group']
+        # What the synthesis wrote of the same images, before they were files.
+        (manifest,) = (tmp_path / 'o' / model / 'pools').glob('agnostic-*/manifest.jsonl')
+        losses = [json.loads(line)['target_loss_image'] for line in manifest.open()]
+        assert matrix[model, model]['loss'] == pytest.approx(np.mean(losses), rel=0.02)
+    assert '4 of 8 cells' not in run_command(*command).check()
     assert json.loads((tmp_path / 'o' / 'results.json').read_text()) == results
+    meta = json.loads((tmp_path / 'o' / 'meta.json').read_text())
+    assert list(meta['models']) == MODELS_OF_RUN and meta['method'] == 'agnostic'
+
+
+@pytest.mark.slow  # 40 s: a search against each of two targets
+def test_images_of_a_search_differ_between_targets(tmp_path, weights):
+    options = ['--models', *MODELS_OF_RUN, '--methods', 'gap', '--budget', 8, '--seeds', 0]
+    init = 'zoo.convnext-tiny.model.backbone.init_cfg.checkpoint'
+    options += ['--cfg-options', *BIRDS, f'{init}=mmgap://{weights}']
+    run_command('benchmark_zoo', CONFIG, '--out', tmp_path / 'o', *options).check()
+    results = json.loads((tmp_path / 'o' / 'results.json').read_text())
+    matrix = {(t['images_of'], t['model']): t['loss'] for t in results['transfers']}
+    own, others = (matrix[name, 'convnext-tiny'] for name in reversed(MODELS_OF_RUN))
+    assert own != pytest.approx(others, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (['--transfer', 'none', '--models', 'resnet18'], "--transfer 'none' makes no images"),
+        (['--models', 'resnet51'], "'resnet51' is neither in the zoo of the config"),
+    ],
+)
+def test_bad_arguments(options, words, tmp_path):
+    ended = run_command('benchmark_zoo', CONFIG, '--out', tmp_path, *options)
+    assert ended.code == 1 and words in ended.output
+
+
+@pytest.mark.parametrize(
+    'name, words',
+    [
+        ('gap_resnet18_toydepth', 'has no classifier: its model has no head.num_classes'),
+        ('gap_resnet18_toybirds', 'has no `zoo`; name models of MMPretrain with --models'),
+    ],
+)
+def test_configs_without_targets(name, words, tmp_path):
+    config = ROOT / 'configs' / f'{name}.py'
+    ended = run_command('benchmark_zoo', config, '--out', tmp_path)
+    assert ended.code == 1 and words in ended.output

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and curves of tools/benchmark.py."""
+"""Tables and curves of a benchmark."""
 
 from __future__ import annotations
 
@@ -113,19 +113,19 @@ def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
     baseline = select(cells, method='none')
     for method in methods:
         for budget in sorted({c['budget'] for c in cells if c['method'] == method}):
-            found = select(cells, method=method, budget=budget)
-            worst = [100 * c['worst_group'] for c in found.values()]
-            mean = [100 * c['mean'] for c in found.values()]
+            row = select(cells, method=method, budget=budget)
+            worst = [100 * c['worst_group'] for c in row.values()]
+            mean = [100 * c['mean'] for c in row.values()]
             gains = [
                 100 * (cell['worst_group'] - baseline[seed]['worst_group'])
-                for seed, cell in found.items()
+                for seed, cell in row.items()
                 if seed in baseline
             ]
             versus = spread(gains, '+.1f', interval) if gains else ''
             lines.append(
-                f'| {method} | {budget} | {np.mean([c["dropped"] for c in found.values()]):.0f} | '
+                f'| {method} | {budget} | {np.mean([c["dropped"] for c in row.values()]):.0f} | '
                 f'{spread(worst)} | {versus if method != "none" else ""} | {spread(mean)} | '
-                f'{np.mean([c["seconds"] for c in found.values()]):.1f} |'
+                f'{np.mean([c["seconds"] for c in row.values()]):.1f} |'
             )
     return lines
 
@@ -163,7 +163,8 @@ def _pairs(
     of: str,
 ) -> list[str]:
     """A table for each choice of layers: differences of a value of the cells."""
-    settings, lines = _settings(cells, methods), []
+    settings = _settings(cells, methods)
+    lines: list[str] = []
     for layers in dict.fromkeys(c['layers'] for c in cells):
         budgets = sorted({k[1] for k in settings if k[0] == own and k[2] == layers})
         if not budgets:  # none of its cells is finished
@@ -177,8 +178,9 @@ def _pairs(
             row = []
             for budget in budgets:
                 mine = settings[own, budget, layers]
-                theirs = settings.get((other, budget, layers)) or settings.get((other, 0, layers))
-                both = sorted(set(mine) & set(theirs or ()))
+                without_images = settings.get((other, 0, layers), {})
+                theirs = settings.get((other, budget, layers), without_images)
+                both = sorted(set(mine) & set(theirs))
                 if not both:
                     row.append('')
                     continue
@@ -195,8 +197,8 @@ def _groups(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
     names = list(cells[0]['groups'])
     lines = ['', '## Each group', '', f'| method | images | layers | {" | ".join(names)} |']
     lines.append('|---' * (3 + len(names)) + '|')
-    for (method, budget, layers), found in _settings(cells, methods).items():
-        values = [[100 * cell['groups'][name] for cell in found.values()] for name in names]
+    for (method, budget, layers), row in _settings(cells, methods).items():
+        values = [[100 * cell['groups'][name] for cell in row.values()] for name in names]
         shown = ' | '.join(spread(v, '.2f') for v in values)
         lines.append(f'| {method} | {budget} | {layers} | {shown} |')
     return lines
@@ -212,9 +214,9 @@ def _other_splits(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str
         f'| method | images | layers | {" | ".join(names)} |',
         '|---' * (3 + len(names)) + '|',
     ]
-    for (method, budget, layers), found in _settings(cells, methods).items():
+    for (method, budget, layers), row in _settings(cells, methods).items():
         values = [
-            [100 * cell['others'][name]['worst_group'] for cell in found.values()] for name in names
+            [100 * cell['others'][name]['worst_group'] for cell in row.values()] for name in names
         ]
         shown = ' | '.join(spread(v) for v in values)
         lines.append(f'| {method} | {budget} | {layers} | {shown} |')
@@ -247,7 +249,7 @@ def _chosen(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
                 k: np.mean([cell['others'][name][metric] for cell in v.values()])
                 for k, v in own.items()
             }
-            best = (min if _is_error(cells) else max)(score, key=score.get)
+            best = (min if _is_error(cells) else max)(score, key=lambda k: score[k])
             worst = [100 * cell['worst_group'] for cell in own[best].values()]
             row += [f'{best[1]} images, {best[2]}', spread(worst)]
         if len(row) > 1:
@@ -292,17 +294,17 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
     seeds = sorted({c['seed'] for c in cells})
     for method, text in methods.items():
         files = [file for seed in seeds for file in out.glob(f'pools/{method}-{seed}-*/about.json')]
-        about = [json.loads(file.read_text()) for file in files]
-        about = [a for a in about if a['method'] == method and 'held_out' in a]
-        if not about:
+        facts = [json.loads(file.read_text()) for file in files]
+        facts = [f for f in facts if f['method'] == method and 'held_out' in f]
+        if not facts:
             lines.append(f'| {method} | {text} | | | | |')
             continue
         shown = [
             spread(values, '.2f')
             for name in ('target_loss', 'accuracy', 'crossed_target_loss')
-            for values in [[a['held_out'][name] for a in about]]
+            for values in [[f['held_out'][name] for f in facts]]
         ]
-        seconds = np.mean([a['seconds'] for a in about])
+        seconds = np.mean([f['seconds'] for f in facts])
         lines.append(f'| {method} | {text} | {" | ".join(shown)} | {seconds:.0f} |')
     return lines
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of tools/benchmark_zoo.py, and its results in the format of MMPretrain's metafiles."""
+"""Tables of the benchmark of targets, and its results in the format of MMPretrain's metafiles."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from benchmark_report import incomplete, spread
 
+from mmgap.benchmark.report import incomplete, spread
 from mmgap.files import write_bytes, write_json
 
 Cell = Mapping[str, Any]
@@ -50,20 +50,24 @@ def write_report(
         '',
         *_gains(cells, meta['models']),
     ]
-    made = f'{meta["budget"]} images by `{meta["method"]}` against the model of the row'
+    images = f'{meta["budget"]} images by `{meta["method"]}` against the model of the row'
     matrices = {
-        'loss': (f'Loss of the model of the column, as it was before, on {made}.', 1, 2),
+        'loss': (f'Loss of the model of the column, as it was before, on {images}.', 1, 2),
         'accuracy': ('Its accuracy on them in percent.', 100, 0),
-        'worst_group': (f'Its worst group in percent when trained on {made}.', 100, 0),
+        'worst_group': (f'Its worst group in percent when trained on {images}.', 100, 0),
     }
     for name, (text, scale, digits) in matrices.items():
         title = name.replace('_', ' ').capitalize()
         lines += ['', f'## Transfer: {title.lower()}', '', text, '']
         lines += _matrix(transfers, list(meta['models']), name, scale, digits)
     write_bytes(out / 'results.md', '\n'.join([*lines, '']).encode())
-    made = {cell['model'] for cell in cells if cell['method'] == meta['method']}
-    models = dict(Models=[_entry(cells, meta, name) for name in meta['models'] if name in made])
+    finished = {cell['model'] for cell in cells if cell['method'] == meta['method']}
+    models = dict(Models=[_entry(cells, meta, name) for name in meta['models'] if name in finished])
     write_bytes(out / 'metafile.yml', yaml.safe_dump(models, sort_keys=False).encode())
+
+
+def _select(cells: Sequence[Cell], model: str, method: str) -> list[Cell]:
+    return [cell for cell in cells if cell['model'] == model and cell['method'] == method]
 
 
 def _gains(cells: Sequence[Cell], models: Mapping[str, int]) -> list[str]:
@@ -73,12 +77,12 @@ def _gains(cells: Sequence[Cell], models: Mapping[str, int]) -> list[str]:
     ]
     for model, parameters in models.items():
         for method in dict.fromkeys(cell['method'] for cell in cells):
-            found = [c for c in cells if c['model'] == model and c['method'] == method]
-            if not found:
+            row = _select(cells, model, method)
+            if not row:
                 continue
-            shown = ' | '.join(spread([100 * c[k] for c in found]) for k in ('worst_group', 'mean'))
+            shown = ' | '.join(spread([100 * c[k] for c in row]) for k in ('worst_group', 'mean'))
             size = f'{parameters / 1e6:.2f} M'
-            lines.append(f'| {model} | {size} | {method} | {found[0]["images"]} | {shown} |')
+            lines.append(f'| {model} | {size} | {method} | {row[0]["images"]} | {shown} |')
     return lines
 
 
@@ -100,10 +104,10 @@ def _matrix(
 def _entry(cells: Sequence[Cell], meta: Mapping[str, Any], model: str) -> dict[str, Any]:
     """One model as MMPretrain's metafiles have them."""
     data = meta['data']
-    found = [c for c in cells if c['model'] == model and c['method'] == meta['method']]
+    own = _select(cells, model, meta['method'])
     metrics = {
-        'Worst-group accuracy': 100 * float(np.mean([c['worst_group'] for c in found])),
-        'Mean of group accuracies': 100 * float(np.mean([c['mean'] for c in found])),
+        'Worst-group accuracy': 100 * float(np.mean([c['worst_group'] for c in own])),
+        'Mean of group accuracies': 100 * float(np.mean([c['mean'] for c in own])),
     }
     return {
         'Name': f'{meta["method"]}_{model}_{data.lower()}',

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cells of a benchmark: make a method's images, train on them, evaluate; each only once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from mmgap.benchmark.images import Folders, draw_images, put_real
+from mmgap.benchmark.methods import read_methods
+from mmgap.benchmark.training import base_config, cell_config, mix_in, train_and_test
+from mmgap.compat import name_pretrained
+from mmgap.configs import gap_hooks, is_gap_hook
+from mmgap.files import fingerprint, write_json
+from mmgap.loop import GAPSettings, Loop
+from mmgap.pool import SamplePool
+from mmgap.sources import Sources, SourceSet
+
+
+class Benchmark:
+    """Everything that the cells of one config share.
+
+    Args:
+        config: A config with one GAPHook and a ``benchmark`` section.
+        out: Where results go.
+        budgets: Image budgets.
+
+    Attributes:
+        config: The config.
+        settings: Its ``benchmark`` section.
+        methods: The methods by name.
+        compare: Names of methods that the report pairs with every other one.
+        out: Where results go.
+        budgets: Image budgets, the smallest first.
+
+    Raises:
+        ValueError: If the fragment of a method is not valid, or ``out`` holds the results of
+            another config, generator or world.
+    """
+
+    def __init__(self, config: Config, out: Path, budgets: Sequence[int]) -> None:
+        name_pretrained(config.model)
+        self.config = config
+        self.settings = config.benchmark
+        self.methods = read_methods(self.settings.methods)
+        compared = self.settings.get('compare') or []
+        self.compare = [compared] if isinstance(compared, str) else list(compared)
+        unknown = sorted(set(self.compare) - set(self.methods))
+        if unknown:
+            raise ValueError(
+                f'benchmark.compare names {unknown}, no methods; there are {list(self.methods)}'
+            )
+        self.out = out
+        self.budgets = sorted(budgets)
+        self._loops: dict[str, Loop] = {}  # one at most
+        shared = copy.deepcopy(config.to_dict())
+        for unrelated in ('methods', 'compare'):  # the first is in each method's own key
+            shared['benchmark'].pop(unrelated, None)
+        loop = self.loop(0)
+        world = loop.sources.dataset.metainfo.get('world_version')
+        self._shared = fingerprint([shared, loop.generator.fingerprint(), world])
+        known = out / 'base' / 'key.json'
+        if known.exists() and json.loads(known.read_text()) != self._shared:
+            raise ValueError(
+                f'{out} holds results of another config, generator or world; choose another --out'
+            )
+        if not known.exists():
+            write_json(known, self._shared)
+
+    @property
+    def hook(self) -> GAPSettings:
+        """Settings of the GAPHook."""
+        return GAPSettings.from_config(gap_hooks(self.config)[0])
+
+    def key(self, method: str) -> str:
+        """Name the config and a method's fragment: cells with another key are other cells."""
+        return self.methods[method].key(self._shared)
+
+    def cell(self, method: str, budget: int, seed: int, layers: str) -> dict[str, Any]:
+        """Run one cell, or read it if it has been run.
+
+        Args:
+            method: Name of the method.
+            budget: Number of images; 0 for methods that make none.
+            seed: The seed.
+            layers: Layers that are trained: ``'last'`` or ``'all'``.
+
+        Raises:
+            ValueError: If the cell has been run with other settings.
+        """
+        path = self.path(method, budget, seed, layers)
+        if path.exists():
+            cell = json.loads(path.read_text())
+            if cell.pop('key') != self.key(method):
+                raise ValueError(
+                    f'{path} was made with other settings of {method!r}; choose another --out, or '
+                    'delete it'
+                )
+            return cell
+        pool = self.pool(method, seed) if self.methods[method].makes_images else None
+        began = time.time()
+        images, dropped = (budget, 0) if pool is None else self.counts(pool, budget)
+        config = self.training(method, seed, layers, pool, images)
+        report, others = train_and_test(config, evaluate=self.settings.get('evaluate') or {})
+        cell = dict(method=method, budget=budget, seed=seed, layers=layers)
+        report.pop('metrics')
+        cell.update(report)
+        cell.update(images=images, dropped=dropped, seconds=time.time() - began)
+        cell['val_worst_group'] = others['val']['worst_group'] if 'val' in others else None
+        cell['others'] = others
+        write_json(path, dict(cell, key=self.key(method)))
+        return cell
+
+    def path(self, method: str, budget: int, seed: int, layers: str) -> Path:
+        """Where a cell is kept."""
+        return self.out / 'cells' / f'{method}-{budget}-{seed}-{layers}.json'
+
+    def training(
+        self, method: str, seed: int, layers: str, pool: Path | None, images: int
+    ) -> Config:
+        """The config that trains on from the base checkpoint of a seed.
+
+        Args:
+            method: Name of the method whose changes to the training hold.
+            seed: The seed.
+            layers: ``'last'`` or ``'all'``.
+            pool: Images that make up the hook's ``ratio`` of each batch.
+            images: How many of them.
+        """
+        changes, base = self.methods[method].train or {}, self.base(seed)
+        config = cell_config(self.config, seed, changes=changes, layers=layers, base=base)
+        if pool is not None:
+            mix_in(config, pool, images=images, ratio=self.hook.ratio)
+        return config
+
+    @staticmethod
+    def counts(pool: Path, budget: int) -> tuple[int, int]:
+        """Images kept and dropped until the budget was full, or all where it never is."""
+        kept = dropped = 0
+        for sample in SamplePool(pool).samples:
+            if kept == budget:
+                break
+            kept += sample.kept
+            dropped += not sample.kept
+        return kept, dropped
+
+    def base(self, seed: int) -> Path:
+        """The checkpoint that all methods of a seed start from: the config without its hook."""
+        path = self.out / 'base' / f'seed_{seed}.pth'
+        if not path.exists():
+            config = base_config(self.config, seed, length=self.hook.start)
+            report, _ = train_and_test(config, keep=path)
+            write_json(path.with_suffix('.json'), report)
+        return path
+
+    def pool(self, method: str, seed: int) -> Path:
+        """The images of a method and seed; the pool of the largest budget serves all."""
+        folder = self.folder('pools', method, seed)
+        count, file = max(self.budgets), folder / 'about.json'
+        if file.exists() and json.loads(file.read_text())['images'] >= count:
+            return folder
+        began = time.time()
+        facts = self._fill(SamplePool(folder), method, seed, count)
+        facts.update(method=method, seed=seed, images=count, key=self.key(method))
+        write_json(file, dict(facts, seconds=time.time() - began))
+        return folder
+
+    def _fill(self, pool: SamplePool, name: str, seed: int, count: int) -> dict[str, Any]:
+        """Make the images of a method; returns what is to be known of them."""
+        method, evaluation = self.methods[name], self.evaluation()
+        if method.dataset is not None:
+            settings = copy.deepcopy(dict(method.dataset))
+            if 'type' not in settings:
+                settings = {**copy.deepcopy(self.config.test_dataloader.dataset), **settings}
+            dataset, loop = DATASETS.build(settings), self.loop(seed)
+            sources: Sources = (
+                loop.generator.sources(dataset)
+                if loop.sources.label_type == 'depth'
+                # They are stored as they are, so nothing need be known of what to keep.
+                else SourceSet(dataset, loop.generator.size, masked=False)
+            )
+            put_real(pool, sources, method=name, count=count, evaluation=evaluation)
+            return {}
+        finder = method.finder.name
+        return draw_images(
+            pool,
+            method,
+            self.loop(seed, name),
+            count=count,
+            checkpoint=lambda round_index: self._checkpoint(name, seed, round_index, pool.folder),
+            folders=Folders(
+                prompts=self.folder('prompts', finder, seed),
+                search=self.folder('search', finder, seed),
+                features=self.out / 'features' / str(seed),
+            ),
+            evaluation=evaluation,
+        )
+
+    def _checkpoint(self, method: str, seed: int, round_index: int, pool: Path) -> Path:
+        """What a round searches against: later ones a model trained with the images so far."""
+        if round_index == 0:
+            return self.base(seed)
+        path = self.folder('rounds', method, seed) / f'{round_index}.pth'
+        if not path.exists():
+            samples = SamplePool(pool).samples
+            images = sum(sample.kept for sample in samples if sample.round < round_index)
+            config = self.training(method, seed, 'all', pool, images)
+            train_and_test(config, keep=path, test=False)
+        return path
+
+    def folder(self, kind: str, method: str, seed: int) -> Path:
+        """Where something of a method and seed is kept; other settings have another folder."""
+        return self.out / kind / f'{method}-{seed}-{self.key(method)[:8]}'
+
+    def loop(self, seed: int, method: str | None = None) -> Loop:
+        """The hook's loop with a seed, and a method's changes to the generator."""
+        changes = dict(self.methods[method].generator or {}) if method else {}
+        key = fingerprint([seed, changes])
+        if key not in self._loops:
+            config = copy.deepcopy(self.config)
+            config.randomness = dict(seed=seed)
+            for hook in config.custom_hooks:
+                hook.pop('seed', None)  # it would be the same for all seeds of the benchmark
+                if is_gap_hook(hook):
+                    hook['generator'].update(copy.deepcopy(changes))
+            self.release()
+            self._loops[key] = Loop.from_config(config)
+        return self._loops[key]
+
+    def release(self) -> None:
+        """Let go of generator and sources, which take most of the memory, until they are needed."""
+        self._loops.clear()
+
+    def evaluation(self) -> list[Any]:
+        """The datasets that cells are evaluated on."""
+        test = self.config.test_dataloader.dataset
+        changes = [{}, *(self.settings.get('evaluate') or {}).values()]
+        return [DATASETS.build({**copy.deepcopy(test), **change}) for change in changes]

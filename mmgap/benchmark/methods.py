@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method of a benchmark is: a checked fragment of the config, its keys explained here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mmgap.feedback import read_sentences
+from mmgap.files import fingerprint
+
+# What a cell sets itself; a method that changed it would not be compared on equal terms.
+FIXED = ('train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks', 'load_from', 'randomness')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way of making training images, or of training without new ones.
+
+    A fragment says what the method changes in the config. A key that it does not have is None here
+    and changes nothing. An empty dict is not the same: ``search=dict()`` searches as the hook does,
+    and ``initial=dict()`` draws the hook's starting points.
+
+    Attributes:
+        name: Its name in ``benchmark.methods``.
+        fragment: The fragment as the config has it.
+        about: One line on what it is, for the tables.
+        search: Changes to the hook's ``search``. Prompts are searched for.
+        feedback: Terms instead of the hook's ``feedback``.
+        prompts_of: The method whose prompts are taken; the fragment has its name.
+        initial: Changes to the hook's ``search``. Its starting points are drawn without a search.
+        texts: Sentences to draw, in a list or in a file. Beside prompts that are found they fill up
+            the number.
+        synthesis: Changes to the hook's ``synthesis``.
+        rounds: Number of rounds that the search is spread over. Each is against the model that has
+            been trained with the images of the rounds before.
+        generator: Changes to the hook's ``generator``.
+        critic: A critic instead of the hook's ``critic``.
+        dataset: Real images instead of generated ones. Without a ``type``, changes to the test
+            data.
+        train: Changes to the training config, for methods that make no images.
+    """
+
+    name: str
+    fragment: Mapping[str, Any]
+    about: str = ''
+    search: Mapping[str, Any] | None = None
+    feedback: Sequence[Mapping[str, Any]] | None = None
+    prompts_of: Method | None = None
+    initial: Mapping[str, Any] | None = None
+    texts: str | Sequence[str] | None = None
+    synthesis: Mapping[str, Any] | None = None
+    rounds: int = 1
+    generator: Mapping[str, Any] | None = None
+    critic: Mapping[str, Any] | bool | None = None
+    dataset: Mapping[str, Any] | None = None
+    train: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_fragment(
+        cls, name: str, fragment: Mapping[str, Any], finders: Mapping[str, Method]
+    ) -> Method:
+        """Check a fragment.
+
+        Args:
+            name: Name of the method.
+            fragment: What it changes, by the names of the attributes.
+            finders: Methods whose prompts may be taken.
+
+        Raises:
+            ValueError: If the fragment has unknown keys, or values that do not fit each other.
+        """
+        unknown = sorted(set(fragment) - set(KEYS))
+        if unknown:
+            raise ValueError(f'method {name!r} has unknown keys {unknown}; there are {KEYS}')
+        fixed = [key for key in fragment.get('train', {}) if key.split('.')[0] in FIXED]
+        if fixed:
+            raise ValueError(f'method {name!r} must not change {fixed}: all are trained alike')
+        rounds = fragment.get('rounds', 1)
+        if rounds < 1 or (rounds > 1 and 'search' not in fragment):
+            raise ValueError(
+                f'method {name!r} has rounds={rounds}; there must be one at least, and several '
+                'need a search of its own'
+            )
+        settings = dict(fragment)
+        parent = settings.pop('prompts_of', None)
+        if parent is not None and parent not in finders:
+            raise ValueError(f'method {name!r} takes the prompts of {parent!r}, which finds none')
+        prompts_of = None if parent is None else finders[parent]
+        return cls(name=name, fragment=fragment, prompts_of=prompts_of, **settings)
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether budgets mean anything to it."""
+        ways = (self.search, self.prompts_of, self.initial, self.texts, self.dataset)
+        return any(way is not None for way in ways)
+
+    @property
+    def finder(self) -> Method:
+        """The method that finds its prompts: the one of ``prompts_of``, or itself."""
+        return self.prompts_of or self
+
+    def choose_critic(self, default: Mapping[str, Any] | bool | None) -> Any:
+        """Settings of its critic; ``default`` are the hook's."""
+        return self.critic if 'critic' in self.fragment else default
+
+    def sentences(self) -> list[str]:
+        """The sentences of ``texts``.
+
+        Raises:
+            FileNotFoundError: If they are in a file that does not exist.
+        """
+        return read_sentences(self.texts) if isinstance(self.texts, str) else [*(self.texts or ())]
+
+    def image_folders(self) -> list[str]:
+        """Names of the folders, or addresses, that its feedback reads images from."""
+        images = [term.get('images') for term in self.feedback or ()]
+        return [folder for folder in images if isinstance(folder, str)]
+
+    def key(self, shared: str) -> str:
+        """Name what decides its results: they stay valid as long as the key is the same.
+
+        Args:
+            shared: Names what all methods have in common.
+        """
+        fragment = dict(self.fragment)
+        fragment.pop('about', None)
+        if 'texts' in fragment:
+            fragment['texts'] = self.sentences()
+        return fingerprint([shared, fragment, self.prompts_of and self.prompts_of.key(shared)])
+
+
+KEYS = tuple(field.name for field in fields(Method) if field.name not in ('name', 'fragment'))
+
+
+def read_methods(fragments: Mapping[str, Mapping[str, Any]]) -> dict[str, Method]:
+    """Check all fragments of ``benchmark.methods``.
+
+    Returns:
+        Methods by name, in the order of the config.
+
+    Raises:
+        ValueError: As for :meth:`Method.from_fragment`.
+    """
+    finders = {
+        name: Method.from_fragment(name, fragment, {})
+        for name, fragment in fragments.items()
+        if fragment.get('prompts_of') is None and {'search', 'initial'} & set(fragment)
+    }
+    return {
+        name: finders.get(name) or Method.from_fragment(name, fragment, finders)
+        for name, fragment in fragments.items()
+    }

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from mmgap.benchmark.methods import FIXED, KEYS, Method, read_methods
+from mmgap.files import fingerprint
+
+
+@pytest.mark.parametrize(
+    'fragments, words',
+    [
+        (dict(m=dict(rate=1)), r"method 'm' has unknown keys \['rate'\]; there are \('about', "),
+        (dict(m=dict(train={'optim_wrapper.lr': 1})), r"must not change \['optim_wrapper.lr'\]"),
+        (dict(m=dict(search={}, rounds=0)), 'has rounds=0; there must be one at least'),
+        (dict(m=dict(texts=['a'], rounds=2)), 'has rounds=2; .*several need a search of its own'),
+        (dict(m=dict(prompts_of='n')), "takes the prompts of 'n', which finds none"),
+        (dict(m=dict(prompts_of='n'), n=dict(texts=['a'])), "of 'n', which finds none"),
+        (
+            dict(m=dict(prompts_of='n'), n=dict(prompts_of='o', search={}), o=dict(search={})),
+            "method 'm' takes the prompts of 'n', which finds none",
+        ),
+    ],
+)
+def test_bad_fragments(fragments, words):
+    with pytest.raises(ValueError, match=words):
+        read_methods(fragments)
+
+
+def test_every_fixed_setting_is_refused():
+    for name in FIXED:
+        with pytest.raises(ValueError, match='all are trained alike'):
+            read_methods(dict(m=dict(train={name: {}})))
+
+
+def test_methods_know_what_they_do(tmp_path):
+    (tmp_path / 'words.txt').write_text('a\n\n# no sentence\nb c\n')
+    methods = read_methods(
+        dict(
+            none=dict(about='nothing new'),
+            own=dict(prompts_of='ap', synthesis=dict(cross=False)),
+            ap=dict(search={}),
+            drawn=dict(initial={}),
+            words=dict(texts=str(tmp_path / 'words.txt')),
+            guided=dict(search={}, feedback=[dict(images='a/b'), dict(images=dict(type='x')), {}]),
+        )
+    )
+    assert list(methods) == ['none', 'own', 'ap', 'drawn', 'words', 'guided']
+    assert methods['none'].about == 'nothing new' and not methods['none'].makes_images
+    assert all(method.makes_images for name, method in methods.items() if name != 'none')
+    assert methods['own'].finder is methods['ap'] is methods['ap'].finder
+    assert methods['words'].sentences() == ['a', 'b c'] and methods['ap'].sentences() == []
+    assert methods['guided'].image_folders() == ['a/b']
+
+
+def test_a_critic_of_none_is_not_the_hooks():
+    methods = read_methods(dict(a={}, b=dict(critic=None), c=dict(critic=False)))
+    hook = dict(type='mmgap.ClipCritic')
+    assert [m.choose_critic(hook) for m in methods.values()] == [hook, None, False]
+
+
+def test_the_key_names_what_decides(tmp_path):
+    (tmp_path / 'words.txt').write_text('a\n')
+    words = dict(texts=str(tmp_path / 'words.txt'), about='x')
+    fragments = dict(w=words, ap=dict(search={}), own=dict(prompts_of='ap'))
+
+    def keys(shared: str = 's', **changes: dict) -> dict[str, str]:
+        methods = read_methods({**fragments, **changes})
+        return {name: method.key(shared) for name, method in methods.items()}
+
+    before = keys()
+    assert before['ap'] == fingerprint(['s', dict(search={}), None])
+    assert before['own'] == fingerprint(['s', dict(prompts_of='ap'), before['ap']])
+    assert len(set(before.values())) == 3 and not set(before.values()) & set(keys('t').values())
+    assert keys(w=dict(words, about='y')) == before
+    after = keys(ap=dict(search=dict(steps=1)))
+    assert after['w'] == before['w'] and after['own'] != before['own']
+    (tmp_path / 'words.txt').write_text('b\n')
+    assert keys()['w'] != before['w']
+
+
+def test_keys_are_explained():
+    assert len(KEYS) == 12 and all(f'\n        {key}: ' in Method.__doc__ for key in KEYS)
