@@ -14,6 +14,7 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, Dataset
+from yapf.yapflib.yapf_api import FormatCode
 
 from mmgap import compat
 
@@ -52,7 +53,8 @@ class Growing(Dataset):
         return index, self.version
 
 
-def test_configs_are_left_unformatted(tmp_path):
+def test_configs_are_left_unformatted(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmengine.config.config.FormatCode', FormatCode)  # not so in tests
     (tmp_path / 'config.py').write_text('a = dict(b = [1,2])\n')
     config = Config.fromfile(tmp_path / 'config.py')
     formatted = config.pretty_text

@@ -23,11 +23,11 @@ def test_the_loop_closes_on_the_embedded_world(tmp_path):
     config = Config.fromfile(ROOT / 'configs' / 'gap_resnet18_toybirds.py')
     config.work_dir = str(tmp_path)
     config.val_dataloader = config.val_cfg = config.val_evaluator = None
-    config.train_cfg.max_epochs = 3
-    config.test_dataloader.dataset.size = 400
+    config.train_cfg.max_epochs = 2
+    config.test_dataloader.dataset.size = 120
     hook = config.custom_hooks[0]
-    hook.update(start=1, budget=64)
-    hook.search.update(prompts_per_class=1, steps=12, holdout=8)
+    hook.update(start=1, budget=32)
+    hook.search.update(prompts_per_class=1, steps=6, images_per_prompt=2, holdout=4)
     hook.synthesis.num_inference_steps = 5
     runner = Runner.from_cfg(config)
     runner.train()
@@ -39,11 +39,11 @@ def test_the_loop_closes_on_the_embedded_world(tmp_path):
     losses = [(p['target_loss_before'], p['target_loss_after']) for p in prompts]
     assert sum(after for _, after in losses) > sum(before for before, _ in losses)
     pool = SamplePool(tmp_path / 'gap' / 'pool')
-    assert len(pool) == 64 and summary['versions']['toyworld']
+    assert len(pool) == 32 and summary['versions']['toyworld']
     images = [s.target_loss_image for s in pool.samples]
     sources = [s.target_loss_source for s in pool.samples]
     assert sum(images) > sum(sources), 'the target does not find the images harder'
-    # What two epochs do on the test data is luck; on these images they must have helped.
+    # What an epoch does on the test data is luck; on these images they must have helped.
     target = TargetModel.from_pipeline(runner.model, config.test_dataloader.dataset.pipeline)
     pictures = np.stack([np.array(Image.open(pool.path(sample))) for sample in pool.samples])
     labels = torch.tensor([sample.label for sample in pool.samples])
