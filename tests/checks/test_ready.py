@@ -56,6 +56,7 @@ def test_ready(drawn):
     assert said.endswith('ready\n')
 
 
+# One more whole check: that of a config whose terms begin late, with other data.
 @pytest.mark.slow
 def test_terms_that_begin_late(tmp_path):
     convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=2), tmp_path / 'data')
@@ -198,6 +199,7 @@ def test_inverted_masks(drawn, tmp_path):
     assert 'Are they inverted?' in ready.look_at_sources(sources)[1]
 
 
+# One more whole check: that of depth, with a ControlNet.
 @pytest.mark.slow
 def test_depth(tmp_path):
     buildings = ('allensville', 'collierville', 'ihlen')
