@@ -50,7 +50,7 @@ EXTRAS_REQUIRE = {
     ],
     # Corrupted pictures of the embedded world's depth data.
     'corruptions': ['imagecorruptions-imaug>=1.1.5'],
-    'test': ['pytest>=8.0', 'ruff>=0.9', 'pyyaml', 'peft>=0.17'],
+    'test': ['pytest>=8.0', 'ruff>=0.9', 'mypy>=1.15', 'pyyaml', 'peft>=0.17'],
 }
 
 
@@ -107,7 +107,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['mmgap', 'mmgap.*']),
-    package_data={'mmgap': ['toyworld/weights/**']},
+    package_data={'mmgap': ['py.typed', 'toyworld/weights/**']},
     include_package_data=False,
     python_requires='>=3.11',
     install_requires=INSTALL_REQUIRES,

@@ -84,7 +84,7 @@ custom_hooks = [
             ),
         ),
         synthesis=dict(num_inference_steps=15, batch_size=8),
-        target=dict(input_size=(480, 480)),
+        input=dict(input_size=(480, 480)),
         ratio=0.5,
         start=10,
         budget=24000,

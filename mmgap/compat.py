@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -98,7 +98,8 @@ def keep_ddim_finite(scheduler: Any, eta: float) -> None:
     """
     from diffusers import DDIMParallelScheduler, DDIMScheduler
 
-    if eta == 0 or not isinstance(scheduler, (DDIMScheduler, DDIMParallelScheduler)):
+    ddim = isinstance(scheduler, (DDIMScheduler, DDIMParallelScheduler))
+    if eta == 0 or not ddim:
         return
     stock = scheduler._get_variance
 
@@ -184,10 +185,9 @@ def replace_dataset(loader: DataLoader, dataset: Any) -> None:
     Raises:
         ValueError: If the lengths differ.
     """
-    if len(loader.dataset) != len(dataset):
-        raise ValueError(
-            f'the loader was built for {len(loader.dataset)} samples, got {len(dataset)}'
-        )
+    before: Any = loader.dataset  # its type does not say that it has a length
+    if len(before) != len(dataset):
+        raise ValueError(f'the loader was built for {len(before)} samples, got {len(dataset)}')
     object.__setattr__(loader, 'dataset', dataset)
 
 
@@ -268,7 +268,7 @@ def name_pretrained(settings: Any) -> None:
     if isinstance(settings, (list, tuple)):
         for part in settings:
             name_pretrained(part)
-    elif isinstance(settings, Mapping):
+    elif isinstance(settings, MutableMapping):
         if settings.get('type') is PretrainedInit:
             settings['type'] = 'Pretrained'
         for part in settings.values():

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from mmengine.registry import init_default_scope
+
+Settings = TypeVar('Settings')
 
 
 def name_of(kind: Any) -> str:
@@ -46,3 +50,41 @@ def toolbox_of(config: Mapping[str, Any]) -> str:
     kind = (config.get('model') or {}).get('type', '')
     places = [c.__module__ for c in kind.__mro__] if isinstance(kind, type) else [str(kind)]
     return 'mmseg' if any(place.startswith('mmseg.') for place in places) else 'mmpretrain'
+
+
+def build_settings(kind: type[Settings], settings: Mapping[str, Any], name: str) -> Settings:
+    """Make a dataclass of settings from a config.
+
+    Args:
+        kind: The dataclass.
+        settings: Its fields; lists and dicts as plain ones.
+        name: What the config calls them, for messages.
+
+    Raises:
+        TypeError: If there is no such setting, or one is missing.
+        ValueError: If one is out of range.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise TypeError(f'{name} has no settings {unknown}; there are {known}')
+    return kind(**settings)
+
+
+def change_settings(settings: Settings, changes: Mapping[str, Any], name: str) -> Settings:
+    """The same settings with changes; as :func:`build_settings`."""
+    return build_settings(type(settings), {**vars(settings), **changes}, name)
+
+
+def renamed(settings: dict[str, Any], name: str, **names: str) -> None:
+    """Take settings by their old names, with a warning, for one release.
+
+    Args:
+        settings: Changed in place.
+        name: Whose they are, for the warning.
+        **names: Old names and new ones.
+    """
+    for old, new in names.items():
+        if old in settings:
+            warnings.warn(f'{name}: {old}= is called {new}= now', FutureWarning, stacklevel=3)
+            settings[new] = settings.pop(old)

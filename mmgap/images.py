@@ -18,11 +18,11 @@ from PIL import Image, ImageOps
 from mmgap.wrappers import innermost
 
 # Suffixes of images that both OpenCV and Pillow read.
-SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.webp', '.tif', '.tiff')
+SUFFIXES: tuple[str, ...] = ('.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.webp', '.tif', '.tiff')
 SUFFIXES += ('.ppm', '.pgm', '.pbm', '.pnm')
 # What Pillow and OpenCV raise on files that are broken, or none of theirs.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, cv2.error)
-UNREADABLE += (Image.DecompressionBombError,)
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError)
+UNREADABLE = (*_BROKEN, cv2.error, Image.DecompressionBombError)
 GREYISH = 8  # by which the channels of a grey picture may differ, after a JPEG
 FEW = 16  # values; a soft edge has more
 MOST_NUMBERS = 50  # of objects in one mask
@@ -214,8 +214,8 @@ def _by_colour(image: Image.Image) -> np.ndarray:
         colours = np.array(image.convert('RGB'))
         if np.ptp(colours, axis=2).max() <= GREYISH:
             return _by_value(np.array(image.convert('L')))
-        palette = np.reshape(image.getpalette('RGB'), (-1, 3))
-        if len(_values(indices)) > 2 and not palette[0].any():
+        first = (image.getpalette('RGB') or ())[:3]
+        if len(_values(indices)) > 2 and not any(first):
             return _by_number(indices, void=255)
         return _of_two_colours(colours)
     if image.mode in ('1', 'L', 'LA'):
@@ -287,7 +287,7 @@ def _from_one(values: np.ndarray) -> bool:
     return 0 < len(values) <= MOST_NUMBERS and np.array_equal(values, numbers)
 
 
-def _listed(values: Sequence[Any], what: str = 'values') -> str:
+def _listed(values: Sequence[Any] | np.ndarray, what: str = 'values') -> str:
     shown = [str(value) for value in values[:SHOWN]]
     rest = f' and {len(values) - SHOWN} more' if len(values) > SHOWN else ''
     return f'the {what} {", ".join(shown)}{rest}'

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,30 @@ MANIFEST = 'manifest.jsonl'
 GENERATORS = 'generators.json'
 REAL = 'real'  # prompt and generator of an image that was not generated
 IMAGE = re.compile(r'images/(\d{6,})\.png')
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides an image: equal recipes are equal images.
+
+    Attributes: as those of :class:`Sample`.
+    """
+
+    round: int
+    source_index: int
+    label: int
+    seed: int
+    prompt_id: str
+    depth_unit: float | None
+    generator: str
+    num_inference_steps: int
+
+    def same_plan(self, other: Recipe) -> bool:
+        """Whether a round planned the same image, whatever it was drawn with."""
+        drawn_alike = replace(
+            self, generator=other.generator, num_inference_steps=other.num_inference_steps
+        )
+        return drawn_alike == other
 
 
 @dataclass(frozen=True)
@@ -72,21 +97,18 @@ class Sample:
     depth_bytes: int | None = None
     depth_unit: float | None = None
 
-    def drawing(self) -> tuple:
-        """What decides the image; equal drawings are equal images."""
-        return (*self.planned(), self.generator, self.num_inference_steps)
-
-    def planned(self) -> tuple:
-        """What the round planned of the image, whatever it was drawn with."""
-        what = (self.source_index, self.label, self.seed, self.prompt_id)
-        return (self.round, *what, self.depth_unit)
+    @property
+    def recipe(self) -> Recipe:
+        """What decides the image."""
+        names = [field.name for field in dataclasses.fields(Recipe)]
+        return Recipe(**{name: getattr(self, name) for name in names})
 
     def line(self) -> str:
         """The manifest's line; it names depth only where there is depth."""
-        about = asdict(self)
+        fields = asdict(self)
         if self.depth_file is None:
-            about = {name: value for name, value in about.items() if name[:6] != 'depth_'}
-        return json.dumps(about) + '\n'
+            fields = {name: value for name, value in fields.items() if name[:6] != 'depth_'}
+        return json.dumps(fields) + '\n'
 
 
 class SamplePool:
@@ -134,39 +156,40 @@ class SamplePool:
         path = self.folder / GENERATORS
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def add_generator(self, name: str, about: Mapping[str, Any]) -> None:
+    def add_generator(self, name: str, settings: Mapping[str, Any]) -> None:
         """Write down what draws, so that ``generator`` of a sample can be looked up.
 
         Args:
             name: The generator's fingerprint.
-            about: Its settings, plain data.
+            settings: Its settings, plain data.
         """
         known = self.generators
         if name not in known:
-            write_json(self.folder / GENERATORS, plain({**known, name: dict(about)}))
+            write_json(self.folder / GENERATORS, plain({**known, name: dict(settings)}))
 
     def append(
-        self, image: np.ndarray | bytes, depth: np.ndarray | None = None, **about: object
+        self, image: np.ndarray | bytes, depth: np.ndarray | None = None, **fields: Any
     ) -> Sample:
         """Add one image.
 
         Args:
             image: ``(H, W, 3)`` uint8 RGB, kept as PNG; or what :func:`encode_png` makes of it.
             depth: ``(H, W)`` uint16 in ``depth_unit``, if the label is a depth map.
-            **about: The fields of :class:`Sample` but the files and their sizes.
+            **fields: Those of :class:`Sample` but the files and their sizes.
 
         Raises:
             OSError: When the disk is full; neither the image nor a line stays.
         """
         # Not the number of samples: a user may have taken lines out.
-        number = 1 + int(IMAGE.fullmatch(self.samples[-1].file)[1]) if self.samples else 0
-        name, files = f'{number:06d}.png', {}
+        number = 1 + int(Path(self.samples[-1].file).stem) if self.samples else 0
+        name = f'{number:06d}.png'
+        files: dict[str, bytes] = {}
         for kind, pixels in (('file', image), ('depth_file', depth)):
             if pixels is not None:
-                about[kind] = f'{"images" if kind == "file" else "depth"}/{name}'
-                files[about[kind]] = pixels if isinstance(pixels, bytes) else encode_png(pixels)
-                about[kind.replace('file', 'bytes')] = len(files[about[kind]])
-        sample = Sample(**about)
+                fields[kind] = f'{"images" if kind == "file" else "depth"}/{name}'
+                files[fields[kind]] = pixels if isinstance(pixels, bytes) else encode_png(pixels)
+                fields[kind.replace('file', 'bytes')] = len(files[fields[kind]])
+        sample = Sample(**fields)
         line = sample.line().encode()
         size = self.manifest.stat().st_size - self._torn if self.manifest.exists() else 0
         try:
@@ -249,7 +272,7 @@ class SamplePool:
                 self._unlink(sample)
             del self.samples[kept:]
             used = {sample.generator for sample in self.samples}
-            known = {name: about for name, about in self.generators.items() if name in used}
+            known = {name: settings for name, settings in self.generators.items() if name in used}
             if known != self.generators:
                 write_json(self.folder / GENERATORS, known)
         return len(dropped)
@@ -261,45 +284,45 @@ class SamplePool:
         complete, _, torn = text.rpartition(b'\n')
         # Killed while the line was written: the image has no line yet. Only a writer cuts it off.
         self._torn = len(torn)
-        names = {field.name for field in fields(Sample)}
-        required = {field.name for field in fields(Sample) if field.default is MISSING}
+        names = {field.name for field in dataclasses.fields(Sample)}
+        required = {field.name for field in dataclasses.fields(Sample) if field.default is MISSING}
         samples = []
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
-                about = json.loads(line)
+                fields = json.loads(line)
             except ValueError as error:
                 raise ValueError(f'{self.manifest} line {number} is not JSON: {error}') from error
-            if not isinstance(about, dict) or not required <= set(about) <= names:
+            if not isinstance(fields, dict) or not required <= set(fields) <= names:
                 raise ValueError(
                     f'{self.manifest} line {number} must have the fields {sorted(required)} and '
                     f'may have {sorted(names - required)}'
                 )
-            if not IMAGE.fullmatch(str(about['file'])):
+            if not IMAGE.fullmatch(str(fields['file'])):
                 raise ValueError(
                     f'{self.manifest} line {number}: file must be images/NUMBER.png, got '
-                    f'{about["file"]!r}'
+                    f'{fields["file"]!r}'
                 )
-            if about.get('depth_file') not in (None, about['file'].replace('images/', 'depth/')):
+            if fields.get('depth_file') not in (None, fields['file'].replace('images/', 'depth/')):
                 raise ValueError(
                     f'{self.manifest} line {number}: depth_file must be depth/NUMBER.png with the '
-                    f'number of its image, got {about["depth_file"]!r}'
+                    f'number of its image, got {fields["depth_file"]!r}'
                 )
-            if type(about['label']) is not int:
+            if type(fields['label']) is not int:
                 raise ValueError(
                     f'{self.manifest} line {number}: label must be a whole number, got '
-                    f'{about["label"]!r}'
+                    f'{fields["label"]!r}'
                 )
-            samples.append(Sample(**about))
+            samples.append(Sample(**fields))
         self._check_images(samples)
         return samples
 
     def _check_images(self, samples: Sequence[Sample]) -> None:
         inside = os.path.join(os.path.realpath(self.folder), '')
         for number, sample in enumerate(samples, start=1):
-            files = [(sample.file, sample.bytes)]
-            if sample.depth_file is not None:
-                files.append((sample.depth_file, sample.depth_bytes))
+            files = [(sample.file, sample.bytes), (sample.depth_file, sample.depth_bytes)]
             for name, size in files:
+                if name is None:
+                    continue
                 path = self.folder / name
                 real = os.path.realpath(path)
                 if not real.startswith(inside):  # pools are passed on, and unpacked elsewhere

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,6 +27,8 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from mmgap.configs import name_of
 
 PREFIX = 'mmgap://'
 FOLDER = Path(__file__).parent / 'toyworld' / 'weights'
@@ -123,10 +125,10 @@ def load_pretrained(
                 f'model={model!r} has a pickle (.bin) that is damaged or would run code, which is '
                 f'not done; take its .safetensors: {error}'
             ) from error
-        said = variants_in(path, variant) if 'variant' in settings else ''
+        others = variants_in(path, variant) if 'variant' in settings else ''
         raise FileNotFoundError(
             f'model={model!r} is neither a complete {library} folder nor a hub id that can be '
-            f'loaded: {error}{said}'
+            f'loaded: {error}{others}'
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'model={model!r} is not {kind}: {error}') from error
@@ -274,3 +276,21 @@ for _prefix in (
     CheckpointLoader.register_scheme(
         _prefix, saying_where_else(CheckpointLoader._get_checkpoint_loader(_prefix)), force=True
     )
+
+
+def without_pretrained(settings: Any) -> Any:
+    """The same settings without weights to load."""
+    if isinstance(settings, dict):
+        pretrained = is_pretrained(settings.get('init_cfg'))
+        kept = {k: without_pretrained(v) for k, v in settings.items() if k != 'pretrained'}
+        return type(settings)({**kept, **({'init_cfg': None} if pretrained else {})})
+    if isinstance(settings, list):
+        return [without_pretrained(part) for part in settings]
+    return settings
+
+
+def is_pretrained(settings: Any) -> bool:
+    """Whether an ``init_cfg`` loads weights."""
+    if not isinstance(settings, Mapping):
+        return False
+    return name_of(settings.get('type')) in ('Pretrained', 'PretrainedInit')

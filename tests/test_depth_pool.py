@@ -8,16 +8,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
 from mmgap.compat import allow_mmcv_without_ops
 from mmgap.datasets import SyntheticDataset, SyntheticMixDataset
-from mmgap.feedback import DepthAdversarialLoss, DepthCritic
+from mmgap.feedback import ClipCritic, DepthAdversarialLoss, DepthCritic
 from mmgap.generators import ControlNetGenerator
+from mmgap.loop import GAPSettings, Loop
 from mmgap.pool import SamplePool
 from mmgap.search import PromptEvaluator
 from mmgap.sources import DepthSourceSet
-from mmgap.synthesis import Synthesizer
+from mmgap.synthesis import SynthesisSettings, Synthesizer
 from mmgap.targets import DepthTarget
 from tests.support.pools import ABOUT
 from tests.support.tiny import save_tiny_pipeline, tiny_depth_model
@@ -30,11 +32,18 @@ def parts(tiny_sd, tiny_controlnet, drawn_depth):
     return generator, DepthSourceSet(drawn_depth, generator.size), prompts
 
 
+def depth_loop(generator, sources, **settings):
+    settings.setdefault('feedback', [dict(type='mmgap.DepthAdversarialLoss', loss='l1')])
+    settings = GAPSettings.from_config(dict(settings, generator={}))
+    return Loop(settings, generator, sources, Config())
+
+
 def test_images_lie_beside_the_depth_that_they_were_drawn_for(parts, tmp_path):
     generator, sources, prompts = parts
     target, terms = DepthTarget(tiny_depth_model(), (32, 32)), [DepthAdversarialLoss('l1')]
     pool = SamplePool(tmp_path / 'pool')
-    make = Synthesizer(generator, sources, num_inference_steps=2, batch_size=4, aim=0.5)
+    settings = SynthesisSettings(num_inference_steps=2, batch_size=4, aim=0.5)
+    make = Synthesizer(generator, sources, settings)
     assert make.run(prompts, 8, pool, target, terms) == 8
     for sample in SamplePool(tmp_path / 'pool').samples:
         depth = np.array(Image.open(pool.depth_path(sample)))
@@ -55,14 +64,14 @@ def test_images_lie_beside_the_depth_that_they_were_drawn_for(parts, tmp_path):
 
 def test_what_a_depth_critic_drops_is_drawn_again(parts, tmp_path):
     generator, sources, prompts = parts
-    settings = dict(num_inference_steps=2, batch_size=4)
+    settings = SynthesisSettings(num_inference_steps=2, batch_size=4)
     target = DepthTarget(tiny_depth_model(), (32, 32))
 
     def draw(name, threshold):
         critic = DepthCritic('unused.py', 'unused.pth', threshold=threshold)
         critic._target = target  # instead of a config and a checkpoint
         pool = SamplePool(tmp_path / name)
-        Synthesizer(generator, sources, **settings, critic=critic).run(prompts, 8, pool)
+        Synthesizer(generator, sources, settings, critic).run(prompts, 8, pool)
         return SamplePool(tmp_path / name).samples
 
     recorded = draw('recorded', None)
@@ -83,7 +92,7 @@ def test_judge_takes_the_share_of_right_pixels(parts):
     evaluator = PromptEvaluator(
         generator, target, sources, num_inference_steps=2, batch_size=4, seed=0
     )
-    _, hits = evaluator.ask(prompts[0], range(6))
+    _, hits = evaluator.per_source(prompts[0], range(6))
     assert 0 < sum(hits) < 6 and any(hit % 1 for hit in hits)
     assert evaluator.failure_rate(prompts[0], range(6)) == pytest.approx(1 - sum(hits) / 6)
 
@@ -95,7 +104,7 @@ def test_too_deep_for_16_bits(parts, tmp_path):
         info, gt_depth_map=np.full((20, 20), 9.0, np.float32)
     )
     with pytest.raises(ValueError, match='has depths of 90000 times its unit of 0.0001 m'):
-        Synthesizer(generator, sources, num_inference_steps=2).run(
+        Synthesizer(generator, sources, SynthesisSettings(num_inference_steps=2)).run(
             prompts, 1, SamplePool(tmp_path / 'p')
         )
     assert not (tmp_path / 'p').exists()
@@ -186,33 +195,32 @@ def test_another_unit_than_the_pipelines_is_refused(tmp_path):
         SyntheticDataset(str(tmp_path), pipeline=stages)
 
 
-def test_parts_for_classes_and_for_depth_do_not_mix(parts, drawn_depth):
-    from mmgap.feedback import AdversarialLoss, ClipCritic
-    from mmgap.hooks.components import build_search
-
+def test_parts_for_classes_and_for_depth_do_not_mix(parts, monkeypatch):
     generator, sources, _ = parts
     target = DepthTarget(tiny_depth_model(), (32, 32))
-    fixed = (sources, {}, {}, 0)
     words = "AdversarialLoss is for labels of type 'classes', .* are 'depth'"
     with pytest.raises(ValueError, match=words):
-        build_search(generator, target, [AdversarialLoss()], *fixed)
-    critic = ClipCritic(clip=dict(model='x'))
-    with pytest.raises(ValueError, match="ClipCritic is for labels of type 'classes'"):
-        build_search(generator, target, [DepthAdversarialLoss()], *fixed, critic=critic)
+        depth_loop(generator, sources, feedback=[dict(type='mmgap.AdversarialLoss')]).prompt_search(
+            target
+        )
+    loop = depth_loop(generator, sources)
+    monkeypatch.setattr(Loop, 'critic', ClipCritic(clip=dict(model='x')))
+    for build in (lambda: loop.prompt_search(target), loop.synthesizer):
+        with pytest.raises(ValueError, match="ClipCritic is for labels of type 'classes'"):
+            build()
 
 
 def test_prompts_of_many_lengths_in_one_search(tiny_controlnet, drawn_depth, tmp_path):
     """The lengths of the depth configs, which need a text encoder of 77 tokens."""
-    from mmgap.hooks.components import build_search
-
     folder = save_tiny_pipeline(tmp_path / 'sd', tokens=77)
     generator = ControlNetGenerator(str(folder), str(tiny_controlnet), size=16, device='cpu')
     sources = DepthSourceSet(drawn_depth, generator.size)
-    target, terms = DepthTarget(tiny_depth_model(), (32, 32)), [DepthAdversarialLoss('l1')]
     lengths = [1, 8, 16, 32]
-    initial = dict(prompts_per_class=4, tokens=lengths)
     settings = dict(steps=2, num_inference_steps=2, images_per_prompt=1, batch_size=3, holdout=2)
-    search, prompts = build_search(generator, target, terms, sources, initial, settings, 0)
+    search = dict(settings, prompts_per_class=4, tokens=lengths)
+    loop = depth_loop(generator, sources, search=search)
+    search = loop.prompt_search(DepthTarget(tiny_depth_model(), (32, 32)))
+    prompts = loop.initial_prompts(search)
     before = [prompt.embeddings.detach().clone() for prompt in prompts]
     assert [len(start) for start in before] == lengths
     together = generator.prompts.encode(prompts).detach()
@@ -225,11 +233,10 @@ def test_prompts_of_many_lengths_in_one_search(tiny_controlnet, drawn_depth, tmp
 
 
 def test_search_finds_harder_images(parts):
-    from mmgap.hooks.components import build_search
-
     generator, sources, _ = parts
-    target, terms = DepthTarget(tiny_depth_model(), (32, 32)), [DepthAdversarialLoss('ssi')]
     settings = dict(
+        prompts_per_class=2,
+        tokens=[1, 8],
         steps=4,
         num_inference_steps=2,
         images_per_prompt=2,
@@ -239,10 +246,10 @@ def test_search_finds_harder_images(parts):
         fresh=False,
         optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
     )
-    initial = dict(prompts_per_class=2, tokens=[1, 8])
-    search, prompts = build_search(generator, target, terms, sources, initial, settings, 0)
-    assert [len(prompt.embeddings) for prompt in prompts] == [1, 8]
-    found = search.run(prompts)
+    terms = [dict(type='mmgap.DepthAdversarialLoss', loss='ssi')]
+    loop = depth_loop(generator, sources, search=settings, feedback=terms)
+    found = loop.search(DepthTarget(tiny_depth_model(), (32, 32)))
+    assert [len(result.prompt.embeddings) for result in found] == [1, 8]
     assert {result.prompt.id for result in found} == {'r0-scene-0', 'r0-scene-1'}
     for result in found:
         first, *_, last = result.snapshots

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from check import without_pretrained
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -31,6 +30,7 @@ from tqdm import tqdm
 from mmgap.compat import allow_mmcv_without_ops
 from mmgap.files import write_bytes
 from mmgap.targets import DepthTarget, TargetModel
+from mmgap.weights import without_pretrained
 
 FAULTS = (ValueError, TypeError, LookupError, RuntimeError, ImportError, AssertionError)
 PIXELS = 64  # of depth, where a backbone has no size of its own

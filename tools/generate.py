@@ -14,10 +14,10 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 
 from mmgap.compat import start_processes
-from mmgap.hooks.components import Components
+from mmgap.loop import Loop
+from mmgap.loop.contact_sheet import write_contact_sheet
 from mmgap.pool import SamplePool
 from mmgap.prompts import SoftPrompt, ids_of, load_prompts
-from mmgap.synthesis.contact_sheet import write_contact_sheet
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,12 +52,12 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def collect_prompts(components: Components, path: str | None, texts: list[str]) -> list[SoftPrompt]:
+def collect_prompts(loop: Loop, path: str | None, texts: list[str]) -> list[SoftPrompt]:
     """The prompts of ``path`` and those in words, each with an id of its own."""
-    encoder = components.generator.prompts
+    encoder = loop.generator.prompts
     prompts = load_prompts(path, encoder.width) if path is not None else []
     for text, id in zip(texts, ids_of(texts, runs=True), strict=True):
-        prompts.append(encoder.text_prompt(text, id, number=len(prompts)))
+        prompts.append(encoder.text_prompt(text, id, turn=len(prompts)))
     ids = [prompt.id for prompt in prompts]
     if len(set(ids)) < len(ids):
         raise SystemExit(f'prompts must have different ids, got {ids}')
@@ -80,20 +80,22 @@ def main() -> None:
     start_processes(args.launcher, config)
     logger = MMLogger.get_instance('mmgap', log_file=str(out / 'generate.log'), log_level='INFO')
     pool = SamplePool(out)
-    components = Components(config)
-    prompts = collect_prompts(components, args.prompts, args.text)
-    target = components.target(args.checkpoint) if args.checkpoint is not None else None
-    feedback = components.feedback if target is not None else ()
-    synthesizer = components.synthesizer()
+    loop = Loop.from_config(config)
+    prompts = collect_prompts(loop, args.prompts, args.text)
+    target = loop.target(args.checkpoint) if args.checkpoint is not None else None
     began = time.time()
-    drawn = synthesizer.run(prompts, args.num, pool, target, feedback, keep_drawn=args.resume)
+    drawn = loop.synthesize(prompts, args.num, pool, target, keep_drawn=args.resume)
     if not dist.is_main_process():
         return
     logger.info(f'[gap] {drawn} images drawn in {time.time() - began:.1f} s, {len(pool)} in {out}')
-    steps = synthesizer.num_inference_steps
-    sheet = (pool, components.sources, components.generator)
     write_contact_sheet(
-        out / 'contact_sheet.png', *sheet, found=(), num_inference_steps=steps, round=0
+        out / 'contact_sheet.png',
+        pool,
+        loop.sources,
+        loop.generator,
+        found=(),
+        num_inference_steps=loop.settings.synthesis.num_inference_steps,
+        round=0,
     )
 
 

@@ -15,8 +15,8 @@ from mmengine.logging import MMLogger
 
 from mmgap.compat import start_processes
 from mmgap.files import write_json
-from mmgap.hooks.components import Components
-from mmgap.hooks.summary import environment
+from mmgap.loop import Loop, environment
+from mmgap.loop.report import effect
 from mmgap.prompts import PromptBank
 
 
@@ -55,11 +55,12 @@ def main() -> None:
     start_processes(args.launcher, config)
     logger = MMLogger.get_instance('mmgap', log_file=str(out / 'search.log'), log_level='INFO')
     began = time.time()
-    components = Components(config)
-    target = components.target(args.checkpoint)
+    loop = Loop.from_config(config)
+    target = loop.target(args.checkpoint)
     if args.checkpoint is None and config.get('load_from') is None:
         logger.warning('[gap] no --checkpoint: the search is against the untrained model')
-    search, prompts = components.search(target)
+    search = loop.prompt_search(target)
+    prompts = loop.initial_prompts(search)
     others = {path.stem for path in PromptBank(out).paths()} - {prompt.id for prompt in prompts}
     if others:
         logger.warning(f'[gap] {out} also holds prompts of another search: {sorted(others)}')
@@ -68,22 +69,18 @@ def main() -> None:
     found = search.run(prompts, checkpoint=checkpoint, bank=PromptBank(out))
     if not dist.is_main_process():
         return
-    rows = [result.summary(components.sources.classes) for result in found]
+    rows = [result.summary(loop.sources.classes) for result in found]
     for row in rows:
-        logger.info(
-            f'[gap] {row["id"]}: target loss {row["target_loss_before"]:.2f} -> '
-            f'{row["target_loss_after"]:.2f}, accuracy {row["accuracy_before"]:.2f} -> '
-            f'{row["accuracy_after"]:.2f}'
-        )
+        logger.info(f'[gap] {row["id"]}: {effect(row)}')
     write_json(
         out / 'summary.json',
         dict(
             config=args.config,
             checkpoint=args.checkpoint,
             prompts=rows,
-            seed=components.seed,
+            seed=loop.seed,
             seconds=time.time() - began,
-            versions=environment(components.sources.dataset.metainfo),
+            versions=environment(loop.sources.dataset.metainfo),
         ),
     )
     logger.info(f'[gap] {len(rows)} prompts in {out}')

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mmgap.benchmark.training import base_config, cell_config, mix_in, train_and
 from mmgap.compat import name_pretrained
 from mmgap.configs import gap_hooks, is_gap_hook
 from mmgap.files import fingerprint, write_json
-from mmgap.hooks.components import Components
+from mmgap.loop import GAPSettings, Loop
 from mmgap.pool import SamplePool
 from mmgap.sources import Sources, SourceSet
 
@@ -59,13 +59,13 @@ class Benchmark:
             )
         self.out = out
         self.budgets = sorted(budgets)
-        self._parts: tuple[str, Components] | None = None
+        self._loops: dict[str, Loop] = {}  # one at most
         shared = copy.deepcopy(config.to_dict())
         for unrelated in ('methods', 'compare'):  # the first is in each method's own key
             shared['benchmark'].pop(unrelated, None)
-        parts = self.parts(0)
-        world = parts.sources.dataset.metainfo.get('world_version')
-        self._shared = fingerprint([shared, parts.generator.fingerprint(), world])
+        loop = self.loop(0)
+        world = loop.sources.dataset.metainfo.get('world_version')
+        self._shared = fingerprint([shared, loop.generator.fingerprint(), world])
         known = out / 'base' / 'key.json'
         if known.exists() and json.loads(known.read_text()) != self._shared:
             raise ValueError(
@@ -75,9 +75,9 @@ class Benchmark:
             write_json(known, self._shared)
 
     @property
-    def hook(self) -> Mapping[str, Any]:
-        """Config of the GAPHook."""
-        return gap_hooks(self.config)[0]
+    def hook(self) -> GAPSettings:
+        """Settings of the GAPHook."""
+        return GAPSettings.from_config(gap_hooks(self.config)[0])
 
     def key(self, method: str) -> str:
         """Name the config and a method's fragment: cells with another key are other cells."""
@@ -137,7 +137,7 @@ class Benchmark:
         changes, base = self.methods[method].train or {}, self.base(seed)
         config = cell_config(self.config, seed, changes=changes, layers=layers, base=base)
         if pool is not None:
-            mix_in(config, pool, images=images, ratio=self.hook.get('ratio', 0.5))
+            mix_in(config, pool, images=images, ratio=self.hook.ratio)
         return config
 
     @staticmethod
@@ -155,7 +155,7 @@ class Benchmark:
         """The checkpoint that all methods of a seed start from: the config without its hook."""
         path = self.out / 'base' / f'seed_{seed}.pth'
         if not path.exists():
-            config = base_config(self.config, seed, length=self.hook.get('start', 1))
+            config = base_config(self.config, seed, length=self.hook.start)
             report, _ = train_and_test(config, keep=path)
             write_json(path.with_suffix('.json'), report)
         return path
@@ -179,12 +179,12 @@ class Benchmark:
             settings = copy.deepcopy(dict(method.dataset))
             if 'type' not in settings:
                 settings = {**copy.deepcopy(self.config.test_dataloader.dataset), **settings}
-            dataset, parts = DATASETS.build(settings), self.parts(seed)
+            dataset, loop = DATASETS.build(settings), self.loop(seed)
             sources: Sources = (
-                parts.generator.sources(dataset)
-                if parts.sources.label_type == 'depth'
+                loop.generator.sources(dataset)
+                if loop.sources.label_type == 'depth'
                 # They are stored as they are, so nothing need be known of what to keep.
-                else SourceSet(dataset, parts.generator.size, masked=False)
+                else SourceSet(dataset, loop.generator.size, masked=False)
             )
             put_real(pool, sources, method=name, count=count, evaluation=evaluation)
             return {}
@@ -192,9 +192,9 @@ class Benchmark:
         return draw_images(
             pool,
             method,
-            self.parts(seed, name),
+            self.loop(seed, name),
             count=count,
-            checkpoint=lambda number: self._checkpoint(name, seed, number, pool.folder),
+            checkpoint=lambda round_index: self._checkpoint(name, seed, round_index, pool.folder),
             folders=Folders(
                 prompts=self.folder('prompts', finder, seed),
                 search=self.folder('search', finder, seed),
@@ -203,14 +203,14 @@ class Benchmark:
             evaluation=evaluation,
         )
 
-    def _checkpoint(self, method: str, seed: int, number: int, pool: Path) -> Path:
+    def _checkpoint(self, method: str, seed: int, round_index: int, pool: Path) -> Path:
         """What a round searches against: later ones a model trained with the images so far."""
-        if number == 0:
+        if round_index == 0:
             return self.base(seed)
-        path = self.folder('rounds', method, seed) / f'{number}.pth'
+        path = self.folder('rounds', method, seed) / f'{round_index}.pth'
         if not path.exists():
             samples = SamplePool(pool).samples
-            images = sum(sample.kept for sample in samples if sample.round < number)
+            images = sum(sample.kept for sample in samples if sample.round < round_index)
             config = self.training(method, seed, 'all', pool, images)
             train_and_test(config, keep=path, test=False)
         return path
@@ -219,23 +219,24 @@ class Benchmark:
         """Where something of a method and seed is kept; other settings have another folder."""
         return self.out / kind / f'{method}-{seed}-{self.key(method)[:8]}'
 
-    def parts(self, seed: int, method: str | None = None) -> Components:
-        """Generator, sources and settings of a seed, with a method's changes to the generator."""
+    def loop(self, seed: int, method: str | None = None) -> Loop:
+        """The hook's loop with a seed, and a method's changes to the generator."""
         changes = dict(self.methods[method].generator or {}) if method else {}
         key = fingerprint([seed, changes])
-        if self._parts is None or self._parts[0] != key:
+        if key not in self._loops:
             config = copy.deepcopy(self.config)
             config.randomness = dict(seed=seed)
             for hook in config.custom_hooks:
                 hook.pop('seed', None)  # it would be the same for all seeds of the benchmark
                 if is_gap_hook(hook):
                     hook['generator'].update(copy.deepcopy(changes))
-            self._parts = (key, Components(config))
-        return self._parts[1]
+            self.release()
+            self._loops[key] = Loop.from_config(config)
+        return self._loops[key]
 
     def release(self) -> None:
         """Let go of generator and sources, which take most of the memory, until they are needed."""
-        self._parts = None
+        self._loops.clear()
 
     def evaluation(self) -> list[Any]:
         """The datasets that cells are evaluated on."""

@@ -4,26 +4,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.registry import TASK_UTILS
 
 from mmgap.benchmark.methods import Method
-from mmgap.feedback import Critic, Feedback
-from mmgap.hooks.components import (
-    Components,
-    build_critic,
-    build_search,
-    build_synthesizer,
-    split_search,
-)
+from mmgap.configs import change_settings
+from mmgap.loop import Loop
 from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank, SoftPrompt
-from mmgap.search import PromptSearch
 from mmgap.sources import Sources
 from mmgap.targets import TargetModel
 
@@ -89,7 +81,7 @@ def _check_leak(method: str, dataset: Any, evaluation: Sequence[Any]) -> None:
 def draw_images(
     pool: SamplePool,
     method: Method,
-    parts: Components,
+    loop: Loop,
     *,
     count: int,
     checkpoint: Callable[[int], Path],
@@ -101,7 +93,7 @@ def draw_images(
     Args:
         pool: Where the images go.
         method: The method.
-        parts: Generator, sources and settings of the hook, with the method's own generator.
+        loop: The hook's loop, with the method's own generator.
         count: How many images, at least.
         checkpoint: A function of the round: weights of the target model that the round searches
             against. Those of the first round are the base checkpoint.
@@ -114,116 +106,74 @@ def draw_images(
     Raises:
         ValueError: If the method has more prompts than the hook, or fewer.
     """
-    base = parts.target(str(checkpoint(0)))
-    critic = _build_critic(method, parts)
-    settings = {**parts.hook.synthesis_cfg, **(method.synthesis or {})}
+    base = loop.target(str(checkpoint(0)))
+    drawing = loop.variant(
+        critic=method.choose_critic(loop.settings.critic),
+        synthesis=change_settings(loop.settings.synthesis, method.synthesis or {}, 'synthesis'),
+    )
+    finding = _finding(method.finder, loop, folders, evaluation)
+    # Whole batches: then the pool of a small budget is the beginning of a larger one's.
+    size = drawing.settings.synthesis.batch_size
+    per_round = size * -(-count // (method.rounds * size))
     prompts, seconds = [], 0.0
-    for number in range(method.rounds):
+    for round_index in range(method.rounds):
         began = time.time()
-        target = base if number == 0 else parts.target(str(checkpoint(number)))
-        of_round = _find_prompts(
-            method.finder,
-            parts,
-            target,
-            critic=critic if method.finder is method else _build_critic(method.finder, parts),
-            number=number,
-            folders=folders,
-            evaluation=evaluation,
-        )
+        target = base if round_index == 0 else loop.target(str(checkpoint(round_index)))
+        of_round = _find_prompts(method.finder, finding, target, round_index, folders)
         seconds += time.time() - began
-        synthesizer = build_synthesizer(
-            parts.generator, parts.sources, settings, parts.seed, number, critic=critic
-        )
-        # Whole batches: then the pool of a small budget is the beginning of a larger one's.
-        batches = -(-count // (method.rounds * synthesizer.batch_size))
-        synthesizer.run(
-            of_round, batches * synthesizer.batch_size, pool, target, parts.feedback, number
-        )
+        drawing.synthesize(of_round, per_round, pool, target, round_index)
         prompts += of_round
-    search, initial = _build_search(parts, base, parts.feedback, critic=critic, draw=False)
-    if len(prompts) != len(initial):
+    search = drawing.prompt_search(base)
+    expected = len(drawing.initial_prompts(search, draw=False))
+    if len(prompts) != expected:
         raise ValueError(
-            f'method {method.name!r} has {len(prompts)} prompts, the hook {len(initial)}; all '
-            'methods must have as many'
+            f'method {method.name!r} has {len(prompts)} prompts, the hook {expected}; all methods '
+            'must have as many'
         )
-    evaluated = [search.evaluate(prompt) for prompt in prompts]
+    scores = [search.evaluate(prompt) for prompt in prompts]
+    losses = [sample.target_loss_image for sample in pool.samples]
     return dict(
         prompts=[prompt.id for prompt in prompts],
-        judged=evaluated,
-        held_out={
-            name: float(np.mean([scores[name] for scores in evaluated])) for name in evaluated[0]
-        },
-        pool_target_loss=float(np.mean([sample.target_loss_image for sample in pool.samples])),
+        judged=scores,
+        held_out={name: float(np.mean([one[name] for one in scores])) for name in scores[0]},
+        pool_target_loss=float(np.mean([loss for loss in losses if loss is not None])),
         search_seconds=seconds,
     )
 
 
+def _finding(method: Method, loop: Loop, folders: Folders, evaluation: Sequence[Any]) -> Loop:
+    """The loop that finds a method's prompts: the hook's with its changes."""
+    changes = method.initial if method.search is None else method.search
+    search = change_settings(loop.settings.search, changes or {}, 'search')
+    critic = method.choose_critic(loop.settings.critic)
+    if method.search is None or method.feedback is None:
+        return loop.variant(search=search, critic=critic)
+    return loop.variant(
+        search=search,
+        critic=critic,
+        feedback=list(method.feedback),
+        evaluation=evaluation,
+        features=folders.features,
+    )
+
+
 def _find_prompts(
-    method: Method,
-    parts: Components,
-    target: TargetModel,
-    *,
-    critic: Critic | None,
-    number: int,
-    folders: Folders,
-    evaluation: Sequence[Any],
+    method: Method, loop: Loop, target: TargetModel, round_index: int, folders: Folders
 ) -> list[SoftPrompt]:
     """The prompts of a round; those that are searched for or drawn come before sentences."""
-    changes = method.initial if method.search is None else method.search
     prompts: list[SoftPrompt] = []
-    if changes is not None:
-        feedback: Sequence[Feedback] = parts.feedback
-        if method.search is not None and method.feedback is not None:
-            feedback = [TASK_UTILS.build(dict(term)) for term in method.feedback]
-            parts.prepare(feedback, folders.features, evaluation)
-        search, prompts = _build_search(
-            parts, target, feedback, critic=critic, number=number, changes=changes
-        )
-        if method.search is not None:
-            # Goes on from its checkpoint, which knows whether it is still the same search.
-            path = folders.search / f'{number}.safetensors'
-            search.run(prompts, path, PromptBank(folders.prompts))
+    if method.search is not None:
+        # Goes on from its checkpoint, which knows whether it is still the same search.
+        path = folders.search / f'{round_index}.safetensors'
+        found = loop.search(target, round_index, path, PromptBank(folders.prompts))
+        prompts = [result.prompt for result in found]
+    elif method.initial is not None:
+        prompts = loop.initial_prompts(loop.prompt_search(target, round_index), round_index)
     texts = method.sentences()
     if not texts:
         return prompts
-    per_class = {**_hook_search(parts), **(changes or {})}.get('prompts_per_class', 4)
-    missing = per_class * len(parts.sources.classes) - len(prompts)
+    count = loop.settings.search.prompts_per_class * len(loop.sources.classes)
     return prompts + [
-        parts.generator.prompts.text_prompt(texts[i % len(texts)], f'{method.name}-{i}')
-        for i in range(missing)
+        loop.generator.prompts.text_prompt(texts[i % len(texts)], f'{method.name}-{i}')
+        for i in range(count - len(prompts))
     ]
-
-
-def _build_critic(method: Method, parts: Components) -> Critic | None:
-    settings = method.choose_critic(parts.hook.critic_cfg)
-    return build_critic(settings, parts.generator, parts.sources.classes)
-
-
-def _hook_search(parts: Components) -> dict[str, Any]:
-    return {**parts.hook.initial_cfg, **parts.hook.search_cfg}
-
-
-def _build_search(
-    parts: Components,
-    target: TargetModel,
-    feedback: Sequence[Feedback],
-    *,
-    critic: Critic | None,
-    number: int = 0,
-    changes: Mapping[str, Any] | None = None,
-    draw: bool = True,
-) -> tuple[PromptSearch, list[SoftPrompt]]:
-    """The hook's search with changes, and the prompts that it starts from."""
-    initial, settings = split_search({**_hook_search(parts), **(changes or {})})
-    return build_search(
-        parts.generator,
-        target,
-        feedback,
-        parts.sources,
-        initial,
-        settings,
-        parts.seed,
-        number,
-        critic=critic,
-        draw=draw,
-    )

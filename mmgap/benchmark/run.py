@@ -30,7 +30,7 @@ from mmgap.compat import allow_checkpoint_history, leave_unformatted
 from mmgap.configs import gap_hooks, name_of
 from mmgap.datasets import share_classes
 from mmgap.files import fingerprint, weights_fingerprint, write_json
-from mmgap.hooks.summary import environment
+from mmgap.loop import GAPSettings, environment
 
 LAYERS = ('last', 'all')
 GROUP_METRICS = ('GroupAccuracy', 'MacroF1', 'GroupDepth')  # mmgap's, by name or class
@@ -157,10 +157,9 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
                     f'method {name!r} takes images from {folder}, which does not exist; put some '
                     'there, or leave it out of --methods'
                 )
-    search = hooks[0].get('search') or {}
     # Depth models have no classes; all their sources are of one.
     classes = (config.model.get('head') or {}).get('num_classes', 1)
-    prompts = search.get('prompts_per_class', 4) * classes
+    prompts = GAPSettings.from_config(hooks[0]).search.prompts_per_class * classes
     if budget < prompts:
         raise SystemExit(
             f'budget {budget} is below the number of prompts ({prompts}): some would '
@@ -171,7 +170,7 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
 
 def describe(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
     """What the results belong to."""
-    parts = benchmark.parts(args.seeds[0])
+    loop = benchmark.loop(args.seeds[0])
     return dict(
         test=args.report or benchmark.config.test_dataloader.dataset.get('split', 'test'),
         command=' '.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
@@ -179,9 +178,9 @@ def describe(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
         methods={name: dict(benchmark.methods[name].fragment) for name in args.methods},
         compare=benchmark.compare,
         budgets=benchmark.budgets,
-        versions=environment(parts.sources.dataset.metainfo),
-        generator=parts.generator.fingerprint(),
-        unet=weights_fingerprint(parts.generator.pipeline.unet),
+        versions=environment(loop.sources.dataset.metainfo),
+        generator=loop.generator.fingerprint(),
+        unet=weights_fingerprint(loop.generator.pipeline.unet),
     )
 
 

@@ -21,7 +21,7 @@ from mmengine.runner import Runner, TestLoop
 from torch import nn
 
 from mmgap.configs import name_of
-from mmgap.hooks.summary import group_report
+from mmgap.loop import group_report
 
 
 @HOOKS.register_module()

@@ -37,7 +37,7 @@ from mmgap.benchmark.zoo_report import write_report
 from mmgap.compat import allow_checkpoint_history
 from mmgap.configs import name_of
 from mmgap.files import fingerprint, write_json
-from mmgap.hooks.summary import environment
+from mmgap.loop import environment
 from mmgap.pool import SamplePool
 from mmgap.weights import resolve
 
@@ -265,7 +265,7 @@ def evaluate_on_pool(
     """Mean loss and accuracy of a target's base checkpoint on the first kept images of a pool."""
     pool = SamplePool(folder)
     samples = pool.kept[:count]
-    target = benchmark.parts(seed).target(str(benchmark.base(seed)))
+    target = benchmark.loop(seed).target(str(benchmark.base(seed)))
     losses: list[float] = []
     hits: list[bool] = []
     with target.frozen(), torch.no_grad():
@@ -302,7 +302,7 @@ def describe(zoo: Zoo) -> dict[str, Any]:
         test=first.config.test_dataloader.dataset.get('split', 'test'),
         data=name_of(first.config.test_dataloader.dataset.type),
         config=args.config,
-        versions=environment(first.parts(args.seeds[0]).sources.dataset.metainfo),
+        versions=environment(first.loop(args.seeds[0]).sources.dataset.metainfo),
     )
 
 

@@ -137,7 +137,7 @@ class IWildCam(BaseDataset):
         return info
 
     def _join_prefix(self) -> None:
-        self.ann_file = join_path(self.data_root, self.ann_file)
+        self.ann_file: str = join_path(self.data_root, self.ann_file)
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:

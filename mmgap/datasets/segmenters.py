@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segmenters: what makes the masks of a dataset that has none, told where the object is."""
+"""Segmenters: they make masks for a dataset without, from where the object is."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +52,7 @@ class SamSegmenter(Segmenter):
         from mmengine.device import get_device
         from transformers import AutoConfig, SamModel, SamProcessor
 
-        def load(kind: type, **settings: bool) -> object:
+        def load(kind: Any, **settings: bool) -> Any:
             named = 'a SAM of transformers'
             function = kind.from_pretrained
             return load_pretrained(

@@ -197,7 +197,7 @@ class SyntheticMixDataset:
         )
 
     def _slot(self, idx: int) -> int:
-        return (idx - self._num_real) % len(self._synthetic)
+        return (idx - self._num_real) % self.num_synthetic
 
 
 def mixes_in(dataset: Any) -> list[SyntheticMixDataset]:

@@ -63,7 +63,7 @@ class Taskonomy(BaseDataset):
             if self.buildings is not None and match['building'] not in self.buildings:
                 continue
             depth_name = name.replace('_domain_rgb.png', '_domain_depth_zbuffer.png')
-            info = dict(
+            info: dict[str, Any] = dict(
                 img_path=osp.join(root, name),
                 depth_map_path=osp.join(self.data_root, 'depth_zbuffer', depth_name),
                 building=match['building'],

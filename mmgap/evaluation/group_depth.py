@@ -99,7 +99,8 @@ class GroupDepth(BaseMetric):
                 images without a known pixel.
         """
         meta = self.dataset_meta or {}
-        if all(group is None for group, _ in results):
+        groups = {group for group, _ in results if group is not None}
+        if not groups:
             results, meta = [(0, metrics) for _, metrics in results], dict(groups=('all',))
         if not meta.get('groups'):
             raise KeyError(
@@ -107,7 +108,7 @@ class GroupDepth(BaseMetric):
                 f"metainfo=dict(groups=('name of group 0', ...)) to it. Found: {sorted(meta)}"
             )
         names = tuple(meta['groups'])
-        strange = sorted({group for group, _ in results if not 0 <= group < len(names)})
+        strange = sorted(group for group in groups if not 0 <= group < len(names))
         if strange:
             raise ValueError(f'GroupDepth: groups {strange} are not among the {len(names)} {names}')
         found: dict[str, float] = {}

@@ -8,35 +8,41 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmgap.configs import renamed
 from mmgap.feedback.base import Feedback, FeedbackBatch
 from mmgap.registry import TASK_UTILS
+from mmgap.targets import ClassOutput
 
 MODES = ('flip', 'untargeted', 'targeted', 'uniform')
 
 
 def adversarial_loss(
-    logits: Tensor, labels: Tensor, mode: str, target: int | None = None, logit_scale: float = 1.0
+    logits: Tensor,
+    labels: Tensor,
+    mode: str,
+    target_class: int | None = None,
+    logit_scale: float = 1.0,
 ) -> Tensor:
     """Adversarial loss of each sample (arXiv 2403.15309, section 3).
 
     - ``flip``: cross-entropy to the other one of two classes.
     - ``untargeted``: minus the cross-entropy to the true class; not bounded from below.
-    - ``targeted``: cross-entropy to the class ``target``.
+    - ``targeted``: cross-entropy to ``target_class``.
     - ``uniform``: cross-entropy to the uniform distribution; seeks high entropy.
 
     Args:
         logits: ``(B, classes)``.
         labels: ``(B,)`` true classes.
         mode: One of the above.
-        target: The class for ``targeted``.
+        target_class: The class for ``targeted``.
         logit_scale: Factor on the logits. Below 1 it keeps a confident model's gradient alive.
 
     Returns:
         ``(B,)``, to be minimised.
 
     Raises:
-        ValueError: If ``mode`` is unknown, ``flip`` meets more than two classes, or ``target`` is
-            not a class.
+        ValueError: If ``mode`` is unknown, ``flip`` meets more than two classes, or
+            ``target_class`` is not a class.
     """
     classes = logits.shape[1]
     logits = logits * logit_scale
@@ -50,9 +56,13 @@ def adversarial_loss(
     if mode == 'untargeted':
         return -F.cross_entropy(logits, labels, reduction='none')
     if mode == 'targeted':
-        if target is None or not 0 <= target < classes:
-            raise ValueError(f"mode='targeted' needs a target in [0, {classes}), got {target}")
-        return F.cross_entropy(logits, labels.new_full(labels.shape, target), reduction='none')
+        if target_class is None or not 0 <= target_class < classes:
+            raise ValueError(
+                f"mode='targeted' needs a target_class in [0, {classes}), got {target_class}"
+            )
+        return F.cross_entropy(
+            logits, labels.new_full(labels.shape, target_class), reduction='none'
+        )
     if mode == 'uniform':
         return -F.log_softmax(logits, dim=1).mean(dim=1)
     raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
@@ -64,7 +74,7 @@ class AdversarialLoss(Feedback):
 
     Args:
         mode: ``'flip'``, ``'untargeted'``, ``'targeted'`` or ``'uniform'``.
-        target: The class for ``'targeted'``.
+        target_class: The class for ``'targeted'``.
         logit_scale: Factor on the logits, positive.
         floor: An image whose loss is below it counts as ``floor`` and gives no gradient: it is
             fooled well enough, and guidance goes on alone. Negative for ``'untargeted'``: -3 means
@@ -81,16 +91,19 @@ class AdversarialLoss(Feedback):
     def __init__(
         self,
         mode: str = 'untargeted',
-        target: int | None = None,
+        target_class: int | None = None,
         logit_scale: float = 1.0,
         floor: float | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs = dict(kwargs, target_class=target_class)
+        renamed(kwargs, 'AdversarialLoss', target='target_class')
+        target_class = kwargs.pop('target_class')
         super().__init__(**kwargs)
         if mode not in MODES:
             raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
-        if mode == 'targeted' and target is None:
-            raise ValueError("mode='targeted' needs target, the class to aim at")
+        if mode == 'targeted' and target_class is None:
+            raise ValueError("mode='targeted' needs target_class, the class to aim at")
         if logit_scale <= 0:
             raise ValueError(f'logit_scale must be positive, got {logit_scale}')
         if mode == 'untargeted' and floor is not None and floor >= 0:
@@ -99,14 +112,22 @@ class AdversarialLoss(Feedback):
                 'take a negative one'
             )
         self.mode = mode
-        self.target = target
+        self.target_class = target_class
         self.logit_scale = logit_scale
         self.floor = floor
 
     def __call__(self, batch: FeedbackBatch) -> Tensor:
-        """``(B,)``: the loss of each image, without the weight."""
+        """``(B,)``: the loss of each image, without the weight.
+
+        Raises:
+            ValueError: If the target is no classifier.
+        """
+        if not isinstance(batch.output, ClassOutput):
+            raise ValueError(
+                "AdversarialLoss needs a classifier; take 'mmgap.DepthAdversarialLoss' for depth"
+            )
         logits = batch.output.logits
         loss = adversarial_loss(
-            logits, batch.labels.to(logits.device), self.mode, self.target, self.logit_scale
+            logits, batch.labels.to(logits.device), self.mode, self.target_class, self.logit_scale
         )
         return loss if self.floor is None else loss.clamp(min=self.floor)

@@ -6,15 +6,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from mmgap.files import plain
+from mmgap.generators import DiffusionGenerator
 from mmgap.targets import TargetOutput
 
-NEEDS = ('prompt', 'image', 'target')
+T = TypeVar('T')
+
+
+def prepared(made: T | None) -> T:
+    """What a term or a critic has made in ``prepare``.
+
+    Raises:
+        RuntimeError: If it has not been prepared.
+    """
+    if made is None:
+        raise RuntimeError('call prepare() first: it computes what does not change')
+    return made
 
 
 @dataclass
@@ -26,7 +38,7 @@ class FeedbackBatch:
             prompt encoder.
         labels: ``(B,)`` classes, on the CPU.
         seeds: One seed per image.
-        numbers: Number of each image's prompt, see :class:`~mmgap.prompts.SoftPrompt`.
+        turns: Turn of each image's prompt, see :class:`~mmgap.prompts.SoftPrompt`.
         images: ``(B, 3, H, W)`` RGB in [0, 1]; None where no feedback needs images.
         output: What the target says of the images; None where no feedback needs it.
     """
@@ -34,12 +46,23 @@ class FeedbackBatch:
     hidden: Tensor
     labels: Tensor
     seeds: Sequence[int]
-    numbers: Sequence[int]
+    turns: Sequence[int]
     images: Tensor | None = None
     output: TargetOutput | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def drawn(self) -> Tensor:
+        """The images, for a term that looks at them.
+
+        Raises:
+            ValueError: If there are none; says what a term must say to be shown some.
+        """
+        if self.images is None:
+            raise ValueError("this batch has no images; a term that looks at them needs = 'image'")
+        return self.images
 
 
 class Feedback:
@@ -56,6 +79,7 @@ class Feedback:
             whose terms all need the prompt alone draws no image.
         label_type: ``'classes'`` or ``'depth'``, what the target must say; None where the term does
             not ask it.
+        floor: The least that the term can come to, without the weight; None where there is none.
 
     Raises:
         ValueError: If the weight is negative or the steps are out of order.
@@ -63,6 +87,7 @@ class Feedback:
 
     needs = 'target'
     label_type: str | None = None
+    floor: float | None = None
 
     def __init__(self, weight: float = 1.0, start: int = 0, end: int | None = None) -> None:
         name = type(self).__name__
@@ -78,7 +103,9 @@ class Feedback:
         """Whether the term counts at this step of a prompt's search."""
         return self.weight > 0 and self.start <= step and (self.end is None or step < self.end)
 
-    def prepare(self, generator: Any, classes: Sequence[str], cache: Path | None = None) -> None:
+    def prepare(
+        self, generator: DiffusionGenerator, classes: Sequence[str], cache: Path | None = None
+    ) -> None:
         """Compute what does not change during a search. May be called again; then it is quick.
 
         Args:
@@ -91,7 +118,7 @@ class Feedback:
         """Paths of the images of the target distribution that a prepared term looks at."""
         return []
 
-    def about(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Type and settings as plain data, for provenance and fingerprints."""
         settings = {name: value for name, value in vars(self).items() if name[0] != '_'}
         return plain(dict(settings, type=type(self).__name__))
@@ -102,14 +129,12 @@ class Feedback:
 
 
 def least_attack(feedback: Sequence[Feedback]) -> float:
-    """The least that the weighted terms which ask the target can come to; inf without any."""
+    """Lower bound of the weighted sum of all terms that need the target; inf without any."""
     attack = [term for term in feedback if term.needs == 'target' and term.weight > 0]
-    floors = [getattr(term, 'floor', None) for term in attack]
-    if None in floors:
-        return -float('inf')
-    return (
-        sum(t.weight * f for t, f in zip(attack, floors, strict=True)) if attack else float('inf')
-    )
+    if not attack:
+        return float('inf')
+    floors = [-float('inf') if term.floor is None else term.floor for term in attack]
+    return sum(term.weight * floor for term, floor in zip(attack, floors, strict=True))
 
 
 class Total(NamedTuple):
@@ -117,7 +142,8 @@ class Total(NamedTuple):
 
     Attributes:
         loss: ``(B,)`` with gradient, the weighted sum.
-        attack: ``(B,)``, of it the terms that ask the target; NaN for images that none does.
+        attack: ``(B,)``, the part of the loss from terms that need the target; NaN for
+            images without one.
         means: Mean of each term by name, for the log; still on the device.
     """
 

@@ -105,8 +105,8 @@ class ClipModel:
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that name weights and preprocessing."""
-        about = [weights_fingerprint(self.model), self.size, self.resize_mode, self.interpolation]
-        return fingerprint([*about, self._mean.flatten().tolist(), self._std.flatten().tolist()])
+        parts = [weights_fingerprint(self.model), self.size, self.resize_mode, self.interpolation]
+        return fingerprint([*parts, self._mean.flatten().tolist(), self._std.flatten().tolist()])
 
     def _resize(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

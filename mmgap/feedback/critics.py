@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Critics: is an image still what its label says? Asked of anyone but the target.
 
-The target's own confidence cannot judge images that were made to fool it.
+The target's own confidence tells nothing of images that were made to fool it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import load_checkpoint
+from mmengine.registry import DefaultScope
 from torch import Tensor
 
-from mmgap.compat import allow_checkpoint_history
+from mmgap.configs import renamed
+from mmgap.feedback.base import prepared
 from mmgap.feedback.clip_model import ClipModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.registry import TASK_UTILS
-from mmgap.targets import DepthTarget, TargetModel
+from mmgap.targets import TargetModel, build_target, load_model
 
 
 class Critic:
@@ -126,7 +126,7 @@ class ClipCritic(Critic):
 
     def fingerprint(self) -> str:
         """Names weights, sentences and crop."""
-        texts = self._classes.double().sum(dim=1).tolist()
+        texts = prepared(self._classes).double().sum(dim=1).tolist()
         return fingerprint([self.model.fingerprint(), texts, self.margin])
 
     @torch.no_grad()
@@ -136,7 +136,8 @@ class ClipCritic(Critic):
             self.model.encode_images(self._crop(image, mask)[None])
             for image, mask in zip(images, masks.to(images.device), strict=True)
         ]
-        logits = self.model.model.logit_scale.exp() * torch.cat(rows) @ self._classes.t()
+        logits = self.model.model.logit_scale.exp() * torch.cat(rows)
+        logits = logits @ prepared(self._classes).t()
         labels = labels.to(logits.device)
         return logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
 
@@ -161,8 +162,9 @@ class ModelCritic(Critic):
         config: Config file of the classifier; its test pipeline says size and channel order.
         checkpoint: Its weights.
         threshold: As for :class:`Critic`.
-        target: Arguments of :class:`~mmgap.feedback.TargetModel` that say size and channel order
+        input: Arguments of :class:`~mmgap.targets.TargetModel` that say size and channel order
             instead of the pipeline.
+        **kwargs: ``target``, the old name of ``input``.
     """
 
     def __init__(
@@ -170,12 +172,16 @@ class ModelCritic(Critic):
         config: str,
         checkpoint: str,
         threshold: float | None = None,
-        target: Mapping[str, Any] | None = None,
+        input: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(threshold)
+        renamed(kwargs, type(self).__name__, target='input')
         self.config = config
         self.checkpoint = checkpoint
-        self.target = target
+        self.input = kwargs.pop('input', input)
+        if kwargs:
+            raise TypeError(f'{type(self).__name__} has no settings {list(kwargs)}')
         self._target: TargetModel | None = None
 
     def prepare(self, classes: Sequence[str]) -> None:
@@ -187,44 +193,33 @@ class ModelCritic(Critic):
         """
         if self._target is not None:
             return
-        settings = Config.fromfile(self.config)
-        number = settings.model.get('head', {}).get('num_classes')
-        if number is not None and number != len(classes):
+        config = Config.fromfile(self.config)
+        count = config.model.get('head', {}).get('num_classes')
+        if count is not None and count != len(classes):
             raise ValueError(
-                f'ModelCritic config={self.config!r} has {number} classes, the data {len(classes)}'
+                f'ModelCritic config={self.config!r} has {count} classes, the data {len(classes)}'
             )
-        self._target = self._load(TargetModel, settings, 'mmpretrain')
+        self._target = self._load(config, 'mmpretrain')
 
-    def _load(self, kind: type[TargetModel], settings: Config, scope: str) -> TargetModel:
-        """The config's model with the checkpoint's weights, as a judge of images."""
-        from mmengine.device import get_device
-
-        model = settings.model
-        if settings.get('data_preprocessor') is not None:
-            model.setdefault('data_preprocessor', settings.data_preprocessor)
+    def _load(self, config: Config, scope: str) -> TargetModel:
+        """The config's model with the checkpoint's weights."""
         # The run's own scope stays the default one.
-        with DefaultScope.overwrite_default_scope(settings.get('default_scope', scope)):
-            network = MODELS.build(model)
-        allow_checkpoint_history()
-        load_checkpoint(network, self.checkpoint, map_location='cpu', strict=True)
-        network = network.to(get_device()).eval()
-        if self.target is not None:
-            return kind(network, **self.target)
-        return kind.from_pipeline(network, settings.test_dataloader.dataset.pipeline)
+        with DefaultScope.overwrite_default_scope(config.get('default_scope', scope)):
+            model = load_model(config, self.checkpoint)
+        return build_target(model.eval(), config, self.input, self.label_type)
 
     def fingerprint(self) -> str:
         """Names weights and input."""
-        target = self._target
-        about = [weights_fingerprint(target.model), target.input_size, target.channel_order]
-        return fingerprint(about)
+        target = prepared(self._target)
+        parts = [weights_fingerprint(target.model), target.input_size, target.channel_order]
+        return fingerprint(parts)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
-        """``(B,)``: probability of the label."""
-        with self._target.frozen():
-            logits = self._target(images, labels).logits
-        labels = labels.to(logits.device)
-        return logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
+        """``(B,)``: probability of the label; of a depth map the share of pixels seen right."""
+        target = prepared(self._target)
+        with target.frozen():
+            return target(images, labels).agreement(labels)
 
 
 @TASK_UTILS.register_module()
@@ -235,7 +230,7 @@ class DepthCritic(ModelCritic):
         config: Config file of the depth model; its test pipeline says size and channel order.
         checkpoint: Its weights.
         threshold: As for :class:`Critic`.
-        target: As for :class:`ModelCritic`.
+        input: As for :class:`ModelCritic`.
     """
 
     label_type = 'depth'
@@ -247,14 +242,8 @@ class DepthCritic(ModelCritic):
             RuntimeError: If the checkpoint does not fit.
         """
         if self._target is None:
-            settings = Config.fromfile(self.config)
-            self._target = self._load(DepthTarget, settings, 'mmseg')
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
-        """``(B,)``: share of known pixels that it sees within a factor of 1.25 of the label."""
-        with self._target.frozen():
-            return self._target(images, labels).hits(labels)
+            config = Config.fromfile(self.config)
+            self._target = self._load(config, 'mmseg')
 
 
 @torch.no_grad()

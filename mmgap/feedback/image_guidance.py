@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from mmgap.feedback.base import Feedback, FeedbackBatch
+from mmgap.feedback.base import Feedback, FeedbackBatch, prepared
 from mmgap.feedback.clip_model import ClipModel
 from mmgap.feedback.guidance_images import GuidanceImages
 from mmgap.files import fingerprint, write_bytes
+from mmgap.generators import DiffusionGenerator
 from mmgap.registry import TASK_UTILS
 
 DISTANCES = ('cosine', 'l2')
@@ -85,7 +86,7 @@ class ImageGuidance(Feedback):
         clip: Arguments of :class:`~mmgap.feedback.clip_model.ClipModel`.
         distance: ``'cosine'`` or ``'l2'``, see :func:`feature_distance`.
         clusters: Into how many clusters to split the target images; prompts get them in turn, by
-            their number, see :class:`~mmgap.prompts.SoftPrompt`. 1 pulls every prompt toward the
+            their turn, see :class:`~mmgap.prompts.SoftPrompt`. 1 pulls every prompt toward the
             mean of all, as the paper does; where the target has several looks, their mean is none
             of them.
         limit: Take only the first so many images.
@@ -123,7 +124,9 @@ class ImageGuidance(Feedback):
         self._clusters: list[Tensor] | None = None
         self._paths: list[str] = []
 
-    def prepare(self, generator: Any, classes: Sequence[str], cache: Path | None = None) -> None:
+    def prepare(
+        self, generator: DiffusionGenerator, classes: Sequence[str], cache: Path | None = None
+    ) -> None:
         """Compute the target images' features, or read them from ``cache``.
 
         Raises:
@@ -168,11 +171,12 @@ class ImageGuidance(Feedback):
 
     def __call__(self, batch: FeedbackBatch) -> Tensor:
         """``(B,)``: distance of each image from the target images of its prompt's cluster."""
-        features = self._model.encode_images(batch.images)
-        turns = torch.tensor([number % len(self._clusters) for number in batch.numbers])
+        features = prepared(self._model).encode_images(batch.drawn)
+        clusters = prepared(self._clusters)
+        turns = torch.tensor([turn % len(clusters) for turn in batch.turns])
         loss = features.new_zeros(len(batch))
         for turn in turns.unique().tolist():
             own = (turns == turn).nonzero()[:, 0].to(features.device)
-            part = feature_distance(features[own], self._clusters[turn], self.distance)
+            part = feature_distance(features[own], clusters[turn], self.distance)
             loss = loss.index_add(0, own, part)
         return loss

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgap.feedback.base import Feedback, FeedbackBatch
+from mmgap.feedback.base import Feedback, FeedbackBatch, prepared
 from mmgap.feedback.guidance_images import GuidanceImages
+from mmgap.generators import DiffusionGenerator
 from mmgap.registry import TASK_UTILS
 from mmgap.seeds import derive_rng
 
@@ -45,9 +46,11 @@ class InversionGuidance(Feedback):
         self.limit = limit
         self.skip_corrupt = skip_corrupt
         self._targets: GuidanceImages | None = None
-        self._generator: Any = None
+        self._generator: DiffusionGenerator | None = None
 
-    def prepare(self, generator: Any, classes: Sequence[str], cache: Path | None = None) -> None:
+    def prepare(
+        self, generator: DiffusionGenerator, classes: Sequence[str], cache: Path | None = None
+    ) -> None:
         """Read the target images.
 
         Raises:
@@ -63,9 +66,9 @@ class InversionGuidance(Feedback):
 
     def __call__(self, batch: FeedbackBatch) -> Tensor:
         """``(B,)``: denoising error of each prompt on the target image that its seed draws."""
+        targets, generator = prepared(self._targets), prepared(self._generator)
         chosen = [
-            int(derive_rng(int(seed), 'inversion').integers(len(self._targets)))
-            for seed in batch.seeds
+            int(derive_rng(int(seed), 'inversion').integers(len(targets))) for seed in batch.seeds
         ]
-        images = torch.stack([self._targets.load(i, self._generator.size) for i in chosen])
-        return self._generator.denoising_loss(images, batch.hidden, batch.seeds)
+        images = torch.stack([targets.load(i, generator.size) for i in chosen])
+        return generator.denoising_loss(images, batch.hidden, batch.seeds)

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgap.feedback.base import Feedback, FeedbackBatch
+from mmgap.feedback.base import Feedback, FeedbackBatch, prepared
 from mmgap.feedback.clip_model import ClipModel
+from mmgap.generators import DiffusionGenerator
 from mmgap.registry import TASK_UTILS
 
 DISTANCES = ('l2', 'cosine')
@@ -59,7 +60,7 @@ class TextGuidance(Feedback):
         descriptions: Sentences, or a text file of them; or a list of them per class name, which
             tells the search the answer for each class and is to be reported as such.
         assign: ``'mean'`` pulls every prompt toward the mean of the descriptions, as the paper
-            does; ``'turn'`` gives prompts the descriptions in turn, by their number: a search that
+            does; ``'turn'`` gives prompts the descriptions in turn: a search that
             begins at a list (``init``) should have the same list.
         space: ``'text_encoder'`` compares hidden states of the generator's own text encoder: needs
             no image and costs nothing. Of Stable Diffusion XL these are the states of both
@@ -98,15 +99,18 @@ class TextGuidance(Feedback):
             )
         if isinstance(descriptions, str):
             descriptions = read_sentences(descriptions)
-        by_class = isinstance(descriptions, Mapping)
-        lists = list(descriptions.values()) if by_class else [descriptions]
+        lists = [descriptions]
+        if isinstance(descriptions, Mapping):
+            lists = list(descriptions.values())
         if not lists or not all(lists) or any(isinstance(texts, str) for texts in lists):
             raise ValueError(
                 f'descriptions must be lists of at least one sentence, got {descriptions!r}'
             )
-        self.descriptions = (
-            {k: list(v) for k, v in descriptions.items()} if by_class else list(descriptions)
-        )
+        self.descriptions: list[str] | dict[str, list[str]]
+        if isinstance(descriptions, Mapping):
+            self.descriptions = {name: list(texts) for name, texts in descriptions.items()}
+        else:
+            self.descriptions = list(descriptions)
         self.assign = assign
         self.space = space
         self.distance = distance
@@ -115,7 +119,9 @@ class TextGuidance(Feedback):
         self._model: ClipModel | None = None
         self._towards: list[Tensor] | None = None
 
-    def prepare(self, generator: Any, classes: Sequence[str], cache: Path | None = None) -> None:
+    def prepare(
+        self, generator: DiffusionGenerator, classes: Sequence[str], cache: Path | None = None
+    ) -> None:
         """Encode the descriptions.
 
         Raises:
@@ -136,7 +142,7 @@ class TextGuidance(Feedback):
         self._towards = [self._encode(generator, lists[name]) for name in classes]
 
     @torch.no_grad()
-    def _encode(self, generator: Any, texts: Sequence[str]) -> Tensor:
+    def _encode(self, generator: DiffusionGenerator, texts: Sequence[str]) -> Tensor:
         """``(descriptions, …)``: one row for each, or the mean alone.
 
         The mean of hidden states is brought back to the length that they have singly.
@@ -153,12 +159,13 @@ class TextGuidance(Feedback):
 
     def __call__(self, batch: FeedbackBatch) -> Tensor:
         """``(B,)``: distance of each image, or of its prompt, from its description."""
+        descriptions = prepared(self._towards)
         rows = [
-            self._towards[label][number % len(self._towards[label])]
-            for label, number in zip(batch.labels.tolist(), batch.numbers, strict=True)
+            descriptions[label][turn % len(descriptions[label])]
+            for label, turn in zip(batch.labels.tolist(), batch.turns, strict=True)
         ]
-        towards = torch.stack(rows)
-        if self.space == 'clip':
-            return 1 - F.cosine_similarity(self._model.encode_images(batch.images), towards, dim=1)
+        aims = torch.stack(rows)
+        if self._model is not None:
+            return 1 - F.cosine_similarity(self._model.encode_images(batch.drawn), aims, dim=1)
         hidden = batch.hidden.float()
-        return hidden_state_distance(hidden, towards.to(hidden.device), self.distance)
+        return hidden_state_distance(hidden, aims.to(hidden.device), self.distance)

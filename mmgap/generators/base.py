@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +30,7 @@ from mmgap.generators.schedulers import (
     check_steps,
 )
 from mmgap.prompts import PromptEncoder, PromptEncoderPair
-from mmgap.sources import Condition
+from mmgap.sources import Condition, Sources
 
 
 class DiffusionGenerator:
@@ -101,7 +101,7 @@ class DiffusionGenerator:
         self.guidance_scale = guidance_scale
         self.strength = strength
         self.eta = eta
-        # None only where it says something else than the empty sentence.
+        # For most models None is the empty sentence.
         zeros = pipeline.config.get('force_zeros_for_empty_prompt', False)
         self.negative_prompt = negative_prompt if zeros else negative_prompt or ''
         self.gradient = GradientPolicy(**(gradient or {}))
@@ -190,12 +190,12 @@ class DiffusionGenerator:
             raise SchedulerError(f'{stage}: {error}' if stage else str(error)) from error
         self._checked_steps.add(num_inference_steps)
 
-    def sources(self, dataset: Any) -> Any:
+    def sources(self, dataset: Any) -> Sources:
         """The dataset's samples as conditions of this generator."""
         raise NotImplementedError(f'{type(self).__name__} takes no sources')
 
     def arguments(self, condition: Condition) -> dict[str, Any]:
-        """What the pipeline is told of a condition."""
+        """Arguments of the pipeline for a condition."""
         raise NotImplementedError(f'{type(self).__name__} takes no conditions')
 
     def __call__(
@@ -247,8 +247,8 @@ class DiffusionGenerator:
         self.check_steps(num_inference_steps)
         pipe, batch = self.pipeline, len(condition)
         dtype = self._dtype
-        towards = self.prompts.arguments(prompt_embeds.to(self.device, dtype))
-        away = self._negative_embeds().expand(batch, -1, -1).to(dtype)
+        prompted = self.prompts.arguments(prompt_embeds.to(self.device, dtype))
+        negative = self._negative_embeds().expand(batch, -1, -1).to(dtype)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         arguments = dict(
             self.arguments(condition.to(self.device)),
@@ -259,8 +259,8 @@ class DiffusionGenerator:
             eta=self.eta,
             generator=generators,
             output_type='pt',
-            **towards,
-            **{f'negative_{k}': v for k, v in self.prompts.arguments(away).items()},
+            **prompted,
+            **{f'negative_{k}': v for k, v in self.prompts.arguments(negative).items()},
         )
         with self._autocast(), self._remembering(condition, generators):
             if not torch.is_grad_enabled():
@@ -288,14 +288,14 @@ class DiffusionGenerator:
     def denoising_loss(self, images: Tensor, prompt_embeds: Tensor, seeds: Sequence[int]) -> Tensor:
         """``(B,)``: how badly prompts explain images; see :mod:`mmgap.generators.denoising`."""
         with self._autocast():
-            told = self.prompts.arguments(prompt_embeds)
-            return denoising_loss(self.pipeline, images, seeds, **told)
+            embeds = self.prompts.arguments(prompt_embeds)
+            return denoising_loss(self.pipeline, images, seeds, **embeds)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that name weights and settings: equal ones draw equal images."""
-        return fingerprint(self.about())
+        return fingerprint(self.settings())
 
-    def about(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What decides an image, as plain data."""
         pipe = self.pipeline
         return dict(
@@ -335,12 +335,14 @@ class DiffusionGenerator:
     def _networks(self) -> list[Any]:
         return [*self._text_encoders(), *self._denoisers(), self.pipeline.vae]
 
-    def _remembering(self, condition: Condition, generators: Sequence[torch.Generator]) -> Any:
+    def _remembering(
+        self, condition: Condition, generators: Sequence[torch.Generator]
+    ) -> AbstractContextManager[None]:
         if self._posteriors is None:
             return nullcontext()
         return self._posteriors.of(condition.names, generators)
 
-    def _autocast(self) -> Any:
+    def _autocast(self) -> AbstractContextManager[Any]:
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast)
@@ -372,8 +374,8 @@ def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
 def cast_once(network: nn.Module, dtype: torch.dtype) -> None:
     """Cast weights as autocast would, which does it anew in each call where they are frozen.
 
-    Each of these copies would stay in the graph until the way back. The first parameter stays, by
-    which diffusers knows a network's dtype.
+    Each of these copies would stay in the graph until the backward pass. The first parameter stays,
+    by which diffusers knows a network's dtype.
 
     Args:
         network: A frozen model of diffusers, changed in place; it works under autocast alone then.

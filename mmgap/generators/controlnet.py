@@ -94,10 +94,10 @@ class ControlNetGenerator(DiffusionGenerator):
         source = condition.images.to(torch.float32) / 255
         return dict(scale, image=source, control_image=control, strength=self.strength)
 
-    def about(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What decides an image, as plain data."""
         own = dict(conditioning_scale=self.conditioning_scale, condition_image=self._image_cfg)
-        return dict(super().about(), **own)
+        return dict(super().settings(), **own)
 
 
 def check_fit(pipeline: Any, model: str, controlnet: str | Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ def denoising_loss(
         seeds: One seed per image for posterior, noise and timestep.
         prompt_embeds: ``(B, length, width)``; gradient reaches them.
         pooled_prompt_embeds: ``(B, pooled)``, with gradient too; Stable Diffusion XL has them. It
-            is told as well that the images are whole and of their own size, as its pipelines do.
+            is also conditioned on images being whole and of their own size, as by its pipelines.
 
     Returns:
         ``(B,)``: mean squared error of each image.
@@ -63,7 +63,7 @@ def denoising_loss(
         ids = ids.expand(len(images), -1)
         added = dict(text_embeds=pooled_prompt_embeds.to(device, dtype), time_ids=ids)
     hidden = prompt_embeds.to(device, dtype)
-    told = unet(inputs, time, encoder_hidden_states=hidden, added_cond_kwargs=added).sample
+    predicted = unet(inputs, time, encoder_hidden_states=hidden, added_cond_kwargs=added).sample
     kind = scheduler.config.prediction_type
     if kind == 'epsilon':
         truth = noise
@@ -73,7 +73,7 @@ def denoising_loss(
         truth = latent
     else:
         raise ValueError(f'the scheduler predicts {kind!r}, which has no denoising loss here')
-    return (told.float() - truth.float()).square().mean(dim=(1, 2, 3))
+    return (predicted.float() - truth.float()).square().mean(dim=(1, 2, 3))
 
 
 def _draw(posterior: Any, rng: torch.Generator) -> Tensor:

@@ -93,7 +93,7 @@ class GradientPolicy:
             for network in denoisers:
                 # Of the last step one network's graph is kept: it is the first to be needed, and
                 # would be computed again at once.
-                known = self.checkpoint and network is denoisers[0]
+                known = bool(self.checkpoint) and network is denoisers[0]
                 stepped = self._stepped(network, num_calls, guided, known)
                 stack.enter_context(_patched_forward(network, stepped))
             if self.checkpoint:
@@ -120,18 +120,17 @@ class GradientPolicy:
             plain = _checkpointed(forward) if checkpointed else forward
             if guided and not args[0].requires_grad:
                 # The latents are constants yet: the half without the prompt needs no graph.
-                away, towards = (_half((args, kwargs), len(args[0]), part) for part in (0, 1))
+                negative, prompted = (_half((args, kwargs), len(args[0]), part) for part in (0, 1))
                 with torch.no_grad():
-                    without = forward(*away[0], **away[1])
-                return _joined(without, plain(*towards[0], **towards[1]))
+                    without = forward(*negative[0], **negative[1])
+                return _joined(without, plain(*prompted[0], **prompted[1]))
             return plain(*args, **kwargs)
 
         return stepped
 
 
 def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    settings = dict(use_reentrant=False, preserve_rng_state=False)
-    return run_checkpointed(forward, *args, **settings, **kwargs)
+    return run_checkpointed(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -165,14 +165,14 @@ def load_pipeline(
 
 
 def load_file(
-    kind: Any, model: str, said: str, config: str | None, variant: str | None, **settings: Any
+    kind: Any, model: str, expected: str, config: str | None, variant: str | None, **settings: Any
 ) -> Any:
     """Load a pipeline, or a network of one, from a single file of the original layout.
 
     Args:
         kind: A class with ``from_single_file``.
         model: The file.
-        said: What it must be, for messages.
+        expected: What it must be, for messages.
         config: The diffusers model whose configs hold for it; None leaves that to diffusers, which
             guesses and fetches them from the hub.
         variant: Must be None: a file has no variants.
@@ -198,7 +198,7 @@ def load_file(
         ) from error
     except (*wrong, SingleFileComponentError) as error:
         raise ValueError(
-            f'{model!r} is not {said}, or not of the kind of config={config!r}: {error}'
+            f'{model!r} is not {expected}, or not of the kind of config={config!r}: {error}'
         ) from error
     networks = getattr(loaded, 'components', {'it': loaded})
     for name, network in networks.items():
@@ -224,10 +224,10 @@ def load_controlnet(controlnet: str | Mapping[str, Any], dtype: torch.dtype) -> 
     """
     from diffusers import ControlNetModel
 
-    about = dict(path=controlnet) if isinstance(controlnet, str) else dict(controlnet)
-    path, variant = about['path'], about.get('variant')
+    source = dict(path=controlnet) if isinstance(controlnet, str) else dict(controlnet)
+    path, variant = source['path'], source.get('variant')
     if is_file(path):
-        config = about.get('config')
+        config = source.get('config')
         return load_file(ControlNetModel, path, 'a ControlNet', config, variant, dtype=dtype)
     place = resolve(path)
     try:

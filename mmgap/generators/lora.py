@@ -73,7 +73,7 @@ def merge_lora(
             LoKr), or the file cannot be read, or holds code.
     """
     file = find_lora(path, weight_name)
-    state, about = read_lora(file)
+    state, stored = read_lora(file)
     networks = {
         name: getattr(pipeline, name)
         for name in ('unet', 'text_encoder', 'text_encoder_2')
@@ -83,7 +83,7 @@ def merge_lora(
         changes = []
         for (name, layer), parts in layers_of(state, networks).items():
             weight = networks[name].get_submodule(layer).weight
-            settings = about.get(name, about.get('', {}))
+            settings = stored.get(name, stored.get('', {}))
             changes.append((weight, parts, _factor(weight, parts, settings, f'{name}.{layer}')))
     except ValueError as error:
         raise ValueError(f'lora={str(file)!r} does not fit the model: {error}') from error
@@ -147,14 +147,14 @@ def read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Mapping[str, Any
         raise ValueError(f'lora={str(file)!r} cannot be read: {error}') from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f'lora={str(file)!r} holds something else than tensors')
-    about: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
     config = file.with_name('adapter_config.json')
     if file.stem == 'adapter_model' and config.is_file():
-        about[''] = json.loads(config.read_text())
+        stored[''] = json.loads(config.read_text())
     for key, value in json.loads(header.get('lora_adapter_metadata') or '{}').items():
         name, _, setting = key.partition('.')
-        about.setdefault(name, {})[setting] = value
-    return state, about
+        stored.setdefault(name, {})[setting] = value
+    return state, stored
 
 
 def layers_of(
@@ -176,8 +176,8 @@ def layers_of(
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     strange = []
     for key, value in state.items():
-        ending = next((e for e in sorted(ENDINGS, key=len)[::-1] if key.endswith(e)), None)
-        place = ending and _find(key[: -len(ending)], known, networks)
+        ending = next((e for e in sorted(ENDINGS, key=len)[::-1] if key.endswith(e)), '')
+        place = _find(key.removesuffix(ending), known, networks) if ending else None
         if place is None:
             strange.append(key)
         else:
@@ -241,17 +241,17 @@ def _from_ldm(flat: str, layers: int | list[int]) -> str:
 
 
 def _factor(
-    weight: Tensor, parts: Mapping[str, Tensor], about: Mapping[str, Any], name: str
+    weight: Tensor, parts: Mapping[str, Tensor], stored: Mapping[str, Any], name: str
 ) -> float:
     """What ``up @ down`` of a layer is multiplied with at ``scale`` 1, if the parts fit."""
     if not {'down', 'up'} <= set(parts):
         raise ValueError(f'{name} has {sorted(parts)}, a LoRA has down and up')
-    unknown = [key for key in ('use_dora', 'alpha_pattern', 'lora_bias') if about.get(key)]
-    if unknown or about.get('peft_type', 'LORA') != 'LORA':
-        raise ValueError(f'{unknown or about["peft_type"]} of its adapter cannot be merged')
+    unknown = [key for key in ('use_dora', 'alpha_pattern', 'lora_bias') if stored.get(key)]
+    if unknown or stored.get('peft_type', 'LORA') != 'LORA':
+        raise ValueError(f'{unknown or stored["peft_type"]} of its adapter cannot be merged')
     down, up = parts['down'], parts['up']
     rank = len(down)
-    alpha = float(parts['alpha']) if 'alpha' in parts else about.get('lora_alpha', rank)
+    alpha = float(parts['alpha']) if 'alpha' in parts else stored.get('lora_alpha', rank)
     if up.numel() != len(up) * rank:
         raise ValueError(f'{name} has parts of {tuple(down.shape)} and {tuple(up.shape)}')
     made_for = (len(up), down.numel() // rank)
@@ -260,4 +260,4 @@ def _factor(
             f'{name} is {tuple(weight.shape)}, the LoRA is for {made_for}: it was made for another '
             'model'
         )
-    return alpha / (rank**0.5 if about.get('use_rslora') else rank)
+    return alpha / (rank**0.5 if stored.get('use_rslora') else rank)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which schedulers of diffusers can draw with a model: told by what they do, not by their names."""
+"""Which schedulers of diffusers can draw with a model, found by what they do, not by name."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmseg.models.decode_heads import DPTHead, FCNHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS as MMSEG_MODELS
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from mmgap.registry import MODELS
 
 
-class MetricDepth:
+class MetricDepth(BaseDecodeHead):
     """Turns a decode head's one channel into metres and compares it with depth maps.
 
     To be named before a decode head of MMSegmentation among the bases.
@@ -69,8 +70,8 @@ class MetricDepth:
         )
         losses: dict[str, Tensor] = {}
         for loss in self.loss_decode:
-            value = loss(prediction, depth)
-            losses[loss.loss_name] = losses.get(loss.loss_name, 0) + value
+            name = str(loss.loss_name)
+            losses[name] = losses.get(name, 0) + loss(prediction, depth)
         return losses
 
 

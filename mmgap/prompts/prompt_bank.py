@@ -23,7 +23,7 @@ def load_prompt(
     path: str | Path,
     width: int | None = None,
     joiner: str = ' ',
-    number: int = 0,
+    turn: int = 0,
     id: str | None = None,
 ) -> SoftPrompt:
     """Read one prompt from a file.
@@ -38,7 +38,7 @@ def load_prompt(
         width: Embedding width that the text encoder needs, checked when given.
         joiner: Text between the tokens of an imported file, see :class:`SoftPrompt`. What mmgap
             saved itself brings its own.
-        number: Its place among the prompts, unless the file brings one.
+        turn: Its turn among the prompts, unless the file brings one.
         id: Its name, unless the file brings one; by default the file's.
 
     Raises:
@@ -66,16 +66,18 @@ def load_prompt(
         )
     provenance = path.with_suffix('.json')
     try:
-        about = dict(json.loads(provenance.read_text())) if provenance.is_file() else {}
+        known: dict[str, Any] = {}
+        if provenance.is_file():
+            known = dict(json.loads(provenance.read_text()))
     except (TypeError, ValueError) as error:
         raise ValueError(f'provenance {provenance} of a prompt is not JSON: {error}') from error
     return SoftPrompt(
         embeddings,
-        id=about.get('id', id or ids_of([path.stem])[0]),
-        label=about.get('label'),
-        template=about.get('template', '{}'),
-        joiner=about.get('joiner', joiner),
-        number=about.get('number', number),
+        id=known.get('id', id or ids_of([path.stem])[0]),
+        label=known.get('label'),
+        template=known.get('template', '{}'),
+        joiner=known.get('joiner', joiner),
+        turn=known.get('turn', known.get('number', turn)),
         widths=widths,
     )
 
@@ -128,16 +130,16 @@ class PromptBank:
             The safetensors file.
         """
         path = self.folder / f'{prompt.id}.safetensors'
-        about = dict(
+        content = dict(
             provenance,
             id=prompt.id,
             label=prompt.label,
             template=prompt.template,
             joiner=prompt.joiner,
-            number=prompt.number,
+            turn=prompt.turn,
             tokens=len(prompt.embeddings),
         )
-        write_json(path.with_suffix('.json'), about)
+        write_json(path.with_suffix('.json'), content)
         parts = prompt.embeddings.detach().cpu().float().split(prompt.widths, dim=1)
         names = (prompt.placeholder,) if len(parts) == 1 else TWO_ENCODERS
         tensors = zip(names, (part.contiguous() for part in parts), strict=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmgap.prompts.soft_prompt import SoftPrompt, draw_from_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer, PreTrainedModel
 
 
 class PromptEncoder:
@@ -24,7 +27,7 @@ class PromptEncoder:
         text_encoder: A ``CLIPTextModel``; it is used as it is, frozen.
     """
 
-    def __init__(self, tokenizer: Any, text_encoder: nn.Module) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: PreTrainedModel) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         # Some encoders pool at the highest token id: the lowest ordinary one can never win there.
@@ -33,7 +36,7 @@ class PromptEncoder:
     @property
     def width(self) -> int:
         """Width of a token embedding."""
-        return self.text_encoder.get_input_embeddings().embedding_dim
+        return self._embedding.embedding_dim
 
     @property
     def max_tokens(self) -> int:
@@ -51,7 +54,7 @@ class PromptEncoder:
 
     def table(self) -> Tensor:
         """``(tokens, width)``: the embeddings of all tokens, by their ids."""
-        return self.text_encoder.get_input_embeddings().weight.detach()
+        return self._embedding.weight.detach()
 
     def random_prompt(self, n: int, seed: int, id: str, **kwargs: Any) -> SoftPrompt:
         """A prompt of ``n`` draws from the vocabulary's Gaussian. ``kwargs`` go to SoftPrompt."""
@@ -155,6 +158,11 @@ class PromptEncoder:
         """Ids of a text's tokens, without start and end."""
         return self.tokenizer(text, add_special_tokens=False).input_ids if text.strip() else []
 
+    @property
+    def _embedding(self) -> nn.Embedding:
+        """Where the encoder looks its tokens up."""
+        return cast(nn.Embedding, self.text_encoder.get_input_embeddings())
+
     def _framed(self, name: str, ids: list[int]) -> list[int]:
         """Start token, ``ids``, end token, padding up to the encoder's length."""
         if len(ids) > self.max_tokens:
@@ -181,7 +189,7 @@ class PromptEncoder:
         def splice(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             return output.index_put(where.unbind(dim=1), embeddings.to(output.dtype))
 
-        handle = self.text_encoder.get_input_embeddings().register_forward_hook(splice)
+        handle = self._embedding.register_forward_hook(splice)
         try:
             yield
         finally:

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmgap.prompts.prompt_encoder import PromptEncoder, check_widths
 from mmgap.prompts.soft_prompt import SoftPrompt, draw_from_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer, PreTrainedModel
 
 
 class PromptEncoderPair:
@@ -36,7 +39,11 @@ class PromptEncoderPair:
     """
 
     def __init__(
-        self, tokenizer: Any, text_encoder: nn.Module, tokenizer_2: Any, text_encoder_2: nn.Module
+        self,
+        tokenizer: CLIPTokenizer,
+        text_encoder: PreTrainedModel,
+        tokenizer_2: CLIPTokenizer,
+        text_encoder_2: PreTrainedModel,
     ) -> None:
         if tokenizer.get_vocab() != tokenizer_2.get_vocab():
             raise ValueError(

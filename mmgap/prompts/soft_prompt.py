@@ -32,7 +32,7 @@ class SoftPrompt(nn.Module):
         joiner: Text between tokens. diffusers expands a multi-vector token with spaces, so a space
             makes the saved prompt give the same image there. ``', '`` reads the files of the
             method's authors as their code did.
-        number: Its place where something is given to prompts in turn: the place of its start if the
+        turn: Its place where something is given to prompts in turn: the place of its start if the
             search began at a list of starts, otherwise its place among the prompts of the search.
         widths: Width of each text encoder's part of an embedding; by default there is one part.
 
@@ -49,7 +49,7 @@ class SoftPrompt(nn.Module):
         label: int | None = None,
         template: str = '{}',
         joiner: str = ' ',
-        number: int = 0,
+        turn: int = 0,
         widths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class SoftPrompt(nn.Module):
         self.label = label
         self.template = template
         self.joiner = joiner
-        self.number = number
+        self.turn = turn
         self.widths = widths
 
     @property

@@ -1,20 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the target fails is where images are worth their cost: shares by failure rate."""
+"""Aim: prompts and images are allocated by how often the target fails."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from mmengine.logging import MMLogger
+
+from mmgap.feedback import Critic
+from mmgap.prompts import SoftPrompt
+from mmgap.search.evaluation import PromptEvaluator
+from mmgap.search.initial_prompts import initial_prompts
+
+if TYPE_CHECKING:
+    from mmgap.search.prompt_search import PromptSearch
 
 
 def allocation(rates: Sequence[float], aim: float) -> np.ndarray:
-    """What each of several prompts gets of a whole.
+    """The share of each of several prompts.
 
     Args:
         rates: Failure rate of each, not negative.
-        aim: The part that is shared out in proportion to the rates; the rest goes to all alike.
-            Where the target fails nowhere, all goes to all alike.
+        aim: The part that is allocated in proportion to the rates; the rest is divided equally.
+            Where the target fails nowhere, everything is divided equally.
 
     Returns:
         As many shares, of sum 1.
@@ -24,13 +35,14 @@ def allocation(rates: Sequence[float], aim: float) -> np.ndarray:
     """
     if not 0 <= aim <= 1:
         raise ValueError(f'aim must be in [0, 1], got {aim}')
-    rates = np.asarray(rates, dtype=float)
-    alike = np.full(len(rates), 1 / len(rates))
-    return alike if rates.sum() == 0 else (1 - aim) * alike + aim * rates / rates.sum()
+    weights = np.asarray(rates, dtype=float)
+    equal = np.full(len(weights), 1 / len(weights))
+    total = weights.sum()
+    return equal if total == 0 else (1 - aim) * equal + aim * weights / total
 
 
-def round_robin(parts: Sequence[float], count: int) -> list[int]:
-    """Draws by shares, always from what is farthest behind: the first few are in proportion too.
+def round_robin(parts: Sequence[float] | np.ndarray, count: int) -> list[int]:
+    """Draws by shares, always what is farthest behind: the first few are in proportion too.
 
     Equal shares take turns in their order. Fewer draws are the beginning of more.
 
@@ -47,4 +59,64 @@ def round_robin(parts: Sequence[float], count: int) -> list[int]:
         behind = np.asarray(parts) * turn - drawn
         order.append(int(np.round(behind, 9).argmax()))  # rounding must not decide between equals
         drawn[order[-1]] += 1
+    return order
+
+
+def failure_rates(
+    evaluator: PromptEvaluator,
+    prompts: Sequence[SoftPrompt],
+    names: Sequence[str],
+    label: int,
+    chosen: Sequence[int],
+    critic: Critic | None = None,
+) -> list[float]:
+    """How often the target fails on the images of each prompt, for one class; logs it.
+
+    Args:
+        evaluator: Draws the images, which are not kept, and evaluates the target.
+        prompts: The prompts.
+        names: What the log calls them.
+        label: The class.
+        chosen: Sources of this class, one for each image of a prompt.
+        critic: Only images that it keeps count as failures.
+    """
+    rates = [evaluator.failure_rate(prompt, chosen, critic) for prompt in prompts]
+    listed = ', '.join(f'{name} {rate:.2f}' for name, rate in zip(names, rates, strict=True))
+    name = evaluator.sources.classes[label]
+    MMLogger.get_current_instance().info(f'[gap] the target fails on {name}: {listed}')
+    return rates
+
+
+def aimed_starts(
+    search: PromptSearch, critic: Critic | None = None, round_index: int = 0
+) -> list[list[int]]:
+    """Which entry of a list ``init`` each prompt of each class starts from, by failure rates.
+
+    Args:
+        search: A search with ``aim`` above 0.
+        critic: As for :func:`failure_rates`.
+        round_index: The round, by which prompts ``grow``.
+
+    Returns:
+        For each class, an index into ``init`` for each prompt.
+    """
+    settings, order = search.settings, []
+    starts, count = settings.starts, settings.prompts_per_class
+    one_each = replace(settings, prompts_per_class=len(starts))
+    for label, name in enumerate(search.sources.classes):
+        prompts = initial_prompts(
+            search.generator.prompts, [name], one_each, search.seed, round_index=round_index
+        )
+        rates = failure_rates(
+            search.evaluator,
+            prompts,
+            [repr(start) for start in starts],
+            label,
+            search.split.searched(label)[: settings.holdout].tolist(),
+            critic,
+        )
+        # Where it fails on all alike, each class goes on where the one before ended.
+        shift = label * count % len(starts)
+        turns = round_robin(allocation(np.roll(rates, -shift).tolist(), settings.aim), count)
+        order.append([(turn + shift) % len(starts) for turn in turns])
     return order

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The alignment alarm: has the search left what its images may still be called?"""
+"""The alignment alarm: do the images of a found prompt still show their class?"""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class AlignmentAlarm:
         self.max_drift = max_drift
         self._states: Tensor | None = None
 
-    def about(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The settings as plain data."""
         return dict(
             max_dropped=self.max_dropped,
@@ -76,7 +76,7 @@ class AlignmentAlarm:
 
         Args:
             found: A prompt after its search. Its embeddings are put back in place.
-            evaluator: Draws images of the prompt and asks the target.
+            evaluator: Draws images of the prompt and evaluates the target.
             held_out: Sources that the search has not seen.
         """
         prompt, steps = found.prompt, sorted(found.snapshots, reverse=True)
@@ -106,15 +106,16 @@ class AlignmentAlarm:
             drift = broadcast_object(self._drift(prompt, evaluator.generator.prompts))
             if drift > self.max_drift:
                 reasons.append(f'drift {drift:.3f} is above {self.max_drift}')
-        if self.max_dropped is not None:
+        critic = self.critic
+        if critic is not None and self.max_dropped is not None:
             agreements = all_gather_list(
                 [
                     value
                     for condition, images in evaluator.draw(prompt, held_out)
-                    for value in self.critic(images, condition.masks, condition.truth).tolist()
+                    for value in critic(images, condition.masks, condition.truth).tolist()
                 ]
             )
-            share = sum(not self.critic.keeps(value) for value in agreements) / len(agreements)
+            share = sum(not critic.keeps(value) for value in agreements) / len(agreements)
             if share > self.max_dropped:
                 reasons.append(
                     f'{share:.0%} of its images are dropped, above {self.max_dropped:.0%}'

@@ -5,50 +5,75 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from mmgap.files import write_bytes
-
-PLAIN = ('losses', 'attacks', 'hits', 'total', 'restarts', 'done')
-
+from mmgap.search.progress import PromptProgress
 
 # What of a search's identity may change once it is complete: how images are drawn. In the words of
 # GAPHook's settings.
 MAY_CHANGE = ('generator.scheduler', 'generator.eta', 'search.num_inference_steps')
 
 
-def save_search(
-    path: str | Path,
-    identity: Mapping[str, Any],
-    states: list[Any],
-    optimizer: Any,
-    schedulers: list[Any],
-) -> None:
+@dataclass
+class RunningSearch:
+    """What a search changes from step to step.
+
+    Attributes:
+        progress: One entry for each prompt.
+        optimizer: MMEngine's optimiser wrapper.
+        schedulers: MMEngine's parameter schedulers.
+    """
+
+    progress: list[PromptProgress]
+    optimizer: OptimWrapper
+    schedulers: list[Any]
+
+    @property
+    def step(self) -> int:
+        """Steps so far: all prompts that have not stopped have gone through them."""
+        return max((one.total for one in self.progress), default=0)
+
+    @property
+    def active(self) -> list[PromptProgress]:
+        """The prompts that have not stopped."""
+        return [one for one in self.progress if not one.done]
+
+
+# Fields of PromptProgress that are JSON; the others are tensors.
+PLAIN = tuple(
+    field.name
+    for field in fields(PromptProgress)
+    if field.name not in ('prompt', 'initial', 'snapshots')
+)
+
+
+def save_search(path: str | Path, identity: Mapping[str, Any], search: RunningSearch) -> None:
     """Save prompts, optimiser and schedulers, whole or not at all.
 
     Args:
         path: The file.
         identity: Plain data on prompts, settings, generator and target that the search belongs to.
-        states: One :class:`~mmgap.search.progress.PromptProgress` per prompt.
-        optimizer: MMEngine's optimiser wrapper.
-        schedulers: MMEngine's parameter schedulers.
+        search: What is saved.
     """
     tensors: dict[str, Tensor] = {}
-    about: list[dict[str, Any]] = []
-    for i, state in enumerate(states):
-        tensors[f'embeddings/{i}'] = state.prompt.embeddings.detach()
-        tensors[f'initial/{i}'] = state.initial
-        for step, embeddings in state.snapshots.items():
+    states: list[dict[str, Any]] = []
+    for i, progress in enumerate(search.progress):
+        tensors[f'embeddings/{i}'] = progress.prompt.embeddings.detach()
+        tensors[f'initial/{i}'] = progress.initial
+        for step, embeddings in progress.snapshots.items():
             tensors[f'snapshot/{i}/{step}'] = embeddings
-        about.append({name: getattr(state, name) for name in PLAIN})
+        states.append({name: getattr(progress, name) for name in PLAIN})
     plain: dict[str, dict[str, Any]] = {}
-    kept = optimizer.optimizer.state_dict()
+    kept = search.optimizer.optimizer.state_dict()
     for i, values in kept['state'].items():
         for name, value in values.items():
             if isinstance(value, Tensor):
@@ -57,21 +82,17 @@ def save_search(
                 plain.setdefault(str(i), {})[name] = value
     meta = dict(
         identity=identity,
-        states=about,
+        states=states,
         param_groups=kept['param_groups'],
         plain=plain,
-        schedulers=[_plain(scheduler.state_dict()) for scheduler in schedulers],
+        schedulers=[_plain(scheduler.state_dict()) for scheduler in search.schedulers],
     )
     tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
     write_bytes(path, save(tensors, metadata={'search': json.dumps(meta)}))
 
 
 def load_search(
-    path: str | Path,
-    identity: Mapping[str, Any],
-    states: list[Any],
-    optimizer: Any,
-    schedulers: list[Any],
+    path: str | Path, identity: Mapping[str, Any], search: RunningSearch
 ) -> dict[str, Any] | None:
     """Put a saved search back in place.
 
@@ -89,15 +110,15 @@ def load_search(
         with safe_open(path, framework='pt') as file:
             meta = json.loads(file.metadata()['search'])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        saved, fields = meta['identity'], [set(about) for about in meta['states']]
+        saved, names = meta['identity'], [set(state) for state in meta['states']]
     except (SafetensorError, TypeError, KeyError, ValueError):
         _warn(f'{path} is damaged or of another version of mmgap; the search begins anew')
         return None
-    if any(known != set(PLAIN) for known in fields):
+    if any(own != set(PLAIN) for own in names):
         _warn(f'{path} is of another version of mmgap; the search begins anew')
         return None
     changed = differences(saved, identity)
-    complete = all(about['done'] for about in meta['states'])
+    complete = all(state['done'] for state in meta['states'])
     if changed and not (complete and set(changed) <= set(MAY_CHANGE)):
         _warn(
             f'{path} is of another search ({", ".join(changed)} differ); the search begins anew'
@@ -106,24 +127,24 @@ def load_search(
         return None
     if changed:
         _warn(f'the search was complete: its prompts are kept, with other {", ".join(changed)}')
-    for i, (state, about) in enumerate(zip(states, meta['states'], strict=True)):
-        state.prompt.embeddings.data.copy_(tensors[f'embeddings/{i}'])
-        state.initial = tensors[f'initial/{i}'].to(state.initial)
-        state.snapshots = {
-            int(name.rpartition('/')[2]): value.to(state.initial)
+    for i, (progress, state) in enumerate(zip(search.progress, meta['states'], strict=True)):
+        progress.prompt.embeddings.data.copy_(tensors[f'embeddings/{i}'])
+        progress.initial = tensors[f'initial/{i}'].to(progress.initial)
+        snapshots = {
+            int(name.rpartition('/')[2]): value.to(progress.initial)
             for name, value in tensors.items()
             if name.startswith(f'snapshot/{i}/')
         }
-        state.snapshots = dict(sorted(state.snapshots.items()))
+        progress.snapshots = dict(sorted(snapshots.items()))
         for name in PLAIN:
-            setattr(state, name, about[name])
+            setattr(progress, name, state[name])
     kept: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in meta['plain'].items()}
     for name, value in tensors.items():
         if name.startswith('optimizer/'):
             _, i, entry = name.split('/', 2)
             kept.setdefault(int(i), {})[entry] = value
-    optimizer.optimizer.load_state_dict(dict(state=kept, param_groups=meta['param_groups']))
-    for scheduler, state in zip(schedulers, meta['schedulers'], strict=True):
+    search.optimizer.optimizer.load_state_dict(dict(state=kept, param_groups=meta['param_groups']))
+    for scheduler, state in zip(search.schedulers, meta['schedulers'], strict=True):
         scheduler.load_state_dict(state)
     return saved
 

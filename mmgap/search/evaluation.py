@@ -1,26 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a search has brought, told by sources that it never saw."""
+"""Evaluation of prompts on sources that their search never saw."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
+import numpy as np
 import torch
+from mmengine.logging import MMLogger
 from torch import Tensor
 
 from mmgap.distributed import all_gather_list, raise_on_all_ranks, shard
 from mmgap.feedback import Critic
+from mmgap.generators import DiffusionGenerator
 from mmgap.prompts import SoftPrompt
 from mmgap.search.progress import FoundPrompt, NonFiniteLossError, PromptProgress
-from mmgap.seeds import derive_seed
-from mmgap.sources import Condition, SourceSet
+from mmgap.seeds import derive_rng, derive_seed
+from mmgap.sources import Condition, Sources
 from mmgap.targets import TargetModel, TargetOutput
 
 
+class SourceSplit:
+    """Splits sources into those that are searched with and those held out.
+
+    Args:
+        sources: Labelled samples.
+        holdout: How many of each class are held out, or of all for prompts of no class; a third at
+            most.
+        seed: Seed of the split.
+    """
+
+    def __init__(self, sources: Sources, holdout: int, seed: int) -> None:
+        self.sources = sources
+        self.holdout = holdout
+        self.seed = seed
+        self._parts: dict[int | None, tuple[np.ndarray, list[int]]] = {}
+
+    def searched(self, label: int | None) -> np.ndarray:
+        """Indices to search with, of one class or of all."""
+        return self._split(label)[0]
+
+    def held_out(self, label: int | None) -> list[int]:
+        """Indices to evaluate on, of one class or of all."""
+        return self._split(label)[1]
+
+    def _split(self, label: int | None) -> tuple[np.ndarray, list[int]]:
+        if label not in self._parts:
+            every = self.sources.of_class(label)
+            order = derive_rng(self.seed, 'holdout', str(label)).permutation(every)
+            count = min(self.holdout, len(order) // 3)
+            if count == 0:
+                MMLogger.get_current_instance().info(
+                    f'[gap] class {label} has {len(order)} sources: prompts are searched with and '
+                    'evaluated on the same ones'
+                )
+            held_out = order[:count] if count else order
+            self._parts[label] = order[count:], held_out.tolist()
+        return self._parts[label]
+
+
 class PromptEvaluator:
-    """Draws images of a prompt around held-out sources and asks the target.
+    """Draws images of a prompt on held-out sources and evaluates the target on them.
 
     A source has the same seed for every prompt, so prompts compare image by image. The processes of
     a distributed run share the images, and each gets what all have found.
@@ -36,9 +77,9 @@ class PromptEvaluator:
 
     def __init__(
         self,
-        generator: Any,
+        generator: DiffusionGenerator,
         target: TargetModel,
-        sources: SourceSet,
+        sources: Sources,
         num_inference_steps: int,
         batch_size: int,
         seed: int,
@@ -64,7 +105,7 @@ class PromptEvaluator:
             yield condition, self.generator(condition, hidden, seeds, self.num_inference_steps)
 
     def _seed(self, source: int) -> int:
-        return derive_seed(self.seed, 'judge', source)
+        return derive_seed(self.seed, 'judge', source)  # the salt of all results so far
 
     def evaluate(self, prompt: SoftPrompt, held_out: Sequence[int]) -> tuple[float, float]:
         """Target's mean loss and accuracy on one image per held-out source.
@@ -72,11 +113,13 @@ class PromptEvaluator:
         Raises:
             NonFiniteLossError: If a loss is NaN or Inf.
         """
-        losses, hits = self.ask(prompt, held_out)
+        losses, hits = self.per_source(prompt, held_out)
         return sum(losses) / len(losses), sum(hits) / len(hits)
 
     @torch.no_grad()
-    def ask(self, prompt: SoftPrompt, held_out: Sequence[int]) -> tuple[list[float], list[float]]:
+    def per_source(
+        self, prompt: SoftPrompt, held_out: Sequence[int]
+    ) -> tuple[list[float], list[float]]:
         """Target's loss, and 1 where it is right, on one image per held-out source.
 
         Raises:
@@ -100,15 +143,15 @@ class PromptEvaluator:
         Raises:
             NonFiniteLossError: If a loss is NaN or Inf.
         """
-        failed: list[float] = []
+        failures: list[float] = []
         with raise_on_all_ranks(NonFiniteLossError):
             for condition, images in self.draw(prompt, chosen):
                 wrong = 1 - self._output(prompt, condition, images).hits(condition.truth)
                 if critic is not None:
                     agreement = critic(images, condition.masks, condition.truth).tolist()
-                    wrong *= torch.tensor([critic.keeps(v) for v in agreement]).to(wrong)
-                failed += wrong.tolist()
-        return sum(all_gather_list(failed)) / len(chosen)
+                    wrong *= torch.tensor([critic.keeps(value) for value in agreement]).to(wrong)
+                failures += wrong.tolist()
+        return sum(all_gather_list(failures)) / len(chosen)
 
     def _output(self, prompt: SoftPrompt, condition: Condition, images: Tensor) -> TargetOutput:
         with self.target.frozen():
@@ -122,13 +165,13 @@ class PromptEvaluator:
         return output
 
     @torch.no_grad()
-    def compare(self, state: PromptProgress, held_out: Sequence[int]) -> FoundPrompt:
+    def compare(self, progress: PromptProgress, held_out: Sequence[int]) -> FoundPrompt:
         """The prompt as it is now against how its search started."""
-        prompt = state.prompt
+        prompt = progress.prompt
         found = prompt.embeddings.detach().clone()
         loss_after, accuracy_after = self.evaluate(prompt, held_out)
         try:
-            prompt.embeddings.copy_(state.initial)
+            prompt.embeddings.copy_(progress.initial)
             loss_before, accuracy_before = self.evaluate(prompt, held_out)
         finally:
             prompt.embeddings.copy_(found)
@@ -138,7 +181,7 @@ class PromptEvaluator:
             target_loss_after=loss_after,
             accuracy_before=accuracy_before,
             accuracy_after=accuracy_after,
-            steps=len(state.losses),
-            restarts=state.restarts,
-            snapshots={**state.snapshots, len(state.losses): found},
+            steps=len(progress.losses),
+            restarts=progress.restarts,
+            snapshots={**progress.snapshots, len(progress.losses): found},
         )

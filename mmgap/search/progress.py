@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the search of a prompt stands, and what it found."""
+"""How far the search of each prompt is, and what it found."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class NonFiniteLossError(FloatingPointError):
 
 @dataclass
 class PromptProgress:
-    """Where the search of one prompt stands.
+    """How far the search of one prompt is.
 
     Attributes:
         prompt: The prompt itself.
         initial: ``(n, width)``, its embeddings at the latest (re)start.
         losses: Feedback loss of each step since then, mean over the step's images.
-        attacks: The part of these losses that asks the target; NaN where none does.
+        attacks: The part of these losses from terms that need the target; NaN without one.
         hits: Share of each step's images that the target still names right; NaN where no active
             feedback asks it.
         total: Steps in all, those before the restarts included.
@@ -46,7 +46,7 @@ class PromptProgress:
 
 @dataclass
 class FoundPrompt:
-    """A prompt after its search, judged on held-out sources.
+    """A prompt after its search, evaluated on held-out sources.
 
     Attributes:
         prompt: The prompt.

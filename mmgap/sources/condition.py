@@ -44,7 +44,7 @@ class Condition:
 
     @property
     def names(self) -> list[Hashable] | None:
-        """What each source is known by; None where that cannot be told."""
+        """Key of each source in memory; None for a batch made by hand."""
         return None if self.owner is None else [(self.owner, index) for index in self.indices]
 
     def to(self, device: str | torch.device) -> Condition:

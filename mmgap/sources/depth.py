@@ -35,7 +35,7 @@ class DepthSourceSet:
         ValueError: If infos carry no ``depth_map_path`` or the pipeline loads no depth.
     """
 
-    classes = ('scene',)
+    classes: tuple[str, ...] = ('scene',)
     label_type = 'depth'
 
     def __init__(self, dataset: Any, size: tuple[int, int]) -> None:
@@ -93,7 +93,7 @@ class DepthSourceSet:
         Raises:
             ValueError: If it does not fit into 16 bits, or lies between whole units.
         """
-        exact = (condition.depth[i, 0].double().cpu() / self.unit).numpy()
+        exact = (condition.truth[i, 0].double().cpu() / self.unit).numpy()
         units = exact.round()
         if np.abs(exact - units).max() > 0.05:  # a file of floats
             raise ValueError(

@@ -49,7 +49,7 @@ class SourceMemory:
             del self._known[index]  # a file may have been mended by the next time
             raise
         if self._most is None:
-            self._measure(arrays)
+            self._most = self._measure(arrays)
         while len(self._known) > self._most:
             self._known.popitem(last=False)
         return arrays
@@ -64,11 +64,13 @@ class SourceMemory:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix='mmgap-sources')
             self._known[index] = self._thread.submit(self._read, index)
 
-    def _measure(self, arrays: tuple[np.ndarray, ...]) -> None:
+    def _measure(self, arrays: tuple[np.ndarray, ...]) -> int:
+        """How many sources like this one may be remembered."""
         each = sum(array.nbytes for array in arrays)
-        self._most = max(1, self._limit // each)
-        kept = min(self._count, self._most)
+        most = max(1, self._limit // each)
+        kept = min(self._count, most)
         MMLogger.get_current_instance().info(
             f'[gap] up to {kept} of {self._count} sources stay in memory once they are read, '
             f'{kept * each / 2**20:.0f} MiB'
         )
+        return most

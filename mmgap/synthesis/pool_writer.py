@@ -6,14 +6,27 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mmgap.pool import SamplePool, encode_png
 
-# Pixels, depth map or None, fields of a sample.
-Made = tuple[np.ndarray, np.ndarray | None, dict[str, Any]]
+
+@dataclass
+class GeneratedImage:
+    """An image on its way into a pool.
+
+    Attributes:
+        pixels: ``(H, W, 3)`` uint8 RGB.
+        depth: ``(H, W)`` uint16, if the label is a depth map.
+        fields: Those of :class:`~mmgap.pool.Sample` but the files and their sizes.
+    """
+
+    pixels: np.ndarray
+    depth: np.ndarray | None
+    fields: dict[str, Any]
 
 
 class PoolWriter:
@@ -25,29 +38,30 @@ class PoolWriter:
     Args:
         pool: The pool.
         generator: Fingerprint of what draws them.
-        about: Its settings, for those who want to know what drew an image.
+        settings: Its settings, for those who want to know what drew an image.
 
     Attributes:
         length: Samples of the pool, with those that are under way.
     """
 
-    def __init__(self, pool: SamplePool, generator: str, about: Mapping[str, Any]) -> None:
+    def __init__(self, pool: SamplePool, generator: str, settings: Mapping[str, Any]) -> None:
         self.pool = pool
-        self._generator = (generator, about)
+        self._generator = generator
+        self._settings = settings
         self.length = len(pool)
         self._encoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future | None = None
 
-    def write(self, made: Sequence[Made]) -> None:
+    def write(self, images: Sequence[GeneratedImage]) -> None:
         """Append a batch; returns at once, unless the one before is still under way.
 
         Raises:
             OSError: When the disk was full for the batch before; none of this one is written.
         """
         self.wait()
-        self.length += len(made)
-        self._pending = self._thread.submit(self._append, list(made))
+        self.length += len(images)
+        self._pending = self._thread.submit(self._append, list(images))
 
     def wait(self) -> None:
         """Wait until all is on the disk.
@@ -76,9 +90,9 @@ class PoolWriter:
             self._thread.shutdown()
             self._encoders.shutdown()
 
-    def _append(self, made: Sequence[Made]) -> None:
-        self.pool.add_generator(*self._generator)
+    def _append(self, images: Sequence[GeneratedImage]) -> None:
+        self.pool.add_generator(self._generator, self._settings)
         # PNG takes a tenth of the time that a GPU takes to draw.
-        images = self._encoders.map(encode_png, [image for image, _, _ in made])
-        for image, (_, depth, about) in zip(images, made, strict=True):
-            self.pool.append(image, depth, **about)
+        files = self._encoders.map(encode_png, [image.pixels for image in images])
+        for file, image in zip(files, images, strict=True):
+            self.pool.append(file, image.depth, **image.fields)

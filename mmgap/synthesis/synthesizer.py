@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,15 @@ from torch import Tensor
 from mmgap.distributed import broadcast_object, gather_list, raise_on_all_ranks, shard
 from mmgap.feedback import Critic, Feedback, FeedbackBatch, total_feedback
 from mmgap.files import fingerprint, plain, weights_fingerprint, write_json
-from mmgap.pool import Sample, SamplePool
+from mmgap.generators import DiffusionGenerator
+from mmgap.pool import Recipe, Sample, SamplePool
 from mmgap.prompts import SoftPrompt
-from mmgap.search import PromptEvaluator, allocation, round_robin
+from mmgap.search import PromptEvaluator, allocation, failure_rates, round_robin
 from mmgap.seeds import derive_rng, derive_seed
-from mmgap.sources import Condition, SourceSet
-from mmgap.synthesis.pool_writer import PoolWriter
+from mmgap.sources import Condition, ImageSpec, Sources
+from mmgap.synthesis.pool_writer import GeneratedImage, PoolWriter
 from mmgap.synthesis.progress import Progress
+from mmgap.synthesis.settings import SynthesisSettings
 from mmgap.targets import TargetModel
 
 # Where an image is NaN.
@@ -35,26 +38,30 @@ ADVICE = (
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """One image to draw: which source, which prompt, which seed."""
+class RoundContext:
+    """What all batches of a round share.
 
-    source: int
-    prompt: int
-    seed: int
+    Attributes:
+        round: The round.
+        embeds: ``(prompts, length, width)``, hidden states of the prompts.
+        prompt_ids: What the manifest calls them.
+        turns: Their turns.
+        generator: Fingerprint of the generator.
+        critic: Fingerprint of the critic; None without one.
+        target: The model in training; None where nothing of it goes into the manifest.
+        feedback: Prepared terms.
+        accepted: Fingerprints of generators whose images stay if they are planned ones.
+    """
 
-
-@dataclass(frozen=True)
-class _Work:
-    """What all batches of a round share."""
-
+    round: int
     embeds: Tensor
-    names: list[str]
-    numbers: list[int]
+    prompt_ids: list[str]
+    turns: list[int]
     generator: str
     critic: str | None
-    round: int
-    # Other generators whose images stay if they are planned ones.
-    accepted: frozenset[str]
+    target: TargetModel | None
+    feedback: Sequence[Feedback]
+    accepted: frozenset[str] = frozenset()
 
 
 class Synthesizer:
@@ -64,54 +71,25 @@ class Synthesizer:
 
     Args:
         generator: Draws images.
-        sources: Labelled, masked images.
-        num_inference_steps: Denoising steps of an image.
-        batch_size: Images drawn at a time, by all processes together: each image's last bits
-            depend on it. With fewer than processes, some have nothing to do.
-        cross: Draw every prompt with sources of all classes. False draws a prompt only with the
-            class that it was searched for, which makes the look of generated images predict the
-            label.
-        aim: Part of a class's images that its prompts share in proportion to how often the target
-            fails on their images of this class; the rest goes to all prompts alike. 0 asks no
-            target.
-        aim_images: Images per prompt and class that are drawn to find that out, and not kept.
+        sources: Labelled samples.
+        settings: How to draw.
         critic: Prepared :class:`~mmgap.feedback.Critic`; what it drops is drawn again with another
             source and seed.
-        attempts: How often an image may be drawn until the critic keeps it.
         seed: Seed of every draw.
-
-    Raises:
-        ValueError: If a count is not positive.
     """
 
     def __init__(
         self,
-        generator: Any,
-        sources: SourceSet,
-        num_inference_steps: int = 15,
-        batch_size: int = 8,
-        cross: bool = True,
-        aim: float = 0.0,
-        aim_images: int = 8,
+        generator: DiffusionGenerator,
+        sources: Sources,
+        settings: SynthesisSettings,
         critic: Critic | None = None,
-        attempts: int = 4,
         seed: int = 0,
     ) -> None:
-        counts = dict(num_inference_steps=num_inference_steps, batch_size=batch_size)
-        for name, value in dict(counts, aim_images=aim_images, attempts=attempts).items():
-            if value < 1:
-                raise ValueError(f'synthesis {name} must be at least 1, got {value}')
-        if not 0 <= aim <= 1:
-            raise ValueError(f'synthesis aim must be in [0, 1], got {aim}')
         self.generator = generator
         self.sources = sources
-        self.num_inference_steps = num_inference_steps
-        self.batch_size = batch_size
-        self.cross = cross
-        self.aim = aim
-        self.aim_images = aim_images
+        self.settings = settings
         self.critic = critic
-        self.attempts = attempts
         self.seed = seed
 
     def plan(
@@ -120,7 +98,7 @@ class Synthesizer:
         count: int,
         round: int = 0,
         rates: np.ndarray | None = None,
-    ) -> list[Drawing]:
+    ) -> list[ImageSpec]:
         """Which images to draw: classes in turn, then prompts by their shares, sources in turn.
 
         The plan of fewer images is the beginning of the plan of more.
@@ -128,7 +106,7 @@ class Synthesizer:
         Args:
             prompts: The prompts.
             count: How many images.
-            round: Number of the round.
+            round: The round.
             rates: ``(classes, prompts)``, failure rates to aim by; None for all alike.
 
         Raises:
@@ -140,19 +118,21 @@ class Synthesizer:
         if rates is None:
             rates = np.zeros((classes, len(prompts)))
         turns = [
-            round_robin(allocation(rates[label, usable], self.aim), -(-count // classes))
+            round_robin(
+                allocation(rates[label, usable].tolist(), self.settings.aim), -(-count // classes)
+            )
             for label, usable in enumerate(fitting)
         ]
         decks: list[list[int]] = [[] for _ in range(classes)]
         plan = []
-        for number in range(count):
-            label, turn = number % classes, number // classes
+        for place in range(count):
+            label, turn = place % classes, place // classes
             if not decks[label]:
                 rng = derive_rng(self.seed, 'sources', round, label, turn)
                 decks[label] = rng.permutation(self.sources.of_class(label)).tolist()
-            prompt = fitting[label][turns[label][turn]]
-            seed = derive_seed(self.seed, 'synthesis', round, number)
-            plan.append(Drawing(decks[label].pop(), prompt, seed))
+            prompt_index = fitting[label][turns[label][turn]]
+            seed = derive_seed(self.seed, 'synthesis', round, place)
+            plan.append(ImageSpec(decks[label].pop(), prompt_index, seed))
         return plan
 
     def run(
@@ -190,44 +170,30 @@ class Synthesizer:
             FloatingPointError: If an image or a loss is NaN or Inf; images before its batch stay.
             OSError: When the disk is full; complete images stay.
         """
-        names = broadcast_object([f'{p.id}@{_content(p)}' for p in prompts])
-        rates = self._known_rates(names, pool, round) if keep_drawn else None
+        prompt_ids = broadcast_object([f'{p.id}@{_content(p)}' for p in prompts])
+        rates = self._known_rates(prompt_ids, pool, round) if keep_drawn else None
         if rates is None:
             rates = self._rates(prompts, target, round)
-            self._write_rates(rates, names, pool, round)
+            self._write_rates(rates, prompt_ids, pool, round)
         plan = self.plan(prompts, count, round, rates)
-        position = broadcast_object(sum(sample.round < round for sample in pool.samples))
+        drawing, size = self.generator.settings(), self.settings.batch_size
         progress = Progress(len(plan))
-        about = self.generator.about()
-        with torch.no_grad(), PoolWriter(pool, fingerprint(about), about) as writer:
-            work = self._work(prompts, names, about, round)
+        with torch.no_grad(), PoolWriter(pool, fingerprint(drawing), drawing) as writer:
+            context = self._context(prompts, prompt_ids, round, target, feedback)
             if keep_drawn:
-                work = replace(work, accepted=_alike(about, pool.generators))
-            for start in range(0, len(plan), self.batch_size):
-                batch = plan[start : start + self.batch_size]
-                following = plan[start + self.batch_size :][: self.batch_size]
-                for attempt in range(1, self.attempts + 1):
-                    try:
-                        made, kept = self._draw(
-                            batch, following, position, work, writer, target, feedback
-                        )
-                    except FloatingPointError as error:
-                        raise FloatingPointError(f'{error}. {ADVICE}') from error
-                    progress.drawn += made
-                    position += len(batch)
-                    failed = [d for d, good in zip(batch, kept, strict=True) if not good]
-                    if not failed or attempt == self.attempts:
-                        break
-                    # At once, so that the first images of a pool are balanced too.
-                    batch = [self._again(drawing, attempt) for drawing in failed]
-                progress.missing += len(failed)
-                progress.log(min(start + self.batch_size, len(plan)))
+                context = replace(context, accepted=_similar(drawing, pool.generators))
+            position = broadcast_object(sum(sample.round < round for sample in pool.samples))
+            for start in range(0, len(plan), size):
+                following = plan[start + size :][:size]
+                batch = plan[start : start + size]
+                position = self._draw(batch, following, position, context, writer, progress)
+                progress.log(min(start + size, len(plan)))
         if dist.is_main_process():
-            self._keep(pool, lambda number, _: number < position)
+            _keep(pool, lambda place, _: place < position)
         if progress.missing:
             MMLogger.get_current_instance().warning(
-                f'[gap] the critic dropped {progress.missing} of {count} images {self.attempts} '
-                'times; the pool has so many less than asked for'
+                f'[gap] the critic dropped {progress.missing} of {count} images '
+                f'{self.settings.attempts} times; the pool has so many less than asked for'
             )
         return progress.drawn
 
@@ -243,70 +209,82 @@ class Synthesizer:
         Raises:
             FloatingPointError: If the image or a loss is NaN or Inf.
         """
-        work = self._work(prompts[:1], ['try-out'], self.generator.about(), 0)
-        drawing = Drawing(0, 0, derive_seed(self.seed, 'try-out'))
+        context = self._context(prompts[:1], ['try-out'], 0, target, feedback)
+        image = ImageSpec(0, 0, derive_seed(self.seed, 'try-out'))
         # One alone would be compiled for a batch of one.
-        self._make([drawing] * (2 if self.generator.compiled else 1), work, target, feedback)
+        self._generate([image] * (2 if self.generator.compiled else 1), context)
 
-    def _work(
+    def _context(
         self,
         prompts: Sequence[SoftPrompt],
-        names: list[str],
-        about: Mapping[str, Any],
+        prompt_ids: list[str],
         round: int,
-    ) -> _Work:
-        generator = broadcast_object(fingerprint(about))
-        return _Work(
-            embeds=self.generator.prompts.encode(prompts),
-            numbers=[p.number for p in prompts],
-            names=names,
-            generator=generator,
-            critic=broadcast_object(self.critic.fingerprint() if self.critic is not None else None),
+        target: TargetModel | None,
+        feedback: Sequence[Feedback],
+    ) -> RoundContext:
+        return RoundContext(
             round=round,
-            accepted=frozenset(),
+            embeds=self.generator.prompts.encode(prompts),
+            prompt_ids=prompt_ids,
+            turns=[prompt.turn for prompt in prompts],
+            generator=broadcast_object(self.generator.fingerprint()),
+            critic=broadcast_object(None if self.critic is None else self.critic.fingerprint()),
+            target=target,
+            feedback=feedback,
         )
 
-    def _known_rates(self, names: list[str], pool: SamplePool, round: int) -> np.ndarray | None:
+    def _known_rates(
+        self, prompt_ids: list[str], pool: SamplePool, round: int
+    ) -> np.ndarray | None:
         """Failure rates that this round was planned by, if it was."""
-        path = pool.folder / f'aim_{round}.json'
-        known = json.loads(path.read_text()) if path.exists() and self.aim else {}
-        alike = known.get('prompts') == names and known.get('aim_images') == self.aim_images
-        return broadcast_object(np.array(known['rates']) if alike else None)
+        path, settings = pool.folder / f'aim_{round}.json', self.settings
+        known = json.loads(path.read_text()) if path.exists() and settings.aim else {}
+        same = (known.get('prompts'), known.get('aim_images')) == (prompt_ids, settings.aim_images)
+        return broadcast_object(np.array(known['rates']) if same else None)
 
     def _write_rates(
-        self, rates: np.ndarray | None, names: list[str], pool: SamplePool, round: int
+        self, rates: np.ndarray | None, prompt_ids: list[str], pool: SamplePool, round: int
     ) -> None:
         if rates is not None and dist.is_main_process():
-            about = dict(prompts=names, aim_images=self.aim_images, rates=rates.tolist())
-            write_json(pool.folder / f'aim_{round}.json', about)
+            content = dict(
+                prompts=prompt_ids, aim_images=self.settings.aim_images, rates=rates.tolist()
+            )
+            write_json(pool.folder / f'aim_{round}.json', content)
 
     def _rates(
         self, prompts: Sequence[SoftPrompt], target: TargetModel | None, round: int
     ) -> np.ndarray | None:
         """Failure rates to aim by. The same again where a round goes on: the target is."""
-        if self.aim == 0:
+        settings = self.settings
+        if settings.aim == 0:
             return None
         if target is None:
-            raise ValueError(f'synthesis aim={self.aim} needs a target; give a checkpoint')
-        settings = (self.num_inference_steps, self.batch_size, derive_seed(self.seed, 'aim', round))
-        evaluator = PromptEvaluator(self.generator, target, self.sources, *settings)
+            raise ValueError(f'synthesis aim={settings.aim} needs a target; give a checkpoint')
+        evaluator = PromptEvaluator(
+            self.generator,
+            target,
+            self.sources,
+            num_inference_steps=settings.num_inference_steps,
+            batch_size=settings.batch_size,
+            seed=derive_seed(self.seed, 'aim', round),
+        )
         rates, drawn = np.zeros((len(self.sources.classes), len(prompts))), 0
         for label, usable in enumerate(self._fitting(prompts)):
             rng = derive_rng(self.seed, 'aim', round, label)
-            chosen = rng.permutation(self.sources.of_class(label))[: self.aim_images]
-            for i in usable:
-                rates[label, i] = evaluator.failure_rate(prompts[i], chosen, self.critic)
-                drawn += len(chosen)
-            said = ', '.join(f'{prompts[i].id} {rates[label, i]:.2f}' for i in usable)
-            name = self.sources.classes[label]
-            MMLogger.get_current_instance().info(f'[gap] the target fails on {name}: {said}')
+            chosen = rng.permutation(self.sources.of_class(label))[: settings.aim_images]
+            fitting = [prompts[i] for i in usable]
+            ids = [prompt.id for prompt in fitting]
+            rates[label, usable] = failure_rates(
+                evaluator, fitting, ids, label, chosen.tolist(), self.critic
+            )
+            drawn += len(chosen) * len(usable)
         MMLogger.get_current_instance().info(f'[gap] {drawn} images drawn to aim, and not kept')
         return rates
 
     def _fitting(self, prompts: Sequence[SoftPrompt]) -> list[list[int]]:
         """The prompts that each class may be drawn with."""
         fitting = [
-            [i for i, p in enumerate(prompts) if self.cross or p.label in (label, None)]
+            [i for i, p in enumerate(prompts) if self.settings.cross or p.label in (label, None)]
             for label in range(len(self.sources.classes))
         ]
         for label, usable in enumerate(fitting):
@@ -317,161 +295,196 @@ class Synthesizer:
                 )
         return fitting
 
-    def _again(self, drawing: Drawing, attempt: int) -> Drawing:
+    def _again(self, image: ImageSpec, attempt: int) -> ImageSpec:
         """The same class and prompt with another source and seed."""
-        rng = derive_rng(self.seed, 'again', drawing.seed, attempt)
-        fitting = self.sources.of_class(int(self.sources.labels[drawing.source]))
-        return Drawing(int(rng.choice(fitting)), drawing.prompt, int(rng.integers(2**62)))
+        rng = derive_rng(self.seed, 'again', image.seed, attempt)
+        fitting = self.sources.of_class(int(self.sources.labels[image.source]))
+        source, seed = int(rng.choice(fitting)), int(rng.integers(2**62))
+        return ImageSpec(source, image.prompt_index, seed)
 
     def _draw(
         self,
-        batch: Sequence[Drawing],
-        following: Sequence[Drawing],
+        batch: Sequence[ImageSpec],
+        following: Sequence[ImageSpec],
         position: int,
-        work: _Work,
+        context: RoundContext,
         writer: PoolWriter,
-        target: TargetModel | None,
-        feedback: Sequence[Feedback],
-    ) -> tuple[int, list[bool]]:
-        """Draw what the pool lacks of a batch that begins at ``position``.
+        progress: Progress,
+    ) -> int:
+        """Draw a batch, and again what the critic drops of it.
 
-        Meanwhile the sources of the batch that follows are read.
+        Args:
+            batch: The images.
+            following: Those of the next batch, whose sources are read meanwhile.
+            position: Where the batch begins in the pool.
+            context: The round.
+            writer: Writes the pool.
+            progress: Counts what is drawn, and what stays missing.
 
         Returns:
-            How many were drawn, and which images of the batch the critic keeps.
+            Where the next batch begins in the pool.
         """
+        for attempt in range(1, self.settings.attempts + 1):
+            try:
+                kept = self._draw_once(batch, following, position, context, writer, progress)
+            except FloatingPointError as error:
+                raise FloatingPointError(f'{error}. {ADVICE}') from error
+            position += len(batch)
+            dropped = [image for image, keeps in zip(batch, kept, strict=True) if not keeps]
+            if not dropped:
+                return position
+            # At once, so that the first images of a pool are balanced too.
+            batch = [self._again(image, attempt) for image in dropped]
+        progress.missing += len(dropped)
+        return position
 
-        def wanted(number: int, sample: Sample) -> bool:
-            if not position <= number < position + len(batch):
-                return True
-            drawing = batch[number - position]
-            label = int(self.sources.labels[drawing.source])
-            what = (drawing.source, label, drawing.seed, work.names[drawing.prompt])
-            alike = sample.planned() == (work.round, *what, self.sources.unit)
-            drawn_alike = (sample.generator, sample.num_inference_steps) == (
-                work.generator,
-                self.num_inference_steps,
-            )
-            return (
-                alike
-                and (drawn_alike or sample.generator in work.accepted)
-                and self._judged_alike(sample, work.critic)
-            )
+    def _draw_once(
+        self,
+        batch: Sequence[ImageSpec],
+        following: Sequence[ImageSpec],
+        position: int,
+        context: RoundContext,
+        writer: PoolWriter,
+        progress: Progress,
+    ) -> list[bool]:
+        """Draw what the pool lacks of a batch, see :meth:`_draw`.
 
+        Returns:
+            Which images of the batch the critic keeps.
+        """
         known: list[bool] = []
         if dist.is_main_process() and writer.length > position:  # of an interrupted run
             writer.wait()
-            self._keep(writer.pool, wanted)
+            _keep(writer.pool, partial(self._wanted, batch, position, context))
             writer.length = len(writer.pool)
             known = [sample.kept for sample in writer.pool.samples[position:][: len(batch)]]
         known = broadcast_object(known)
-        done = len(known)
-        if done == len(batch):
-            return 0, known
+        if len(known) == len(batch):
+            return known
         # The whole batch again, as in an uninterrupted run: rounding depends on the batch's size.
-        part, later = (some[shard(len(some))] for some in (batch, following))
-        self.sources.prefetch([drawing.source for drawing in (*part, *later)])
+        part, following_part = batch[shard(len(batch))], following[shard(len(following))]
+        self.sources.prefetch([image.source for image in (*part, *following_part)])
         with raise_on_all_ranks(FloatingPointError):
-            made = self._make(part, work, target, feedback) if part else []
+            images = self._generate(part, context) if part else []
         # Whole and in order: the manifest is the same however many have drawn.
-        new = gather_list(made)[done:]
+        new = gather_list(images)[len(known) :]
         if dist.is_main_process():
             writer.write(new)
-        return len(batch) - done, known + broadcast_object([about['kept'] for _, _, about in new])
+        progress.drawn += len(batch) - len(known)
+        return known + broadcast_object([image.fields['kept'] for image in new])
 
-    def _make(
+    def _wanted(
         self,
-        batch: Sequence[Drawing],
-        work: _Work,
-        target: TargetModel | None,
-        feedback: Sequence[Feedback],
-    ) -> list[tuple[np.ndarray, np.ndarray | None, dict[str, Any]]]:
-        """Draw and judge images: what :meth:`SamplePool.append` is told of each."""
-        condition = self.sources.load([drawing.source for drawing in batch])
-        hidden = work.embeds[[drawing.prompt for drawing in batch]]
-        seeds = [drawing.seed for drawing in batch]
-        images = self.generator(condition, hidden, seeds, self.num_inference_steps)
-        numbers = [work.numbers[drawing.prompt] for drawing in batch]
-        draft = FeedbackBatch(hidden, condition.labels, seeds, numbers, images)
-        judged = self._judge(condition, draft, target, feedback)
-        self._check_finite(batch, images, judged)
-        pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        made = []
-        for i, drawing in enumerate(batch):
-            about = dict(
-                label=int(condition.labels[i]),
-                group=None,
-                source_index=drawing.source,
-                source_group=self.sources.groups[drawing.source],
-                seed=drawing.seed,
-                prompt_id=work.names[drawing.prompt],
-                generator=work.generator,
-                num_inference_steps=self.num_inference_steps,
-                round=work.round,
-                critic=work.critic,
-                kept=self.critic is None or self.critic.keeps(judged['agreement'][i]),
-                depth_unit=self.sources.unit,
-                **{name: values[i] for name, values in judged.items()},
-            )
-            made.append((pixels[i], self.sources.stored_depth(condition, i), about))
-        return made
+        batch: Sequence[ImageSpec],
+        position: int,
+        context: RoundContext,
+        place: int,
+        sample: Sample,
+    ) -> bool:
+        """Whether a sample of the pool is the planned one; yes outside of the batch."""
+        if not position <= place < position + len(batch):
+            return True
+        image, recipe = batch[place - position], sample.recipe
+        planned = self._recipe(image, context)
+        drawn = recipe == planned or (
+            sample.generator in context.accepted and recipe.same_plan(planned)
+        )
+        return drawn and self._same_critic(sample, context.critic)
 
-    @staticmethod
-    def _keep(pool: SamplePool, wanted: Callable[[int, Sample], bool]) -> None:
-        deleted = pool.keep(wanted)
-        if deleted:
-            MMLogger.get_current_instance().warning(
-                f'[gap] {deleted} images of another plan deleted from {pool.folder}'
-            )
+    def _recipe(self, image: ImageSpec, context: RoundContext) -> Recipe:
+        return Recipe(
+            round=context.round,
+            source_index=image.source,
+            label=int(self.sources.labels[image.source]),
+            seed=image.seed,
+            prompt_id=context.prompt_ids[image.prompt_index],
+            depth_unit=self.sources.unit,
+            generator=context.generator,
+            num_inference_steps=self.settings.num_inference_steps,
+        )
 
-    def _judged_alike(self, sample: Sample, critic: str | None) -> bool:
-        """Whether the critic would decide as the pool says that it was decided."""
+    def _same_critic(self, sample: Sample, critic: str | None) -> bool:
+        """Whether this critic would keep or drop the sample as the pool has it."""
         if sample.critic != critic:
             return False
-        return critic is None or sample.kept == self.critic.keeps(sample.agreement)
+        if self.critic is None or sample.agreement is None:
+            return True
+        return sample.kept == self.critic.keeps(sample.agreement)
 
-    def _judge(
-        self,
-        condition: Condition,
-        draft: FeedbackBatch,
-        target: TargetModel | None,
-        feedback: Sequence[Feedback],
+    def _generate(self, batch: Sequence[ImageSpec], context: RoundContext) -> list[GeneratedImage]:
+        """Draw images and measure them."""
+        condition = self.sources.load([image.source for image in batch])
+        indices, seeds = [image.prompt_index for image in batch], [image.seed for image in batch]
+        hidden = context.embeds[indices]
+        images = self.generator(condition, hidden, seeds, self.settings.num_inference_steps)
+        turns = [context.turns[i] for i in indices]
+        seen = FeedbackBatch(hidden, condition.labels, seeds, turns, images)
+        measures = self._measure(condition, images, seen, context)
+        self._check_finite(batch, images, measures)
+        pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        generated = []
+        for i, image in enumerate(batch):
+            own = {name: values[i] for name, values in measures.items()}
+            agreement = own['agreement']
+            fields = dict(
+                asdict(self._recipe(image, context)),
+                group=None,
+                source_group=self.sources.groups[image.source],
+                critic=context.critic,
+                kept=self.critic is None or agreement is None or self.critic.keeps(agreement),
+                **own,
+            )
+            depth = self.sources.stored_depth(condition, i)
+            generated.append(GeneratedImage(pixels[i], depth, fields))
+        return generated
+
+    def _measure(
+        self, condition: Condition, images: Tensor, seen: FeedbackBatch, context: RoundContext
     ) -> dict[str, list[float | None]]:
-        """Losses of a batch, for the manifest."""
+        """Losses and agreement of a batch, for the manifest."""
         unknown: list[float | None] = [None] * len(condition)
         names = ('target_loss_source', 'target_loss_image', 'feedback', 'agreement')
-        judged = dict.fromkeys(names, unknown)
+        measures = dict.fromkeys(names, unknown)
         if self.critic is not None:
-            agreement = self.critic(draft.images, condition.masks, condition.truth)
-            judged['agreement'] = agreement.tolist()
+            agreement = self.critic(images, condition.masks, condition.truth)
+            measures['agreement'] = agreement.tolist()
+        target = context.target
         if target is None:
-            return judged
+            return measures
         with target.frozen():
             source = target(condition.images.float() / 255, condition.truth)
-            image = draft.output = target(draft.images, condition.truth)
-        seeing = [term for term in feedback if term.needs != 'prompt']
-        total = total_feedback(seeing, draft).loss
+            seen.output = target(images, condition.truth)
+        looking = [term for term in context.feedback if term.needs != 'prompt']
+        total = total_feedback(looking, seen).loss
         return dict(
-            judged,
+            measures,
             target_loss_source=source.loss.tolist(),
-            target_loss_image=image.loss.tolist(),
-            feedback=total.tolist() if seeing else unknown,
+            target_loss_image=seen.output.loss.tolist(),
+            feedback=total.tolist() if looking else unknown,
         )
 
     @staticmethod
     def _check_finite(
-        batch: Sequence[Drawing], images: Tensor, judged: dict[str, list[float | None]]
+        batch: Sequence[ImageSpec], images: Tensor, measures: dict[str, list[float | None]]
     ) -> None:
         finite = torch.isfinite(images).flatten(1).all(dim=1).tolist()
-        for i, drawing in enumerate(batch):
-            values = {name: column[i] for name, column in judged.items()}
+        for i, image in enumerate(batch):
+            values = {name: column[i] for name, column in measures.items()}
             if finite[i] and all(v is None or math.isfinite(v) for v in values.values()):
                 continue
-            what = f'gave {values}' if finite[i] else 'has pixels that are NaN or Inf'
+            problem = f'gave {values}' if finite[i] else 'has pixels that are NaN or Inf'
             raise FloatingPointError(
-                f'the image of source {drawing.source} with seed {drawing.seed} {what}; it is not '
+                f'the image of source {image.source} with seed {image.seed} {problem}; it is not '
                 'in the pool'
             )
+
+
+def _keep(pool: SamplePool, wanted: Callable[[int, Sample], bool]) -> None:
+    deleted = pool.keep(wanted)
+    if deleted:
+        MMLogger.get_current_instance().warning(
+            f'[gap] {deleted} images of another plan deleted from {pool.folder}'
+        )
 
 
 def _content(prompt: SoftPrompt) -> str:
@@ -480,10 +493,10 @@ def _content(prompt: SoftPrompt) -> str:
     return fingerprint(parts)[:8]
 
 
-def _alike(about: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+def _similar(drawing: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
     """The generator itself and those that differ from it in scheduler and eta at most."""
-    own = plain(about)
-    settings = {fingerprint(about): own, **known}
+    own = plain(drawing)
+    settings = {fingerprint(drawing): own, **known}
     return frozenset(
         name
         for name, other in settings.items()

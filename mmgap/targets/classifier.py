@@ -1,24 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model in training as a differentiable judge of images."""
+"""Classifiers as targets: differentiable, from images in [0, 1] to a loss for each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from torch import Tensor, nn
 
 from mmgap.configs import name_of
 
 
+class TargetOutput(Protocol):
+    """What any target says of a batch.
+
+    Attributes:
+        loss: ``(B,)``, the loss of each sample, higher where the model is more wrong.
+    """
+
+    loss: Tensor
+
+    def hits(self, truth: Tensor, /) -> Tensor:
+        """``(B,)``: how far the model is right about each sample, in [0, 1]."""
+
+    def agreement(self, truth: Tensor, /) -> Tensor:
+        """``(B,)``: how much it believes of the truth of each sample, in [0, 1]."""
+
+
 @dataclass
-class TargetOutput:
-    """What a target says of a batch.
+class ClassOutput:
+    """What a classifier says of a batch.
 
     Attributes:
         logits: ``(B, classes)``.
@@ -36,6 +52,11 @@ class TargetOutput:
     def hits(self, labels: Tensor) -> Tensor:
         """``(B,)``: 1 where the class is the true one, else 0."""
         return (self.predictions == labels.to(self.logits.device)).float()
+
+    def agreement(self, labels: Tensor) -> Tensor:
+        """``(B,)``: probability of the true class."""
+        labels = labels.to(self.logits.device)
+        return self.logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
 
 
 class TargetModel:
@@ -64,7 +85,7 @@ class TargetModel:
     ) -> None:
         if channel_order not in ('bgr', 'rgb'):
             raise ValueError(f"channel_order must be 'bgr' or 'rgb', got {channel_order!r}")
-        self.model = model.module if is_model_wrapper(model) else model
+        self.model: BaseModel = model.module if is_model_wrapper(model) else model
         self.input_size = input_size
         self.channel_order = channel_order
 
@@ -103,11 +124,11 @@ class TargetModel:
             if value:
                 size = (value, value) if isinstance(value, int) else tuple(value)[::-1]
         if not loads:
-            raise ValueError('the test pipeline loads no image; give target=dict(input_size=…)')
+            raise ValueError('the test pipeline loads no image; give input=dict(input_size=…)')
         if ratio is not None:
             raise ValueError(
                 f'the test pipeline resizes to {ratio} and keeps the ratio, which gives images no '
-                'fixed size; give target=dict(input_size=(height, width))'
+                'fixed size; give input=dict(input_size=(height, width))'
             )
         return cls(model, size, order)
 
@@ -128,7 +149,7 @@ class TargetModel:
                 module.training = mode
 
     def __call__(self, images: Tensor, labels: Tensor) -> TargetOutput:
-        """Judge images.
+        """Loss and prediction for each image.
 
         Args:
             images: ``(B, 3, H, W)`` RGB in [0, 1].
@@ -152,7 +173,7 @@ class TargetModel:
                 'the feedback needs a classifier with a head'
             )
         labels = labels.to(logits.device)
-        return TargetOutput(logits, self._loss(logits, labels))
+        return ClassOutput(logits, self._loss(logits, labels))
 
     def inputs(self, images: Tensor) -> Tensor:
         """Images as the test pipeline hands them to the data preprocessor, on its device."""
@@ -167,7 +188,7 @@ class TargetModel:
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The head's own cross-entropy with its weights; plain for heads with another loss."""
-        module = getattr(getattr(self.model, 'head', None), 'loss_module', None)
+        module: Any = getattr(getattr(self.model, 'head', None), 'loss_module', None)
         plain = type(module).__name__ == 'CrossEntropyLoss' and not (
             getattr(module, 'use_sigmoid', True) or getattr(module, 'use_soft', True)
         )

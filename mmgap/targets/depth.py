@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A depth model in training as a differentiable judge of images."""
+"""Depth models as targets."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ class DepthOutput:
         counts = known.flatten(1).sum(dim=1).clamp(min=1)
         return (right.flatten(1).sum(dim=1) / counts).float()
 
+    agreement = hits
+
 
 class DepthTarget(TargetModel):
     """Any depth model of MMSegmentation, seen from the image; see :class:`TargetModel`.
@@ -52,7 +54,7 @@ class DepthTarget(TargetModel):
     """
 
     def __call__(self, images: Tensor, labels: Tensor) -> DepthOutput:
-        """Judge images.
+        """Loss and prediction for each image.
 
         Args:
             images: ``(B, 3, H, W)`` RGB in [0, 1].

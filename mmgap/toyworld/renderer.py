@@ -52,10 +52,10 @@ def render(scene: Scene, subtype: str | None = None) -> Rendering:
     Returns:
         The picture, its mask and its depth.
     """
-    if subtype is not None and subtype not in SUBTYPES.get(scene.bird, ()):
+    subtypes = SUBTYPES.get(scene.bird or '', ())
+    if subtype is not None and subtype not in subtypes:
         raise ValueError(
-            f'subtype={subtype!r} is no sub-type of bird={scene.bird!r}; use one of '
-            f'{SUBTYPES.get(scene.bird, ())}'
+            f'subtype={subtype!r} is no sub-type of bird={scene.bird!r}; use one of {subtypes}'
         )
     # Independent streams: the bird is the same in every place.
     behind, front = (np.random.default_rng([WORLD_VERSION, scene.seed, k]) for k in (0, 1))

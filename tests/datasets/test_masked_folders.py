@@ -13,8 +13,8 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from mmgap.datasets import MaskedFolders, share_classes
-from mmgap.hooks.components import check_classes
 from mmgap.images import SUFFIXES
+from mmgap.loop.round import check_classes
 from mmgap.sources import SourceSet
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmgap.feedback import AdversarialLoss, FeedbackBatch, adversarial_loss
-from mmgap.targets import TargetOutput
+from mmgap.targets import ClassOutput
 
 
 def log_probabilities(logits):
@@ -23,7 +23,7 @@ REFERENCE = {
 
 
 def batch(logits, labels):
-    output = TargetOutput(logits, torch.zeros(len(labels)))
+    output = ClassOutput(logits, torch.zeros(len(labels)))
     numbers = range(len(labels))
     return FeedbackBatch(torch.zeros(len(labels), 1, 1), labels, numbers, numbers, output=output)
 
@@ -51,14 +51,14 @@ def test_gradient(mode):
     logits = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 1, 1])
     assert torch.autograd.gradcheck(
-        lambda x: adversarial_loss(x, labels, mode, target=0, logit_scale=0.7), logits
+        lambda x: adversarial_loss(x, labels, mode, target_class=0, logit_scale=0.7), logits
     )
 
 
 @pytest.mark.parametrize('mode', ['flip', 'untargeted', 'targeted'])
 def test_descent_makes_the_model_err(mode):
     logits, labels = torch.zeros(4, 2, requires_grad=True), torch.tensor([0, 0, 0, 0])
-    loss = adversarial_loss(logits, labels, mode, target=1).sum()
+    loss = adversarial_loss(logits, labels, mode, target_class=1).sum()
     moved = logits - torch.autograd.grad(loss, logits)[0]
     assert (moved.argmax(dim=1) == 1).all()
 
@@ -80,12 +80,12 @@ def test_bad_settings():
         adversarial_loss(logits, labels, 'flip')
     for target in (None, 3, -1):
         with pytest.raises(ValueError, match=rf'\[0, 3\), got {target}'):
-            adversarial_loss(logits, labels, 'targeted', target=target)
+            adversarial_loss(logits, labels, 'targeted', target_class=target)
     with pytest.raises(ValueError, match="got 'sideways'"):
         adversarial_loss(logits, labels, 'sideways')
     with pytest.raises(ValueError, match="got 'sideways'"):
         AdversarialLoss('sideways')
-    with pytest.raises(ValueError, match='needs target'):
+    with pytest.raises(ValueError, match='needs target_class'):
         AdversarialLoss('targeted')
     with pytest.raises(ValueError, match='got 0'):
         AdversarialLoss(logit_scale=0)

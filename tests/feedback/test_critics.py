@@ -108,5 +108,7 @@ def test_bad_settings():
         ClipCritic(CLIP, template='a bird')
     with pytest.raises(ValueError, match='margin must not be negative'):
         ClipCritic(CLIP, margin=-1)
+    with pytest.raises(RuntimeError, match=r'call prepare\(\) first'):
+        ModelCritic('critic.py', 'critic.pth').fingerprint()
     with pytest.raises(ValueError, match='1 texts for 2 classes'):
         ClipCritic(CLIP, texts=['a']).prepare(('a', 'b'))

@@ -117,6 +117,8 @@ def test_clip_space_compares_image_and_text(generator, device):
         text = term._model.encode_texts(['a lake', 'an ocean']).mean(0)
         expected = 1 - F.cosine_similarity(image, text[None])
     torch.testing.assert_close(term(batch(generator, ['a', 'b'], images=images)), expected)
+    with pytest.raises(ValueError, match="this batch has no images; .* needs = 'image'"):
+        term(batch(generator, ['a', 'b']))
 
 
 @pytest.mark.parametrize('distance', ['cosine', 'l2'])

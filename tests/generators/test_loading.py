@@ -38,7 +38,7 @@ def test_only_the_fp16_variant(copied, tiny_sd, tiny_controlnet, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"controlnet=.*: set variant='fp16'"):
         ControlNetGenerator(folder, control, variant='fp16')
     made = ControlNetGenerator(folder, dict(path=control, variant='fp16'), variant='fp16')
-    assert made.about() == ControlNetGenerator(str(tiny_sd), str(tiny_controlnet)).about()
+    assert made.settings() == ControlNetGenerator(str(tiny_sd), str(tiny_controlnet)).settings()
 
 
 def test_parts_that_are_not_there(copied, tiny_sd):
@@ -65,7 +65,7 @@ def test_a_single_file(tiny_sd, tiny_controlnet, tmp_path):
         made = kind(file, config=str(config))
         assert made.fingerprint() == kind(str(tiny_sd)).fingerprint()
     made = ControlNetGenerator(file, str(tiny_controlnet), config=str(config))
-    assert made.about() == ControlNetGenerator(str(tiny_sd), str(tiny_controlnet)).about()
+    assert made.settings() == ControlNetGenerator(str(tiny_sd), str(tiny_controlnet)).settings()
     for model, settings, kind, words in (
         (file, dict(config=str(tmp_path / 'no')), FileNotFoundError, 'neither a folder nor a hub'),
         (file, dict(config=str(config), variant='fp16'), ValueError, 'is one file'),

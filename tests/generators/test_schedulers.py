@@ -86,10 +86,12 @@ def check_all(names, models, steps):
 
 
 def test_those_that_can_are_finite_at_any_number_of_steps():
-    check_all(['DDIM', 'DDIMParallel'], ['zero SNR, trailing', 'plain, leading'], range(1, 51))
+    some = (*range(1, 15), 20, 25, 33, 50)
+    check_all(['DDIM', 'DDIMParallel'], ['zero SNR, trailing', 'plain, leading'], some)
     check_all(FIT, MODELS, (1, 3, 10))
 
 
+# Slow: 200 000 steps of schedulers.
 @pytest.mark.slow
 def test_all_of_them_at_all_numbers_of_steps():
     check_all(FIT, MODELS, range(1, 51))
@@ -99,7 +101,7 @@ def test_all_of_them_at_all_numbers_of_steps():
 def test_ddim_is_the_stock_one_where_that_is_finite(kind):
     """At some numbers of steps, which depend on the processor, the stock one is NaN."""
     model, broken = MODELS['zero SNR, trailing'], 0
-    for steps in range(1, 101):
+    for steps in range(1, 51):
         stock = build_scheduler(DDIMScheduler.from_config(model), dict(type=f'{kind}Scheduler'))
         expected = sample_known_image(stock, model, steps, eta=1.0)[0]
         found = sample_known_image(build(kind, model, 1.0), model, steps, eta=1.0)[0]
@@ -122,10 +124,9 @@ def test_numbers_of_steps_that_a_scheduler_cannot_do():
         check_steps(build('DDIM', told), told, 5)
 
 
-@pytest.mark.parametrize('kind', ['FlowMatchEulerDiscrete', 'EDMEuler', 'CogVideoXDDIM', 'IPNDM'])
-def test_generators_refuse_what_cannot_draw(kind, tiny_sd):
-    with pytest.raises(SchedulerError, match=f'{kind}Scheduler.*; these can: .*DDIMScheduler'):
-        InpaintingGenerator(str(tiny_sd), scheduler=dict(type=f'{kind}Scheduler'))
+def test_generators_refuse_what_cannot_draw(tiny_sd):
+    with pytest.raises(SchedulerError, match='EDMEulerScheduler.*; these can: .*DDIMScheduler'):
+        InpaintingGenerator(str(tiny_sd), scheduler=dict(type='EDMEulerScheduler'))
 
 
 @pytest.fixture(scope='module')
@@ -141,14 +142,15 @@ def zero_snr(tmp_path_factory, tiny_sd):
 
 def check_images(folder, drawn, kinds, steps):
     seeds, negative = [3], 'x'
+    stock = StableDiffusionInpaintPipeline.from_pretrained(folder, safety_checker=None)
+    stock.set_progress_bar_config(disable=True)
+    own = stock.scheduler
     for kind in kinds:
         scheduler = dict(type=f'{kind}Scheduler')
         ours = InpaintingGenerator(
             str(folder), eta=1.0, negative_prompt=negative, scheduler=scheduler
         )
-        stock = StableDiffusionInpaintPipeline.from_pretrained(folder, safety_checker=None)
-        stock.set_progress_bar_config(disable=True)
-        stock.scheduler = build_scheduler(stock.scheduler, scheduler)
+        stock.scheduler = build_scheduler(own, scheduler)
         condition = SourceSet(drawn, ours.size).load([1])
         embeds = ours.prompts.encode_text(['a b'])
         for n in steps:
@@ -173,10 +175,11 @@ def check_images(folder, drawn, kinds, steps):
 
 
 def test_images_are_finite_and_the_stock_pipelines(zero_snr, drawn):
-    check_images(zero_snr, drawn, ['DDIM'], (1, 3, 6, 10, 14, 25))
+    check_images(zero_snr, drawn, ['DDIM'], (1, 3, 6, 14))
     check_images(zero_snr, drawn, FIT, (3,))
 
 
+# Slow: 3000 steps of two pipelines.
 @pytest.mark.slow
 def test_images_at_all_numbers_of_steps(zero_snr, drawn):
     check_images(zero_snr, drawn, ['DDIM', 'DDIMParallel'], range(1, 51))

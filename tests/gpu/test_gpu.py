@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmgap.checks.random_sd15 import random_pipeline
 from mmgap.generators import InpaintingGenerator
 from mmgap.pool import SamplePool
 from mmgap.sources import SourceSet
@@ -158,7 +158,6 @@ def sd15(tmp_path_factory) -> Path:
     folder = os.environ.get('MMGAP_RANDOM_SD15')
     folder = Path(folder) if folder else tmp_path_factory.mktemp('sd15') / 'sd15'
     if not (folder / 'model_index.json').exists():
-        random_pipeline = runpy.run_path(str(ROOT / 'tools' / 'random_sd15.py'))['random_pipeline']
         random_pipeline().to(torch.float16).save_pretrained(folder)
     return folder
 

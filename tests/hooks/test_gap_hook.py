@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +14,9 @@ from PIL import Image
 
 from mmgap.compat import allow_checkpoint_history
 from mmgap.generators import InpaintingGenerator
-from mmgap.hooks import GAPHook
-from mmgap.hooks.summary import group_report, summary_table
+from mmgap.hooks import GAPHook, runner_access
+from mmgap.loop import Loop
+from mmgap.loop.report import summary_table
 from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompt
 from mmgap.search import NonFiniteLossError
@@ -162,7 +162,7 @@ def test_the_image_before_training_changes_nothing(
     config = small_config(data, tiny_sd, tmp_path, workers=2)
     config.train_cfg.max_epochs = 2
     config.custom_hooks[0].update(rounds=1, budget=4)
-    monkeypatch.setattr(GAPHook, '_try_out', lambda *args: None)
+    monkeypatch.setattr(Loop, 'try_out', lambda *args, **kwargs: None)
     Runner.from_cfg(config).train()
     manifests = [folder / 'gap/pool/manifest.jsonl' for folder in (tmp_path, whole_run.work_dir)]
     first, second = (manifest.read_text().splitlines() for manifest in manifests)
@@ -170,29 +170,6 @@ def test_the_image_before_training_changes_nothing(
     other = weights_of(whole_run.work_dir / 'epoch_2.pth')
     for name, value in weights_of(tmp_path / 'epoch_2.pth').items():
         assert torch.equal(value, other[name]), name
-
-
-class Waiting:
-    """A generator of 4 bytes."""
-
-    def __init__(self) -> None:
-        self.device = torch.device('cuda')
-
-    def memory(self) -> int:
-        return 4
-
-    def to(self, device: str) -> None:
-        self.device = torch.device(device)
-
-
-@pytest.mark.parametrize('taken, where', [(None, 'cpu'), (6, 'cuda'), (7, 'cpu')])
-def test_the_generator_waits_where_there_is_room(taken, where, monkeypatch):
-    monkeypatch.setattr('mmgap.hooks.gap_hook.memory', lambda: 10)
-    hook, said = GAPHook(generator={}), []
-    hook._parts = (Waiting(), None, None)
-    hook._make_room(SimpleNamespace(logger=SimpleNamespace(info=said.append)), taken)
-    assert hook._parts[0].device.type == where
-    assert f'waits on the {"CPU" if where == "cpu" else "GPU"}' in said[0]
 
 
 def test_guidance_critic_and_alarm_in_the_loop(data, tiny_sd, tmp_path):
@@ -241,12 +218,12 @@ def test_no_round_begins_after_a_plateau_or_the_time(
     config.custom_hooks[0].update(rounds=3, interval=1, budget=6, **limits)
     config.custom_hooks[0].search.update(steps=1, grow=1)
     worst = [0.1, 0.3, 0.2]
-    evaluate = GAPHook._evaluate
+    evaluate = runner_access.evaluate
     monkeypatch.setattr(
-        GAPHook,
-        '_evaluate',
-        lambda self, runner, split: (
-            dict(worst_group=worst.pop(0)) if split == 'val' else evaluate(self, runner, split)
+        runner_access,
+        'evaluate',
+        lambda runner, split: (
+            dict(worst_group=worst.pop(0)) if split == 'val' else evaluate(runner, split)
         ),
     )
     train(config)
@@ -383,19 +360,3 @@ def test_training_data_without_masks(data, tiny_sd, tmp_path):
     config.train_dataloader.dataset.with_masks = False
     with pytest.raises(ValueError, match="have no 'mask_path'"):
         Runner.from_cfg(config).train()
-
-
-def test_report_and_table():
-    metrics = {'worst_group': 0.1, 'mean': 0.5, 'group/a-b': 0.1, 'group/c-d': float('nan')}
-    report = group_report(metrics)
-    assert report['groups'] == {'a-b': 0.1, 'c-d': None} and report['adjusted'] is None
-    other = group_report({'accuracy/top1': 91.0})
-    assert other['metrics'] == {'accuracy/top1': 91.0} and other['groups'] == {}
-    stock = {'single-label/recall_classwise': [1.0, 2.0], 'confusion_matrix/result': torch.eye(2)}
-    other = group_report({'accuracy/top1': torch.tensor(91.0), 'loss': float('inf'), **stock})
-    assert other['metrics'] == {'accuracy/top1': 91.0, 'loss': None}
-    other = group_report({'accuracy/top1': 91.0})
-    summary = dict(before=report, after=report, rounds=[], seconds=dict(total=1.0))
-    assert '0.100' in summary_table(summary) and 'worst group' in summary_table(summary)
-    plain = dict(before=other, after=None, rounds=[], seconds=dict(total=1.0))
-    assert '91.000' in summary_table(plain)

@@ -11,8 +11,9 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 
 from mmgap.datasets import SyntheticMixDataset
-from mmgap.hooks import components, gap_hook
-from mmgap.hooks.components import Components, build_sources
+from mmgap.loop import Loop
+from mmgap.loop import round as loop_module
+from mmgap.loop.round import build_sources
 from mmgap.sources import SourceSet
 from tests.support.pools import fill_pool
 from tests.support.small_config import small_config
@@ -72,7 +73,7 @@ def paths(sources) -> list[str]:
 @pytest.mark.parametrize('name', ['plain', 'kfold', 'concat', 'balanced', 'repeat', 'own'])
 def test_the_same_sources_in_the_hook_and_in_the_tools(name, data, tmp_path, monkeypatch):
     generator = SimpleNamespace(sources=lambda dataset: SourceSet(dataset, (16, 16)))
-    monkeypatch.setattr(components.TASK_UTILS, 'build', lambda config: generator)
+    monkeypatch.setattr(loop_module.TASK_UTILS, 'build', lambda config: generator)
     config = small_config(data, 'none', tmp_path)
     init_default_scope('mmpretrain')
     plain = dict(config.train_dataloader.dataset, serialize_data=False)  # which collects garbage
@@ -82,11 +83,11 @@ def test_the_same_sources_in_the_hook_and_in_the_tools(name, data, tmp_path, mon
     shown = [built.get_data_info(i)['img_path'] for i in range(len(built))]
     fill_pool(tmp_path / 'pool', 3)
     settings = dict(pool=str(tmp_path / 'pool'), mode='extend', budget=3)
-    found = [Components(config).sources]
+    found = [Loop.from_config(config).sources]
     config.train_dataloader.dataset = dict(
         type='mmgap.SyntheticMixDataset', dataset=dataset, pool='none yet', budget=3
     )
-    found += [Components(config).sources]
+    found += [Loop.from_config(config).sources]
     mix = SyntheticMixDataset(built, **settings)
     found += [build_sources(mix, generator)]
     assert mix.num_synthetic == 3 and 'prompt_id' in mix.get_data_info(len(mix) - 1)
@@ -112,7 +113,7 @@ def test_training_on_folds(data, tiny_sd, tmp_path, monkeypatch):
         seen.append(build_sources(dataset, generator))
         return seen[-1]
 
-    monkeypatch.setattr(gap_hook, 'build_sources', watched)
+    monkeypatch.setattr(loop_module, 'build_sources', watched)
     config = small_config(data, tiny_sd, tmp_path)
     config.train_dataloader.dataset = wrapped('kfold', config.train_dataloader.dataset)
     config.train_cfg.max_epochs = 2

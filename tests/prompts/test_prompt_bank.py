@@ -16,14 +16,17 @@ from tests.support.hostile import Hostile
 def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
     torch.manual_seed(0)
     bank = PromptBank(tmp_path / 'new' / 'prompts')
-    prompt = SoftPrompt(torch.randn(3, 8), 'a-0', label=1, template='a {}', joiner=', ', number=2)
+    prompt = SoftPrompt(torch.randn(3, 8), 'a-0', label=1, template='a {}', joiner=', ', turn=2)
     path = bank.add(prompt, dict(seed=3))
     again = load_prompt(path, width=8)
     assert torch.equal(again.embeddings, prompt.embeddings)
-    for name in ('id', 'label', 'template', 'joiner', 'number'):
+    for name in ('id', 'label', 'template', 'joiner', 'turn'):
         assert getattr(again, name) == getattr(prompt, name)
-    about = json.loads(path.with_suffix('.json').read_text())
-    assert (about['seed'], about['tokens']) == (3, 3)
+    content = json.loads(path.with_suffix('.json').read_text())
+    assert (content['seed'], content['tokens']) == (3, 3)
+    content['number'] = content.pop('turn')  # as before 0.2
+    path.with_suffix('.json').write_text(json.dumps(content))
+    assert load_prompt(path).turn == 2
 
 
 def test_a_bank_is_its_folder(tmp_path):

@@ -6,11 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
-from mmgap.feedback import AdversarialLoss, Critic
+from mmgap.feedback import Critic
 from mmgap.generators import InpaintingGenerator
-from mmgap.hooks.components import build_search
-from mmgap.search import PromptEvaluator, PromptSearch, allocation, round_robin
+from mmgap.loop import GAPSettings, Loop
+from mmgap.search import PromptEvaluator, allocation, round_robin
 from mmgap.sources import SourceSet
 from mmgap.targets import TargetModel
 from tests.support.tiny import tiny_classifier
@@ -76,28 +77,29 @@ def aimed(tiny_sd, drawn, monkeypatch):
     def build(rates, draw=True, **initial):
         seen = []
 
-        def failure_rates(self, prompts, label, critic=None):
+        def failure_rates(evaluator, prompts, names, label, chosen, critic=None):
             seen.append([(p.template, len(p.embeddings)) for p in prompts])
             return rates[label]
 
-        monkeypatch.setattr(PromptSearch, 'failure_rates', failure_rates)
-        parts = (generator, target, [AdversarialLoss()], SourceSet(drawn, (16, 16)))
+        monkeypatch.setattr('mmgap.search.aim.failure_rates', failure_rates)
         initial = dict(dict(init=['x', 'y', 'z'], tokens=2, prompts_per_class=4), **initial)
-        search, prompts = build_search(*parts, initial, {}, seed=0, draw=draw)
-        return search, prompts, seen
+        settings = GAPSettings.from_config(dict(generator={}, search=initial))
+        loop = Loop(settings, generator, SourceSet(drawn, (16, 16)), Config())
+        search = loop.prompt_search(target)
+        return search, loop.initial_prompts(search, draw=draw), seen
 
     return build
 
 
 def test_starts_go_where_the_target_fails(aimed):
     search, prompts, seen = aimed([[0.0, 0.5, 0.5], [0.9, 0.3, 0.0]], aim=1.0)
-    assert [p.number for p in prompts] == [1, 2, 1, 2, 0, 1, 0, 0]
+    assert [p.turn for p in prompts] == [1, 2, 1, 2, 0, 1, 0, 0]
     assert [p.label for p in prompts] == [0] * 4 + [1] * 4
     table = search.generator.prompts.text_prompt
     for prompt in prompts:
-        word = table('xyz'[prompt.number], 'word', tokens=2).embeddings
+        word = table('xyz'[prompt.turn], 'word', tokens=2).embeddings
         assert torch.equal(prompt.embeddings, word)
-    assert search.max_restarts == 0  # a restart would leave the start
+    assert search.settings.restarts == 0  # a restart would leave the start
     # Each class is asked with its own name in the template.
     _, _, seen = aimed([[1.0] * 3] * 2, aim=1.0, template='a {class} {}')
     assert [[template for template, _ in row] for row in seen] == [['a a {}'] * 3, ['a b {}'] * 3]
@@ -105,8 +107,8 @@ def test_starts_go_where_the_target_fails(aimed):
 
 def test_without_failures_starts_take_turns_through_all_classes(aimed):
     nowhere = aimed([[0.0] * 3] * 2, aim=1.0)[1]
-    assert [p.number for p in nowhere] == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert [p.number % 3 for p in aimed(None)[1]] == [p.number for p in nowhere]
+    assert [p.turn for p in nowhere] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert [p.turn % 3 for p in aimed(None)[1]] == [p.turn for p in nowhere]
     unasked = aimed(None, draw=False, aim=1.0)  # None would fail if it were asked
     assert unasked[2] == [] and len(unasked[1]) == 8
 
@@ -118,7 +120,7 @@ def test_without_failures_starts_take_turns_through_all_classes(aimed):
         (dict(aim=1, init='x y'), "needs a list init .* got init='x y'"),
         (dict(aim=1, init=['x', 'vocabulary']), 'needs a list init'),
         (dict(aim=1, scope='all'), "got .* scope='all'"),
-        (dict(aim=1, tokens=[1, 2]), r'one number of tokens, got \[1, 2\]'),
+        (dict(aim=1, tokens=[1, 2]), r'one count of tokens, got \[1, 2\]'),
     ],
 )
 def test_bad_aim_is_told_before_anything_is_drawn(settings, words, aimed):

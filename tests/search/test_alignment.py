@@ -46,7 +46,7 @@ def found_prompt(generator, steps):
 @pytest.mark.parametrize('good, kept', [([8], None), ([0, 2], 2), ([0], 0), ([], 0)])
 def test_goes_back_to_the_last_good_step(good, kept, generator, sources):
     search, _ = make(generator, sources)
-    evaluator, held_out = search.evaluator, search._split(0)[1]
+    evaluator, held_out = search.evaluator, search.split.held_out(0)
     evaluator.held_out = held_out
     found, prompts = found_prompt(generator, [0, 2, 4, 8])
     critic = Likes(evaluator, [prompts[step] for step in good])
@@ -65,7 +65,7 @@ def test_goes_back_to_the_last_good_step(good, kept, generator, sources):
 
 def test_drift_is_the_distance_from_the_nearest_caption(generator, sources):
     search, _ = make(generator, sources)
-    held_out = search._split(0)[1]
+    held_out = search.split.held_out(0)
     alarm = AlignmentAlarm(captions=['c d e', 'a b'], max_drift=1e-4)
     encoder = generator.prompts
     prompts = {0: encoder.text_prompt('a b', 'x'), 4: encoder.random_prompt(2, 0, 'x')}
@@ -77,7 +77,7 @@ def test_drift_is_the_distance_from_the_nearest_caption(generator, sources):
 
 def test_search_with_an_alarm(generator, sources, monkeypatch):
     """The alarm has its say before a prompt is kept."""
-    alarm = AlignmentAlarm(captions=['a b'], max_drift=1e-6)
+    alarm = dict(captions=['a b'], max_drift=1e-6)
     search, prompts = make(generator, sources, alarm=alarm)
     start = [prompt.embeddings.detach().clone() for prompt in prompts]
     found = search.run(prompts)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from itertools import repeat
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ import torch
 from mmgap.feedback import AdversarialLoss, TextGuidance
 from mmgap.generators import InpaintingGenerator
 from mmgap.prompts import PromptBank, load_prompt
-from mmgap.search import NonFiniteLossError, PromptSearch, initial_prompts
+from mmgap.search import NonFiniteLossError, PromptSearch, SearchSettings, initial_prompts
 from mmgap.search.progress import PromptProgress
-from mmgap.search.step import Scores
+from mmgap.search.step import StepScore
 from mmgap.sources import SourceSet
 from mmgap.targets import TargetModel
 from tests.support.datasets import DrawnDataset
@@ -137,7 +138,7 @@ def test_interrupted_search_goes_on(generator, sources, tmp_path, monkeypatch):
     search, prompts = make(generator, sources, **settings)
     whole = search.run(prompts)
     expected = embeddings(prompts)
-    step = PromptSearch._step
+    step = PromptSearch.step
     for stop in (1, 4, 5):
         file = tmp_path / f'{stop}.safetensors'
         steps = []
@@ -148,11 +149,11 @@ def test_interrupted_search_goes_on(generator, sources, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return step(self, active)
 
-        monkeypatch.setattr(PromptSearch, '_step', interrupted)
+        monkeypatch.setattr(PromptSearch, 'step', interrupted)
         search, prompts = make(generator, sources, **settings)
         with pytest.raises(KeyboardInterrupt):
             search.run(prompts, checkpoint=file)
-        monkeypatch.setattr(PromptSearch, '_step', step)
+        monkeypatch.setattr(PromptSearch, 'step', step)
         counted = _count_steps(monkeypatch, step)
         search, prompts = make(generator, sources, **settings)
         found = search.run(prompts, checkpoint=file)
@@ -163,7 +164,7 @@ def test_interrupted_search_goes_on(generator, sources, tmp_path, monkeypatch):
             assert_same(result.snapshots.values(), reference.snapshots.values())
         total = max(r.steps + 2 * r.restarts for r in whole)
         assert len(counted) == total - stop // 2 * 2
-        # A search that is over is only judged again.
+        # A search that is over is only evaluated again.
         counted.clear()
         search, prompts = make(generator, sources, **settings)
         search.run(prompts, checkpoint=file)
@@ -178,7 +179,7 @@ def _count_steps(monkeypatch, step):
         counted.append(len(active))
         return step(self, active)
 
-    monkeypatch.setattr(PromptSearch, '_step', counting)
+    monkeypatch.setattr(PromptSearch, 'step', counting)
     return counted
 
 
@@ -199,7 +200,7 @@ def test_checkpoint_of_another_search_is_ignored(other, generator, sources, tmp_
     search, prompts = make(generator, sources, **settings)
     if other == 'prompts':
         prompts[0].embeddings.data += 0.1
-    counted = _count_steps(monkeypatch, PromptSearch._step)
+    counted = _count_steps(monkeypatch, PromptSearch.step)
     search.run(prompts, checkpoint=file)
     assert counted == [2, 2]
 
@@ -210,7 +211,7 @@ def test_what_may_change_between_two_runs(generator, sources, tiny_sd, tmp_path,
     noisy = InpaintingGenerator(str(tiny_sd), guidance_scale=3.0, eta=1.0)
     file = tmp_path / 'search.safetensors'
     search, prompts = make(generator, sources, steps=4, checkpoint_interval=1)
-    step = PromptSearch._step
+    step = PromptSearch.step
     counted = _count_steps(monkeypatch, step)
     monkeypatch.setattr(search, '_take', _raise_at(search, 4))  # two prompts, two steps
     with pytest.raises(KeyboardInterrupt):
@@ -260,9 +261,9 @@ def test_early_stop_keeps_the_embeddings_that_reached_it(generator, sources, mon
         count = len(seen)
         losses = [0.05 if s.prompt.id == 'a-0' and count == 3 else 1.0 / count for s in active]
         ones = [torch.ones_like(state.prompt.embeddings) for state in active]
-        return Scores([9.0] * len(active), losses, [0.0] * len(active), ones)
+        return [StepScore(9.0, *score) for score in zip(losses, repeat(0.0), ones, strict=False)]
 
-    monkeypatch.setattr(PromptSearch, '_step', falling)
+    monkeypatch.setattr(PromptSearch, 'step', falling)
     search, prompts = make(generator, sources, steps=5, stop_loss=0.1)
     found = search.run(prompts)
     assert [len(row) for row in seen] == [2, 2, 2, 1, 1]
@@ -277,14 +278,16 @@ def test_guidance_does_not_keep_a_prompt_from_stopping(generator, sources):
     text.prepare(generator, sources.classes)
     attack = AdversarialLoss('flip', weight=0.5)
     alone, prompts = make(generator, sources, [attack], steps=2)
-    first = alone._step([PromptProgress(prompt, prompt.embeddings) for prompt in prompts])
-    assert first.attacks == first.losses
+    first = alone.step([PromptProgress(prompt, prompt.embeddings) for prompt in prompts])
+    attacks = [score.attack for score in first]
+    assert attacks == [score.loss for score in first]
     text.weight = 1e3
     both, prompts = make(generator, sources, [attack, text], steps=2)
-    again = both._step([PromptProgress(prompt, prompt.embeddings) for prompt in prompts])
-    assert again.attacks == pytest.approx(first.attacks) and min(again.losses) > max(first.losses)
+    again = both.step([PromptProgress(prompt, prompt.embeddings) for prompt in prompts])
+    assert [score.attack for score in again] == pytest.approx(attacks)
+    assert min(score.loss for score in again) > max(score.loss for score in first)
     search, prompts = make(
-        generator, sources, [attack, text], steps=2, stop_loss=1.01 * max(first.attacks)
+        generator, sources, [attack, text], steps=2, stop_loss=1.01 * max(attacks)
     )
     assert [result.steps for result in search.run(prompts)] == [1, 1]
     with pytest.raises(ValueError, match='stop_loss=0.1 cannot be reached'):
@@ -297,9 +300,9 @@ def test_one_lucky_step_does_not_stop_a_prompt(generator, sources, monkeypatch):
     def lucky(self, active):
         ones = [torch.ones_like(state.prompt.embeddings) for state in active]
         step = [losses[len(s.losses)] for s in active]
-        return Scores(step, step, [0.0] * len(active), ones)
+        return [StepScore(x, x, 0.0, one) for x, one in zip(step, ones, strict=True)]
 
-    monkeypatch.setattr(PromptSearch, '_step', lucky)
+    monkeypatch.setattr(PromptSearch, 'step', lucky)
     search, prompts = make(generator, sources, steps=5, stop_loss=0.1, stop_window=2)
     assert [result.steps for result in search.run(prompts)] == [4, 4]
 
@@ -313,11 +316,12 @@ def test_prompts_that_do_not_move_start_again(generator, sources, monkeypatch):
         losses = [1 / (1 + len(s.losses)) if s.prompt.id == 'b-0' else 1.0 for s in active]
         hits = [0.2 if s.prompt.id == 'a-1' else 1.0 for s in active]
         gradients = [torch.zeros_like(s.prompt.embeddings) for s in active]
-        return Scores(losses, losses, hits, gradients)
+        return [StepScore(*score) for score in zip(losses, losses, hits, gradients, strict=True)]
 
-    monkeypatch.setattr(PromptSearch, '_step', stuck)
+    monkeypatch.setattr(PromptSearch, 'step', stuck)
     search, _ = make(generator, sources, steps=6, patience=4, max_restarts=2)
-    prompts = initial_prompts(generator.prompts, sources.classes, 2, 3)[:3]
+    starts = SearchSettings(prompts_per_class=2, tokens=3)
+    prompts = initial_prompts(generator.prompts, sources.classes, starts)[:3]
     found = {result.prompt.id: result for result in search.run(prompts)}
     assert {id: (r.restarts, r.steps) for id, r in found.items()} == {
         'a-0': (2, 6),
@@ -372,14 +376,14 @@ def test_gradient_that_is_not_finite_stops_the_search(generator, sources):
     assert_same(embeddings(prompts), start)
 
 
-def test_judgement_that_is_not_finite_keeps_the_found_prompts(
+def test_evaluation_that_is_not_finite_keeps_the_found_prompts(
     generator, sources, tmp_path, monkeypatch
 ):
     search, prompts = make(generator, sources, steps=2)
-    judged = TargetModel.__call__
+    call = TargetModel.__call__
 
     def broken(self, images, labels):
-        output = judged(self, images, labels)
+        output = call(self, images, labels)
         output.loss = output.loss if torch.is_grad_enabled() else output.loss * torch.nan
         return output
 
@@ -387,7 +391,7 @@ def test_judgement_that_is_not_finite_keeps_the_found_prompts(
     with pytest.raises(NonFiniteLossError, match='prompt a-0 is nan on held-out source'):
         search.run(prompts, bank=PromptBank(tmp_path))
     two, good = make(generator, sources, steps=2)
-    monkeypatch.setattr(TargetModel, '__call__', judged)
+    monkeypatch.setattr(TargetModel, '__call__', call)
     two.run(good)
     assert_same(embeddings(PromptBank(tmp_path)), embeddings(good))
 
@@ -395,27 +399,28 @@ def test_judgement_that_is_not_finite_keeps_the_found_prompts(
 @pytest.mark.parametrize('scope', ['class', 'all'])
 def test_fresh_sources_and_seeds_and_none_held_out(scope, generator, sources, monkeypatch):
     search, _ = make(generator, sources, steps=5)
-    prompts = initial_prompts(generator.prompts, sources.classes, 1, 2, scope=scope)[:1]
+    starts = SearchSettings(prompts_per_class=1, tokens=2, scope=scope)
+    prompts = initial_prompts(generator.prompts, sources.classes, starts)[:1]
     calls = recorded(search, monkeypatch)
     search.run(prompts)
     searched = [call for call in calls if call[2]]
-    judged = [call for call in calls if not call[2]]
-    assert len(searched) == 5 and len(judged) == 2
+    evaluated = [call for call in calls if not call[2]]
+    assert len(searched) == 5 and len(evaluated) == 2
     seeds = [seed for _, row, _ in searched for seed in row]
     assert len(set(seeds)) == 10
     assert len({tuple(indices) for indices, _, _ in searched}) > 1
     assert all(len(set(indices)) == 2 for indices, _, _ in searched)
-    held_out = set(judged[0][0])
+    held_out = set(evaluated[0][0])
     assert len(held_out) == 2
     assert not held_out & {index for indices, _, _ in searched for index in indices}
-    assert judged[0] == judged[1]  # initial and found embeddings: same sources and seeds
+    assert evaluated[0] == evaluated[1]  # initial and found embeddings: same sources and seeds
     labels = {int(sources.labels[i]) for indices, _, _ in calls for i in indices}
     assert labels == ({0} if scope == 'class' else {0, 1})
 
 
 def test_found_prompts_go_to_the_bank(generator, sources, tmp_path):
-    search, prompts = make(generator, sources, steps=1)
-    search.optim_wrapper = dict(optimizer=dict(type=torch.optim.SGD, lr=1.0))
+    optim_wrapper = dict(optimizer=dict(type=torch.optim.SGD, lr=1.0))
+    search, prompts = make(generator, sources, steps=1, optim_wrapper=optim_wrapper)
     found = search.run(prompts, bank=PromptBank(tmp_path))
     for result in found:
         again = load_prompt(tmp_path / f'{result.prompt.id}.safetensors')
@@ -431,7 +436,7 @@ def test_bad_settings(generator, sources):
         with pytest.raises(ValueError, match=f'search {name} must be at least 1, got 0'):
             make(generator, sources, **{name: 0})
     with pytest.raises(ValueError, match='feedback is empty'):
-        PromptSearch(generator, TargetModel(tiny_classifier()), [], sources)
+        PromptSearch(generator, TargetModel(tiny_classifier()), [], sources, SearchSettings())
     search, prompts = make(generator, sources)
     with pytest.raises(ValueError, match='different ids'):
         search.run([prompts[0], prompts[0]])
@@ -441,13 +446,13 @@ def test_bad_settings(generator, sources):
 def test_fresh_or_fixed_sources_and_noise(fresh, generator, sources, monkeypatch):
     search, prompts = make(generator, sources, steps=3, fresh=fresh, lr=0)
     drawn = []
-    score = search._scorer._score
+    score = search._score._score
 
     def noted(batch, *args):
         drawn.append(tuple(batch))
         return score(batch, *args)
 
-    monkeypatch.setattr(search._scorer, '_score', noted)
+    monkeypatch.setattr(search._score, '_score', noted)
     states = search.run(prompts)
     assert len(drawn) == 3 and len(set(drawn)) == (3 if fresh else 1)
     assert [result.steps for result in states] == [3, 3]
@@ -472,15 +477,15 @@ def test_guidance_of_the_first_steps_only(generator, sources, monkeypatch):
     text.prepare(generator, sources.classes)
     attack = AdversarialLoss('flip', start=1)
     seen, drawn = [], []
-    call, draw = PromptSearch._step, type(generator).draw
+    call, draw = PromptSearch.step, type(generator).draw
 
     def step(self, active):
         drawn.clear()
         result = call(self, active)
-        seen.append((sorted(self._scorer.means), bool(drawn)))
+        seen.append((sorted(self._score.means), bool(drawn)))
         return result
 
-    monkeypatch.setattr(PromptSearch, '_step', step)
+    monkeypatch.setattr(PromptSearch, 'step', step)
     monkeypatch.setattr(type(generator), 'draw', lambda *args: drawn.append(1) or draw(*args))
     search, prompts = make(generator, sources, [attack, text], steps=3)
     search.run(prompts)

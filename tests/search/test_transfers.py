@@ -11,8 +11,7 @@ from torch.utils._pytree import tree_leaves
 from mmgap.feedback import TextGuidance
 from mmgap.generators import InpaintingGenerator
 from mmgap.search.progress import PromptProgress
-from mmgap.search.step import Job
-from mmgap.sources import SourceSet
+from mmgap.sources import ImageSpec, SourceSet
 from tests.support.tiny_search import make
 
 
@@ -43,14 +42,14 @@ def test_a_step_fetches_its_numbers_once(tiny_sd, drawn, device):
     sources = SourceSet(drawn, generator.size)
     search, prompts = make(generator, sources)
     text.prepare(generator, sources.classes)
-    search._scorer.feedback = [*search.feedback, text]
-    search._scorer.batch_size = 2
-    states = [PromptProgress(p, p.embeddings.detach().clone()) for p in prompts]
-    jobs = [Job(i // 2, i, i) for i in range(2 * len(prompts))]
+    step = search._score
+    step.feedback, step.batch_size = [*search.feedback, text], 2
+    progress = [PromptProgress(p, p.embeddings.detach().clone()) for p in prompts]
+    images = [ImageSpec(i, i // 2, i) for i in range(2 * len(prompts))]
     with search.target.frozen():
-        search._scorer(states, jobs)  # the sources are known from here on
+        step(progress, images)  # the sources are known from here on
         with Fetches() as fetches:
-            search._scorer(states, jobs)
+            step(progress, images)
     # The losses of all batches at once; and diffusers looks at the range of each batch's images.
     batches = len(prompts)
     assert fetches.names.count('_to_copy') == 1, fetches.names

@@ -17,7 +17,7 @@ from mmgap.generators import InpaintingGenerator
 from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank
 from mmgap.sources import SourceSet
-from mmgap.synthesis import Synthesizer
+from mmgap.synthesis import SynthesisSettings, Synthesizer
 from tests.support.datasets import DrawnDataset
 from tests.support.tiny_search import make
 
@@ -31,7 +31,8 @@ def main(folder: Path, out: Path, launcher: str) -> None:
     sources = SourceSet(DrawnDataset(folder / 'drawn'), generator.size)
     search, prompts = make(generator, sources, steps=3, batch_size=4)
     search.run(prompts, out / 'search.safetensors', PromptBank(out / 'bank'))
-    synthesizer = Synthesizer(generator, sources, num_inference_steps=2, batch_size=5, aim=0.5)
+    settings = SynthesisSettings(num_inference_steps=2, batch_size=5, aim=0.5)
+    synthesizer = Synthesizer(generator, sources, settings)
     drawn = synthesizer.run(prompts, 7, SamplePool(out / 'pool'), search.target)
     # A second time there is nothing left to draw, for any of them.
     again = synthesizer.run(prompts, 7, SamplePool(out / 'pool'), search.target)

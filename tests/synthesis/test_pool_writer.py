@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from mmgap.pool import SamplePool
-from mmgap.synthesis.pool_writer import PoolWriter
+from mmgap.synthesis.pool_writer import GeneratedImage, PoolWriter
 from tests.support.pools import ABOUT
 
 
-def batch(first: int, count: int = 3) -> list:
+def batch(first: int, count: int = 3) -> list[GeneratedImage]:
     images = [np.full((4, 4, 3), first + i, np.uint8) for i in range(count)]
-    return [(image, None, dict(ABOUT, seed=first + i)) for i, image in enumerate(images)]
+    return [
+        GeneratedImage(image, None, dict(ABOUT, seed=first + i)) for i, image in enumerate(images)
+    ]
 
 
 def test_batches_are_written_in_their_order_while_others_are_made(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from mmgap.prompts import SoftPrompt
 from mmgap.search import PromptEvaluator
 from mmgap.seeds import derive_rng, derive_seed
 from mmgap.sources import SourceSet
-from mmgap.synthesis import Synthesizer
+from mmgap.synthesis import SynthesisSettings, Synthesizer
 from mmgap.targets import TargetModel
 from tests.support.tiny import tiny_classifier
 
@@ -39,8 +39,14 @@ def prompts(generator):
     return [encoder.random_prompt(2, i, f'p{i}', label=i % 2) for i in range(4)]
 
 
-def planner(sources, **kwargs):
-    return Synthesizer(None, sources, **kwargs)
+def planner(sources, seed=0, **settings):
+    return Synthesizer(None, sources, SynthesisSettings(**settings), seed=seed)
+
+
+def synthesizer(generator, sources, critic=None, **settings):
+    """With two steps and batches of four images."""
+    settings = SynthesisSettings(**(dict(num_inference_steps=2, batch_size=4) | settings))
+    return Synthesizer(generator, sources, settings, critic, seed=1)
 
 
 def blank(*labels):
@@ -55,21 +61,21 @@ def test_plan_of_fewer_is_the_beginning_of_more(sources, cross):
         assert make.plan(blank(0, 1, 0, 1), count) == plan[:count]
     assert plan != planner(sources, cross=cross, seed=4).plan(blank(0, 1, 0, 1), 60)
     assert plan != make.plan(blank(0, 1, 0, 1), 60, round=1)
-    assert len({drawing.seed for drawing in plan}) == 60
+    assert len({image.seed for image in plan}) == 60
 
 
 @pytest.mark.parametrize('count', [5, 24, 25, 41])
 def test_classes_prompts_and_sources_take_turns(sources, count):
     plan = planner(sources).plan(blank(0, 1, 0), count)
-    labels = [int(sources.labels[drawing.source]) for drawing in plan]
+    labels = [int(sources.labels[image.source]) for image in plan]
     assert labels == [i % 2 for i in range(count)]
     for label in (0, 1):
-        own = [drawing for drawing in plan if sources.labels[drawing.source] == label]
-        used = Counter(drawing.prompt for drawing in own)
+        own = [image for image in plan if sources.labels[image.source] == label]
+        used = Counter(image.prompt_index for image in own)
         assert max(used.values()) - min(used.get(i, 0) for i in range(3)) <= 1
         deck = len(sources.of_class(label))
         for start in range(0, len(own), deck):  # no source again before all were used
-            part = [drawing.source for drawing in own[start : start + deck]]
+            part = [image.source for image in own[start : start + deck]]
             assert len(set(part)) == len(part)
         if len(own) >= 3 * deck:
             first, second = ([d.source for d in own[i * deck :][:deck]] for i in (0, 1))
@@ -79,7 +85,7 @@ def test_classes_prompts_and_sources_take_turns(sources, count):
 def test_crossed_or_not(sources):
     def pairs(cross, *labels):
         plan = planner(sources, cross=cross).plan(blank(*labels), 48)
-        return {(labels[d.prompt], int(sources.labels[d.source])) for d in plan}
+        return {(labels[d.prompt_index], int(sources.labels[d.source])) for d in plan}
 
     assert pairs(True, 0, 1) == {(0, 0), (0, 1), (1, 0), (1, 1)}
     assert pairs(False, 0, 1) == {(0, 0), (1, 1)}
@@ -106,7 +112,7 @@ def test_aim_goes_where_the_target_fails(sources):
     make = planner(sources, aim=0.5)
     plan = make.plan(blank(0, 1, 0), 120, rates=rates)
     assert plan[:31] == make.plan(blank(0, 1, 0), 31, rates=rates)
-    used = Counter((int(sources.labels[d.source]), d.prompt) for d in plan)
+    used = Counter((int(sources.labels[d.source]), d.prompt_index) for d in plan)
     expected = {(0, 0): 10, (0, 1): 40, (0, 2): 10, (1, 0): 25, (1, 1): 10, (1, 2): 25}
     assert used == expected
     assert planner(sources).plan(blank(0, 1, 0), 120, rates=rates) == planner(sources).plan(
@@ -115,7 +121,7 @@ def test_aim_goes_where_the_target_fails(sources):
 
 
 def test_aimed_run_follows_its_own_rates(tmp_path, run, generator, sources, prompts):
-    make = Synthesizer(generator, sources, 2, 4, aim=1.0, aim_images=3, seed=1)
+    make = synthesizer(generator, sources, aim=1.0, aim_images=3)
     pool = SamplePool(tmp_path)
     make.run(prompts, 24, pool, run.target, round=2)
     evaluator = PromptEvaluator(generator, run.target, sources, 2, 4, derive_seed(1, 'aim', 2))
@@ -153,7 +159,8 @@ def run(generator, sources, prompts):
     feedback = [AdversarialLoss('flip', weight=2.0), AdversarialLoss('untargeted')]
 
     def run(pool, count=10, batch_size=4, prompts=prompts, generator=generator, round=0, steps=2):
-        make = Synthesizer(generator, sources, steps, batch_size, seed=1)
+        settings = dict(num_inference_steps=steps, batch_size=batch_size)
+        make = synthesizer(generator, sources, **settings)
         return make.run(prompts, count, pool, target, feedback, round)
 
     run.target = target
@@ -205,7 +212,7 @@ def test_images_do_not_depend_on_the_batch_size(tmp_path, run):
     for pool, size in zip(pools, (1, 3, 10), strict=True):
         run(pool, batch_size=size)
     for samples in zip(*(pool.samples for pool in pools), strict=True):
-        assert len({sample.drawing() for sample in samples}) == 1
+        assert len({sample.recipe for sample in samples}) == 1
         images = [
             np.array(Image.open(pool.path(sample))).astype(int)
             for pool, sample in zip(pools, samples, strict=True)
@@ -239,7 +246,7 @@ def test_losses_are_those_of_the_stock_model(tmp_path, run, sources, generator, 
     for sample in pool.samples:
         image = np.array(Image.open(pool.path(sample)))
         logits, loss = logits_and_loss(image, sample.label)
-        # The image was judged before its pixels were rounded to 8 bits.
+        # The image was measured before its pixels were rounded to 8 bits.
         assert sample.target_loss_image == pytest.approx(loss, abs=5e-3)
         flipped, own = (
             F.cross_entropy(logits, torch.tensor(y)).item()
@@ -267,7 +274,7 @@ def test_target_is_left_alone_and_may_be_missing(tmp_path, run, generator, sourc
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(module.training for module in run.target.model.modules())
     pool = SamplePool(tmp_path / 'b')
-    Synthesizer(generator, sources, 2, 4, seed=1).run(prompts, 4, pool)
+    synthesizer(generator, sources).run(prompts, 4, pool)
     losses = chain.from_iterable((s.target_loss_source, s.target_loss_image) for s in pool.samples)
     assert set(losses) == {None}
     for i in range(4):
@@ -312,7 +319,7 @@ class EverySecond(Critic):
 
 def test_what_the_critic_drops_is_drawn_again(tmp_path, generator, sources, prompts):
     def draw(pool, attempts=20, critic=EverySecond, count=10):
-        make = Synthesizer(generator, sources, 2, 4, critic=critic(), attempts=attempts, seed=1)
+        make = synthesizer(generator, sources, critic(), attempts=attempts)
         return make.run(prompts, count, pool)
 
     pool = SamplePool(tmp_path / 'whole')
@@ -338,6 +345,6 @@ def test_what_the_critic_drops_is_drawn_again(tmp_path, generator, sources, prom
     assert paths == [str(pool.path(sample)) for sample in pool.kept]
     once = SamplePool(tmp_path / 'once')
     assert draw(once, attempts=1) == 10 > len(once.kept)
-    # Another critic would have decided otherwise: what it did not judge is drawn again.
+    # Another critic would have decided otherwise: what it did not see is drawn again.
     draw(once, critic=lambda: None)
     assert len(once) == len(once.kept) == 10

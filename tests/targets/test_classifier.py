@@ -258,7 +258,7 @@ def test_bad_targets():
     with pytest.raises(ValueError, match='loads no image'):
         TargetModel.from_pipeline(model, [dict(type='PackInputs')])
     resize = dict(type='Resize', scale=(2000, 480), keep_ratio=True)
-    with pytest.raises(ValueError, match='keeps the ratio.*give target=dict'):
+    with pytest.raises(ValueError, match='keeps the ratio.*give input=dict'):
         TargetModel.from_pipeline(model, [dict(type='LoadImageFromFile'), resize])
     edge = dict(type='ResizeEdge', scale=256)
     with pytest.raises(ValueError, match='resizes to 256 and keeps the ratio'):

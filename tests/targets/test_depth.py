@@ -8,12 +8,13 @@ import torch
 from mmengine.structures import PixelData
 
 from mmgap.feedback import (
+    AdversarialLoss,
     DepthAdversarialLoss,
     FeedbackBatch,
     masked_l1,
     scale_shift_invariant_mae,
 )
-from mmgap.targets import DepthTarget, TargetOutput
+from mmgap.targets import ClassOutput, DepthTarget
 from tests.support.tiny import tiny_classifier, tiny_depth_config, tiny_depth_model
 
 pytestmark = pytest.mark.smoke
@@ -100,6 +101,8 @@ def test_terms_are_the_errors_by_name(judged):
     for kind, error in expected.items():
         torch.testing.assert_close(DepthAdversarialLoss(kind)(draft), -error)
     middle = float(expected['l1'].median())
+    with pytest.raises(ValueError, match="take 'mmgap.DepthAdversarialLoss' for depth"):
+        AdversarialLoss()(draft)
     floored = DepthAdversarialLoss('l1', floor=-middle)(draft)
     assert float(floored.min()) == pytest.approx(-middle) and float(floored.max()) > -middle
 
@@ -118,7 +121,7 @@ def test_what_does_not_fit(judged):
     classifier = DepthTarget(tiny_classifier(), input_size=SIZE)
     with pytest.raises(ValueError, match='needs a DepthEstimator .* is a ImageClassifier'):
         classifier(images, depth)
-    output = TargetOutput(torch.zeros(3, 2), torch.zeros(3))
+    output = ClassOutput(torch.zeros(3, 2), torch.zeros(3))
     draft = FeedbackBatch(torch.zeros(3, 1, 1), torch.zeros(3), [0] * 3, [0] * 3, images, output)
     with pytest.raises(ValueError, match="take 'mmgap.AdversarialLoss' for classes"):
         DepthAdversarialLoss()(draft)

@@ -28,11 +28,10 @@ from PIL import ExifTags, Image, ImageFilter, ImageOps
 from tqdm import tqdm
 
 from mmgap.datasets.masked_folders import BESIDE, list_images
-from mmgap.files import write_image
 from mmgap.images import UNREADABLE, read_image, read_mask
 from mmgap.registry import TASK_UTILS
 from mmgap.seeds import derive_rng
-from mmgap.synthesis.contact_sheet import draw_sheet
+from mmgap.sheet import draw_sheet, write_image
 
 SHEET = '_contact_sheet.png'  # after the name of the folder
 SHOWN = 40  # masks on the contact sheet

@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import FIRST_SEED, WEIGHTS
@@ -22,9 +24,8 @@ from mmengine.logging import MMLogger
 from PIL import Image
 from probes import PLACE_NAMES, Net, classify, scene_classifier
 
-from mmgap.feedback import AdversarialLoss, Feedback, ImageGuidance, TextGuidance
 from mmgap.files import write_json
-from mmgap.hooks.components import Components, build_search, split_search
+from mmgap.loop import Loop
 from mmgap.pool import SamplePool
 from mmgap.toyworld.renderer import Scene, render
 from mmgap.toyworld.vocabulary import BIRDS, TIMES, WEATHERS
@@ -61,26 +62,34 @@ def target_folder(folder: Path, where: tuple[str, str, str], number: int) -> Pat
 
 
 def draw(
-    parts: Components, term: Feedback | None, text: str, args: argparse.Namespace
+    loop: Loop, term: dict[str, Any] | None, text: str, args: argparse.Namespace
 ) -> np.ndarray:
     """``(N, 64, 64, 3)`` images of a prompt per class, searched with one term alone.
 
     Without a term they are those of the starts, or of ``text`` if there is one.
     """
-    settings = {**parts.hook.initial_cfg, **parts.hook.search_cfg}
-    settings.update(prompts_per_class=1, tokens=8, steps=args.steps, stop_loss=None)
-    settings.update(init='vocabulary', scope='class', template='{}', aim=0.0)
-    terms = [term] if term else [AdversarialLoss()]
-    parts.prepare(terms)
-    fixed = (parts.generator, parts.target(), terms, parts.sources)
-    search, prompts = build_search(*fixed, *split_search(settings), parts.seed)
+    settings = replace(
+        loop.settings.search,
+        prompts_per_class=1,
+        tokens=8,
+        steps=args.steps,
+        stop_loss=None,
+        init='vocabulary',
+        scope='class',
+        template='{}',
+        aim=0.0,
+    )
+    terms = [term or dict(type='mmgap.AdversarialLoss')]
+    loop = loop.variant(search=settings, feedback=terms)
+    search = loop.prompt_search(loop.target())
+    prompts = loop.initial_prompts(search)
     if term:
         search.run(prompts)
     elif text:
-        prompts = [parts.generator.prompts.text_prompt(text, 'sentence')]
+        prompts = [loop.generator.prompts.text_prompt(text, 'sentence')]
     with tempfile.TemporaryDirectory() as folder:
         pool = SamplePool(folder)
-        parts.synthesizer().run(prompts, args.number, pool)
+        loop.synthesize(prompts, args.number, pool)
         return np.stack([np.array(Image.open(pool.path(s))) for s in pool.samples])
 
 
@@ -93,16 +102,22 @@ def main() -> None:
     parser.add_argument('--targets', type=int, default=16, help='target images per description')
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel('WARNING')
-    parts = Components(Config.fromfile(args.config))
+    loop = Loop.from_config(Config.fromfile(args.config))
     net = scene_classifier(WEIGHTS / 'toybirds-resnet18.safetensors')
-    kinds: dict[str, Callable[[str, Path], Feedback | None]] = {
+    kinds: dict[str, Callable[[str, Path], dict[str, Any] | None]] = {
         'starts': lambda *_: None,
         'the sentence itself': lambda *_: None,
-        'text, CLIP': lambda text, _: TextGuidance(
-            [text], space='clip', distance='cosine', clip=CLIP
+        'text, CLIP': lambda text, _: dict(
+            type='mmgap.TextGuidance',
+            descriptions=[text],
+            space='clip',
+            distance='cosine',
+            clip=CLIP,
         ),
-        'text, encoder': lambda text, _: TextGuidance([text]),
-        'images, CLIP': lambda _, folder: ImageGuidance(str(folder), clip=CLIP),
+        'text, encoder': lambda text, _: dict(type='mmgap.TextGuidance', descriptions=[text]),
+        'images, CLIP': lambda _, folder: dict(
+            type='mmgap.ImageGuidance', images=str(folder), clip=CLIP
+        ),
     }
     found: dict[str, dict[str, dict[str, float]]] = {}
     for kind, make in kinds.items():
@@ -111,7 +126,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 targets = target_folder(Path(folder), where, args.targets)
                 said = '' if kind == 'starts' else text
-                images = draw(parts, make(text, targets), said, args)
+                images = draw(loop, make(text, targets), said, args)
             right = scenes(net, images) == np.array(where)
             found[kind][text] = dict(zip(ASPECTS, right.mean(axis=0).tolist(), strict=True))
             found[kind][text]['all'] = float(right.all(axis=1).mean())

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run reports: the numbers of ``summary.json`` and the table in the log."""
+"""What a run reports: the figures of ``summary.json`` and the table in the log."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmgap.feedback import ClipCritic, Critic, diversity
+from mmgap.pool import SamplePool
 
 # By the metric that shows that it is there.
 MEASURES = dict(abs_rel='abs_rel', f1='f1_macro')
@@ -53,6 +60,45 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return dict(report, metrics=plain)
 
 
+def round_report(
+    pool: SamplePool, round_index: int, critic: Critic | None = None, limit: int = 200
+) -> dict[str, Any]:
+    """Counts and, where a critic can tell, agreement and diversity of a round.
+
+    Args:
+        pool: The pool.
+        round_index: The round.
+        critic: The critic that looked at the images.
+        limit: The diversity is that of the first so many kept images.
+
+    Returns:
+        ``images`` (kept), ``dropped``, ``agreement`` (mean over all drawn, None without a critic)
+        and ``diversity`` (mean cosine distance of two images in CLIP's space, None without CLIP).
+    """
+    drawn = [sample for sample in pool.samples if sample.round == round_index]
+    kept = [sample for sample in drawn if sample.kept]
+    agreements = [sample.agreement for sample in drawn if sample.agreement is not None]
+    spread = None
+    if isinstance(critic, ClipCritic) and len(kept) > 1:
+        arrays = [np.array(Image.open(pool.path(sample))) for sample in kept[:limit]]
+        images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+        spread = diversity(critic.model, images)
+    return dict(
+        images=len(kept),
+        dropped=len(drawn) - len(kept),
+        agreement=float(np.mean(agreements)) if agreements else None,
+        diversity=spread,
+    )
+
+
+def effect(prompt: Mapping[str, Any]) -> str:
+    """What a prompt's search changed, from its summary, as text."""
+    return (
+        f'target loss {prompt["target_loss_before"]:.2f} -> {prompt["target_loss_after"]:.2f}, '
+        f'accuracy {prompt["accuracy_before"]:.2f} -> {prompt["accuracy_after"]:.2f}'
+    )
+
+
 def environment(metainfo: Mapping[str, Any]) -> dict[str, str]:
     """Versions of what decides a result.
 
@@ -77,6 +123,39 @@ def environment(metainfo: Mapping[str, Any]) -> dict[str, str]:
     return versions
 
 
+def run_summary(
+    state: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    after: Mapping[str, Any] | None,
+    missed: Mapping[str, Any] | None,
+    seed: int,
+    metainfo: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of ``summary.json``.
+
+    Args:
+        state: GAPHook's.
+        seconds: ``total`` and those of ``evaluation``, ``search`` and ``synthesis``.
+        after: Group report of the trained model; None while it is trained.
+        missed: Rounds that were never run; None if there are none.
+        seed: Seed of every draw.
+        metainfo: The training data's.
+    """
+    stages = ('evaluation', 'search', 'synthesis')
+    training = seconds['total'] - sum(seconds[stage] for stage in stages)
+    return dict(
+        before=state['before'],
+        after=after,
+        rounds=state['rounds'],
+        images=state['images'],
+        stopped=state['stopped'],
+        rounds_missed=missed,
+        seconds=dict(seconds, training=training),
+        seed=seed,
+        versions=environment(metainfo),
+    )
+
+
 def summary_table(summary: Mapping[str, Any]) -> str:
     """The summary as text: accuracy before and after, prompts, images, seconds."""
     before, after = summary['before'] or {}, summary['after'] or {}
@@ -93,19 +172,15 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         for name in metrics:
             pair = (before.get('metrics', {}).get(name), after.get('metrics', {}).get(name))
             lines.append(_row(name, *pair))
-    for number, about in enumerate(summary['rounds']):
-        seconds = about['seconds']
+    for round_index, round_ in enumerate(summary['rounds']):
+        seconds = round_['seconds']
         lines.append(
-            f'round {number}: {len(about["prompts"])} prompts, {about["images"]} images'
-            f'{_of_the_critic(about)}; search '
+            f'round {round_index}: {len(round_["prompts"])} prompts, {round_["images"]} images'
+            f'{_of_the_critic(round_)}; search '
             f'{seconds["search"]:.1f} s, synthesis {seconds["synthesis"]:.1f} s'
         )
-        for prompt in about['prompts']:
-            lines.append(
-                f'  {prompt["id"]:<26}target loss {prompt["target_loss_before"]:6.2f} ->'
-                f'{prompt["target_loss_after"]:6.2f}   accuracy '
-                f'{prompt["accuracy_before"]:.2f} -> {prompt["accuracy_after"]:.2f}'
-            )
+        for prompt in round_['prompts']:
+            lines.append(f'  {prompt["id"]:<26}{effect(prompt)}')
             if prompt.get('alarm'):
                 lines.append(f'    alarm: {prompt["alarm"]}; kept step {prompt["kept_step"]}')
     if summary.get('rounds_missed'):
@@ -115,11 +190,11 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def _of_the_critic(about: Mapping[str, Any]) -> str:
-    facts = [f'{about["dropped"]} dropped'] if about.get('dropped') else []
+def _of_the_critic(round_: Mapping[str, Any]) -> str:
+    facts = [f'{round_["dropped"]} dropped'] if round_.get('dropped') else []
     for name in ('agreement', 'diversity'):
-        if about.get(name) is not None:
-            facts.append(f'{name} {about[name]:.2f}')
+        if round_.get(name) is not None:
+            facts.append(f'{name} {round_[name]:.2f}')
     return f' ({", ".join(facts)})' if facts else ''
 
 

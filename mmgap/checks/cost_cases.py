@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What :mod:`measure_cost` times: steps of a search and images, by mmgap and without it."""
+"""What :mod:`mmgap.checks.cost` times: steps of a search and images, by mmgap and without it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 from mmgap.compat import differentiable_call
 from mmgap.feedback import adversarial_loss
 from mmgap.generators import GradientPolicy
-from mmgap.hooks.components import Components, prepare_feedback, split_search
+from mmgap.loop import Loop
 from mmgap.pool import SamplePool
+from mmgap.registry import TASK_UTILS
 from mmgap.search.progress import PromptProgress
-from mmgap.search.step import Job, SearchStep
+from mmgap.search.step import SearchStep
+from mmgap.sources import ImageSpec
+from mmgap.targets import ClassOutput, TargetModel
 
 BATCHES = 2  # of a measured synthesis
 
@@ -36,36 +40,50 @@ class Case:
     """
 
     def __init__(self, config: Config, searches: bool = True, stock: bool = False) -> None:
-        self.parts = parts = Components(config)
-        search, synthesis = split_search(parts.hook.search_cfg)[1], parts.hook.synthesis_cfg
-        self.search_steps = search.get('num_inference_steps', 5)
-        self.steps = synthesis.get('num_inference_steps', 15)
-        self.images = (search if searches else synthesis).get('batch_size', 8)
-        self.target = parts.target() if searches else None
-        if searches:  # once and for all, as a search does
-            self._frozen = ExitStack()
-            self._frozen.enter_context(self.target.frozen())
-        self.generator, self.encoder = parts.generator, parts.generator.prompts
+        self.loop = loop = Loop.from_config(config)
+        loop.evaluation = []  # its data is not needed
+        self.search_steps = loop.settings.search.num_inference_steps
+        self.steps = loop.settings.synthesis.num_inference_steps
+        self.images = (loop.settings.search if searches else loop.settings.synthesis).batch_size
+        self._frozen = ExitStack()
+        self.generator, self.encoder = loop.generator, loop.generator.prompts
         if stock:  # diffusers' own method, instead of the cache over it
             del self.generator.pipeline.vae.encode
         self.prompts = [
             self.encoder.random_prompt(5, seed=i, id=f'p{i}') for i in range(self.images)
         ]
-        self.feedback = [term for term in parts.hook.feedback if term.needs == 'target']
-        prepare_feedback(self.feedback, self.generator, parts.sources.classes, [])
+        asking = [
+            term
+            for term in loop.settings.feedback
+            if TASK_UTILS.build(dict(term)).needs == 'target'
+        ]
+        self.feedback = loop.variant(feedback=asking).feedback
         for term in self.feedback:
             term.start, term.end = 0, None
 
+    @cached_property
+    def target(self) -> TargetModel:
+        """The model in training, frozen once and for all as in a search."""
+        target = self.loop.target()
+        self._frozen.enter_context(target.frozen())
+        return target
+
     def search_step(self, number: int) -> list[Tensor]:
         """The gradient of a step of mmgap's search, each image of another prompt."""
-        terms = (self.feedback, self.parts.sources, self.search_steps, self.images)
-        scorer = SearchStep(self.generator, self.target, *terms)
-        states = [PromptProgress(p, p.embeddings.detach().clone()) for p in self.prompts]
-        jobs, following = (
-            [Job(i, source, i) for i, source in enumerate(self._sources(step))]
-            for step in (number, number + 1)
+        step = SearchStep(
+            self.generator,
+            self.target,
+            self.feedback,
+            self.loop.sources,
+            self.search_steps,
+            batch_size=self.images,
         )
-        return scorer(states, jobs, following).gradients
+        progress = [PromptProgress(p, p.embeddings.detach().clone()) for p in self.prompts]
+        images, following = (
+            [ImageSpec(source, i, i) for i, source in enumerate(self._sources(turn))]
+            for turn in (number, number + 1)
+        )
+        return [score.gradient for score in step(progress, images, following)]
 
     def known_step(self, number: int) -> list[Tensor]:
         """A step whose sources have been seen before."""
@@ -73,12 +91,12 @@ class Case:
 
     def loop_step(self, number: int) -> list[Tensor]:
         """The same by the stock pipeline, its whole graph kept, for an attack that flips labels."""
-        condition = self.parts.sources.load(self._sources(number)).to(self.generator.device)
+        condition = self.loop.sources.load(self._sources(number)).to(self.generator.device)
         embeds = self.encoder.encode(self.prompts)
         call = differentiable_call(self.generator.pipeline)
         drawn = self._stock(call, condition, embeds, self.search_steps).float()
         images = torch.where(condition.masks, condition.images / 255, drawn)
-        logits = self.target(images, condition.labels).logits
+        logits = cast(ClassOutput, self.target(images, condition.labels)).logits
         labels = condition.labels.to(logits.device)
         mode = 'flip' if logits.shape[1] == 2 else 'uniform'
         loss = adversarial_loss(logits, labels, mode).sum()
@@ -87,22 +105,27 @@ class Case:
     @torch.no_grad()
     def stock_images(self, number: int, folder: Path) -> None:
         """Images by the stock pipeline, as PNG."""
-        condition = self.parts.sources.load(self._sources(number)).to(self.generator.device)
+        condition = self.loop.sources.load(self._sources(number)).to(self.generator.device)
         embeds = self.encoder.encode(self.prompts)
         for batch in range(BATCHES):
-            drawn = self._stock(self.generator.pipeline, condition, embeds, self.steps)
-            drawn = drawn.float().mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            for i, image in enumerate(drawn):
+            drawn = self._stock(
+                self.generator.pipeline,
+                condition,
+                embeds,
+                self.steps,
+            )
+            pixels = drawn.float().mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            for i, image in enumerate(pixels):
                 Image.fromarray(image).save(folder / f'{number}-{batch}-{i}.png')
 
     def synthesis(self, number: int, folder: Path) -> None:
         """As many images by mmgap's synthesis, into a pool."""
         pool = SamplePool(folder / f'pool{number}')
-        self.parts.synthesizer().run(self.prompts, BATCHES * self.images, pool)
+        self.loop.synthesize(self.prompts, BATCHES * self.images, pool)
 
     def _sources(self, number: int) -> list[int]:
         first = number * self.images
-        return [i % len(self.parts.sources) for i in range(first, first + self.images)]
+        return [i % len(self.loop.sources) for i in range(first, first + self.images)]
 
     def _stock(
         self, call: Callable[..., Any], condition: Any, embeds: Tensor, steps: int
@@ -138,7 +161,7 @@ class Case:
         settings = dict(device=device, dtype=dtype)
         hidden = torch.randn(
             2 * self.images,
-            self.encoder.tokenizer.model_max_length,
+            pipe.tokenizer.model_max_length,
             pipe.unet.config.cross_attention_dim,
             requires_grad=True,
             **settings,
@@ -153,8 +176,8 @@ class Case:
                 time_ = torch.full((), 999 - 999 * step // self.search_steps, device=device)
                 given = torch.cat([torch.cat([latents, latents]), beside], dim=1)
                 predicted = unet(given, time_, hidden, return_dict=False)[0]
-                without, told = predicted.chunk(2)
-                latents = 0.9 * latents - 0.1 * (without + scale * (told - without))
+                without, prompted = predicted.chunk(2)
+                latents = 0.9 * latents - 0.1 * (without + scale * (prompted - without))
             images = decode(latents).float().clamp(0, 1)
             loss = self.target(images, labels).loss.sum()
         return list(torch.autograd.grad(loss, [hidden]))
@@ -213,7 +236,7 @@ class Case:
             for number in range(2, repeats + 2):
                 # Both from one step: a machine's speed drifts by more than their difference.
                 with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                    whole = timed(lambda n=number: run(n))
+                    whole = timed(partial(run, number))
                 events = [e for e in profiler.key_averages() if e.key.startswith('aten::')]
                 operators = sum(event.self_cpu_time_total for event in events) / 1e6
                 steps.append((whole - operators, whole, operators))
@@ -226,8 +249,8 @@ class Case:
         channels = pipe.vae.config.latent_channels
 
         def unet(sample: Tensor, time: Any, encoder_hidden_states: Tensor, **_: Any) -> Any:
-            said = encoder_hidden_states.mean(dim=(1, 2)).view(-1, 1, 1, 1)
-            return (sample[:, :channels] + said,)
+            mean = encoder_hidden_states.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+            return (sample[:, :channels] + mean,)
 
         def encoder(image: Tensor) -> Tensor:
             small = F.avg_pool2d(image, pipe.vae_scale_factor)[:, :1]

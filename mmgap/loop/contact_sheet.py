@@ -5,27 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from mmgap.files import write_image
+from mmgap.generators import DiffusionGenerator
+from mmgap.loop.report import effect
 from mmgap.pool import SamplePool
 from mmgap.prompts import SoftPrompt
 from mmgap.search import FoundPrompt
 from mmgap.seeds import derive_rng, derive_seed
-from mmgap.sources import SourceSet
-
-LINE = 14  # height of a line of text in pixels
+from mmgap.sheet import draw_sheet
+from mmgap.sources import Sources
 
 
 def write_contact_sheet(
     path: str | Path,
     pool: SamplePool,
-    sources: SourceSet,
-    generator: Any,
+    sources: Sources,
+    generator: DiffusionGenerator,
     found: Sequence[FoundPrompt],
     num_inference_steps: int,
     round: int,
@@ -49,7 +49,8 @@ def write_contact_sheet(
     # At random: even steps would keep meeting the same few prompts.
     order = derive_rng('contact sheet', round).permutation(len(samples))
     chosen = [samples[i] for i in sorted(order[:pairs])]
-    shown = sources.load([sample.source_index for sample in chosen]).images if chosen else []
+    indices = [sample.source_index for sample in chosen]
+    shown = list(sources.load(indices).images) if chosen else []
     rows = []
     for start in range(0, len(chosen), 8):
         part = range(start, min(start + 8, len(chosen)))
@@ -59,26 +60,30 @@ def write_contact_sheet(
         rows.append(('generated', made, notes))
     for result in found:
         images = _along_the_search(generator, sources, result, num_inference_steps, batch_size)
-        title = (
-            f'{result.prompt.id}: target loss {result.target_loss_before:.2f} -> '
-            f'{result.target_loss_after:.2f}, accuracy {result.accuracy_before:.2f} -> '
-            f'{result.accuracy_after:.2f}'
-        )
+        title = f'{result.prompt.id}: {effect(result.summary(sources.classes))}'
         rows.append((title, images, ['source'] + [f'step {step}' for step in result.snapshots]))
     write_image(path, draw_sheet(rows))
 
 
 @torch.no_grad()
 def _along_the_search(
-    generator: Any,
-    sources: SourceSet,
+    generator: DiffusionGenerator,
+    sources: Sources,
     result: FoundPrompt,
     num_inference_steps: int,
     batch_size: int,
 ) -> list[np.ndarray]:
     found = result.prompt
-    about = dict(template=found.template, joiner=found.joiner, widths=found.widths)
-    prompts = [SoftPrompt(state, 'snapshot', **about) for state in result.snapshots.values()]
+    prompts = [
+        SoftPrompt(
+            embeddings,
+            'snapshot',
+            template=found.template,
+            joiner=found.joiner,
+            widths=found.widths,
+        )
+        for embeddings in result.snapshots.values()
+    ]
     source = int(sources.of_class(result.prompt.label)[0])
     seed = derive_seed('contact sheet', result.prompt.id)
     shown = [sources.load([source]).images[0].permute(1, 2, 0).numpy()]
@@ -88,25 +93,3 @@ def _along_the_search(
         images = generator(condition, embeds, [seed] * len(part), num_inference_steps)
         shown += [*(images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()]
     return shown
-
-
-def draw_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) -> Image.Image:
-    """Rows of images, each under a title, with a note under each image.
-
-    Args:
-        rows: Title, ``(H, W, 3)`` uint8 images, all of one size, and a note for each.
-    """
-    height, width = (rows[0][1][0].shape[:2]) if rows else (64, 64)
-    scale = max(1, 96 // width)
-    cell_w, cell_h = width * scale + 4, height * scale + 4 + LINE
-    columns = max([len(images) for _, images, _ in rows], default=1)
-    sheet = Image.new('RGB', (max(columns * cell_w, 480), len(rows) * (cell_h + LINE)), 'white')
-    pen = ImageDraw.Draw(sheet)
-    for r, (title, images, notes) in enumerate(rows):
-        top = r * (cell_h + LINE)
-        pen.text((2, top), title, fill='black')
-        for c, image in enumerate(images):
-            picture = Image.fromarray(image).resize((width * scale, height * scale), 0)
-            sheet.paste(picture, (c * cell_w + 2, top + LINE))
-            pen.text((c * cell_w + 2, top + LINE + height * scale), notes[c], fill='grey')
-    return sheet

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What GAPHook does with the Runner: evaluate, seed, save, mix data in."""
+
+from __future__ import annotations
+
+import os
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import dist
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner, TestLoop
+
+from mmgap.compat import replace_dataset
+from mmgap.datasets.synthetic_mix import SyntheticMixDataset, batch_of, mixes_in
+from mmgap.distributed import rank0_buffers
+from mmgap.files import write_bytes
+from mmgap.loop import group_report
+from mmgap.seeds import derive_seed
+
+
+def evaluate(runner: Runner, split: str) -> dict[str, Any] | None:
+    """The group report of the evaluator of ``'test'`` or ``'val'``; None without a dataloader."""
+    if getattr(runner, f'_{split}_loop') is None:
+        runner.logger.warning(f'[gap] the config has no {split}_dataloader to evaluate on')
+        return None
+    loop = getattr(runner, f'{split}_loop')
+    # A loop of validation would save the best checkpoint and step schedules.
+    with rank0_buffers(runner.model):  # those of the checkpoint
+        return group_report(TestLoop(runner, loop.dataloader, loop.evaluator).run())
+
+
+def evaluation_datasets(runner: Runner) -> list[Any]:
+    """What the run validates and tests on."""
+    return [
+        getattr(runner, f'{split}_loop').dataloader.dataset
+        for split in ('val', 'test')
+        if getattr(runner, f'_{split}_loop') is not None
+    ]
+
+
+def mix_in(loader: Any, ratio: float) -> SyntheticMixDataset:
+    """The mix in a dataloader's dataset; made if the config names none.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    outer = loader.dataset
+    found = mixes_in(outer)
+    if len(found) > 1:
+        raise ValueError(
+            f'the training data has {len(found)} SyntheticMixDatasets; GAPHook fills one'
+        )
+    if not found:
+        found = [SyntheticMixDataset(outer, ratio=ratio)]
+        replace_dataset(loader, found[0])
+    elif found[0] is not outer:  # PyTorch asks the outermost for a batch
+        outer.__getitems__ = partial(batch_of, found[0], outer)
+    return found[0]
+
+
+def seed_training(seed: int, position: int) -> None:
+    """Seed everything random in training, for one epoch or iteration of this process."""
+    seed = derive_seed(seed, 'training', position, dist.get_rank())
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def save_run(runner: Runner, name: str, position: dict[str, int]) -> None:
+    """Save the run so that ``--resume`` finds it; whole or not at all.
+
+    Args:
+        runner: The run.
+        name: File in its work directory.
+        position: Finished ``epoch`` and ``iter``.
+    """
+    runner.save_checkpoint(runner.work_dir, f'.{name}', meta=dict(position))
+    if dist.is_main_process():
+        final = os.path.join(runner.work_dir, name)
+        os.replace(os.path.join(runner.work_dir, f'.{name}'), final)
+        write_bytes(Path(runner.work_dir, 'last_checkpoint'), final.encode())
+    dist.barrier()
+
+
+def waiting_gradient(runner: Runner) -> dict[str, torch.Tensor]:
+    """What a run with ``accumulative_counts`` has added up since its last step, by parameter.
+
+    Empty just after a step, and with several processes: each has a gradient of its own until they
+    are averaged at the step, and only the main one saves.
+    """
+    wrapper = runner.optim_wrapper
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    if dist.get_world_size() > 1 or all(one.should_update() for one in wrappers):
+        return {}
+    parameters = _plain_model(runner).named_parameters()
+    return {name: p.grad.detach().cpu() for name, p in parameters if p.grad is not None}
+
+
+def put_back_gradient(runner: Runner, gradient: dict[str, torch.Tensor]) -> None:
+    """Let a resumed run go on with the gradient that its checkpoint carries."""
+    if not gradient:
+        return
+    for name, parameter in _plain_model(runner).named_parameters():
+        if name in gradient:
+            parameter.grad = gradient[name].to(parameter)
+    runner.logger.info(
+        '[gap] the gradient that waited for its step (accumulative_counts) is back from the '
+        'checkpoint: nothing of it is lost'
+    )
+
+
+def _plain_model(runner: Runner) -> torch.nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

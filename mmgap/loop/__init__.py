@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: search, synthesis and report of a round, for hook, tools, benchmark and checks."""
+
+from mmgap.loop.report import environment, group_report
+from mmgap.loop.round import Loop
+from mmgap.loop.settings import GAPSettings
+
+__all__ = ['GAPSettings', 'Loop', 'environment', 'group_report']

@@ -1,0 +1,531 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A round: search prompts against a model, draw images with them, report."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmengine import dist
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS
+from mmengine.runner import set_random_seed
+from torch import nn
+
+from mmgap.configs import gap_hooks, name_of, set_scope
+from mmgap.datasets.masked_folders import share_classes
+from mmgap.datasets.synthetic_mix import SyntheticMixDataset, real_only
+from mmgap.feedback import Critic, Feedback
+from mmgap.generators import DiffusionGenerator
+from mmgap.loop.contact_sheet import write_contact_sheet
+from mmgap.loop.report import round_report
+from mmgap.loop.settings import GAPSettings
+from mmgap.machine import memory, release_memory, training_memory
+from mmgap.pool import SamplePool
+from mmgap.prompts import PromptBank, SoftPrompt
+from mmgap.registry import TASK_UTILS
+from mmgap.search import FoundPrompt, PromptSearch, aimed_starts, check_ids, initial_prompts
+from mmgap.seeds import derive_seed, preserved_rng
+from mmgap.sources import Sources
+from mmgap.synthesis import Synthesizer
+from mmgap.targets import TargetModel, build_target, load_model
+from mmgap.wrappers import Distinct, parts_of
+
+
+class Loop:
+    """Everything that a round needs but the model, and what a round does.
+
+    :class:`mmgap.GAPHook` says when; tools, benchmark and checks use it step by step. What they
+    search and draw is what the hook does in the same round, given the same weights::
+
+        loop = Loop.from_config(Config.fromfile('configs/gap_resnet18_toybirds.py'))
+        target = loop.target('epoch_3.pth')
+        found = loop.search(target)
+        pool = SamplePool('pool')
+        loop.synthesize([result.prompt for result in found], 100, pool, target)
+        print(loop.report(found, pool))
+
+    Args:
+        settings: Those of the run's GAPHook.
+        generator: Draws images.
+        sources: The training data as conditions of the generator.
+        config: The run's config, whose model is the target.
+        evaluation: Datasets that the run validates or tests on, or their configs. Guidance must
+            not look at their images, and their classes must be those of the training data.
+        seed: Seed of every draw.
+        features: Folder for features of guidance images that are worth keeping.
+    """
+
+    def __init__(
+        self,
+        settings: GAPSettings,
+        generator: DiffusionGenerator,
+        sources: Sources,
+        config: Config,
+        evaluation: Sequence[Any] = (),
+        seed: int = 0,
+        features: Path | None = None,
+    ) -> None:
+        self.settings = settings
+        self.generator = generator
+        self.sources = sources
+        self.config = config
+        self.evaluation = list(evaluation)
+        self.seed = seed
+        self.features = features
+        self._prepared: dict[str, Any] = {}  # what variants share
+
+    @classmethod
+    def build(cls, settings: GAPSettings, dataset: Any, **others: Any) -> Loop:
+        """Load the generator, and take a dataset's samples as its sources.
+
+        Args:
+            settings: Name the generator.
+            dataset: What the model is trained on.
+            **others: As for the constructor.
+
+        Raises:
+            ValueError: If the data cannot be the generator's sources.
+            TypeError: If a wrapper of the data does not tell which samples it shows.
+        """
+        generator: DiffusionGenerator = TASK_UTILS.build(dict(settings.generator))
+        return cls(settings, generator, build_sources(dataset, generator), **others)
+
+    @classmethod
+    def from_config(cls, config: Config) -> Loop:
+        """The loop of a config with one GAPHook in ``custom_hooks``.
+
+        Its data for evaluation are given the classes of its training data, see
+        :func:`~mmgap.datasets.share_classes`. The seed is the hook's, or that of ``randomness``,
+        or 0.
+
+        Raises:
+            ValueError: If the config has no GAPHook, or several.
+        """
+        found = gap_hooks(config)
+        if len(found) != 1:
+            raise ValueError(
+                f'custom_hooks must have one mmgap.GAPHook, {config.filename} has {len(found)}'
+            )
+        set_scope(config)
+        share_classes(config)
+        settings = GAPSettings.from_config(found[0])
+        seeds = (settings.seed, (config.get('randomness') or {}).get('seed'), 0)
+        loaders = [config.get(f'{name}_dataloader') for name in ('val', 'test')]
+        return cls.build(
+            settings,
+            DATASETS.build(without_pools(config.train_dataloader.dataset)),
+            config=config,
+            evaluation=[loader['dataset'] for loader in loaders if loader],
+            seed=next(seed for seed in seeds if seed is not None),
+        )
+
+    def variant(
+        self,
+        evaluation: Sequence[Any] | None = None,
+        features: Path | None = None,
+        **settings: Any,
+    ) -> Loop:
+        """The same generator and sources with other settings.
+
+        Args:
+            evaluation: Further datasets that guidance must not look at.
+            features: Folder for features.
+            **settings: Fields of :class:`GAPSettings` but ``generator``.
+        """
+        other = copy.copy(self)
+        other.settings = replace(self.settings, **settings)
+        other.evaluation = [*self.evaluation, *(evaluation or ())]
+        other.features = features or self.features
+        return other
+
+    @property
+    def feedback(self) -> list[Feedback]:
+        """The prepared terms.
+
+        Raises:
+            ValueError: If a guidance image is among the evaluation images, the evaluation has other
+                classes, or a term is for another type of labels.
+        """
+        wanted = [list(self.settings.feedback), self.features, len(self.evaluation)]
+        return self._once(f'feedback {wanted}', self._prepare_feedback)
+
+    def _prepare_feedback(self) -> list[Feedback]:
+        terms = [TASK_UTILS.build(dict(config)) for config in self.settings.feedback]
+        evaluation = [
+            DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+            for dataset in self.evaluation
+        ]
+        check_classes(self.sources, evaluation)
+        if not dist.is_main_process():
+            dist.barrier()  # the main one first: the others read the features that it writes
+        for term in terms:
+            term.prepare(self.generator, self.sources.classes, self.features)
+        if dist.is_main_process():
+            dist.barrier()
+        check_guidance_images(terms, evaluation)
+        return terms
+
+    @property
+    def critic(self) -> Critic | None:
+        """The prepared critic: the settings' or, where they name none, the generator's."""
+        settings, classes = self.settings.critic, self.sources.classes
+        return self._once(
+            f'critic {settings}', lambda: build_critic(settings, self.generator, classes)
+        )
+
+    def _once(self, name: str, build: Callable[[], Any]) -> Any:
+        if name not in self._prepared:
+            self._prepared[name] = build()
+        return self._prepared[name]
+
+    def target(self, checkpoint: str | None = None, model: nn.Module | None = None) -> TargetModel:
+        """The config's model, seen from the image.
+
+        Args:
+            checkpoint: Its weights; by default what the config starts training from.
+            model: The model itself, if there is one already.
+
+        Raises:
+            RuntimeError: If the checkpoint does not fit the model.
+            ValueError: If neither settings nor pipeline tell the size of its input.
+        """
+        if model is None:
+            set_random_seed(self.seed)
+            model = load_model(self.config, checkpoint or self.config.get('load_from'))
+        return build_target(model, self.config, self.settings.input, self.sources.label_type)
+
+    def prompt_search(self, target: TargetModel, round_index: int = 0) -> PromptSearch:
+        """The search of a round.
+
+        Raises:
+            ValueError: If the settings do not fit each other or the generator.
+        """
+        check_label_types([*self.feedback, self.critic], self.sources)
+        self.generator.check_steps(self.settings.search.num_inference_steps, 'search')
+        return PromptSearch(
+            self.generator,
+            target,
+            self.feedback,
+            self.sources,
+            self.settings.search,
+            seed=derive_seed(self.seed, 'round', round_index),
+            critic=self.critic,
+        )
+
+    def initial_prompts(
+        self, search: PromptSearch, round_index: int = 0, draw: bool = True
+    ) -> list[SoftPrompt]:
+        """The prompts that a round's search starts from; their ids begin with the round.
+
+        Args:
+            search: The search.
+            round_index: The round.
+            draw: Whether images may be drawn to ``aim``. Without, starts are taken in turn.
+        """
+        aims = draw and search.settings.aim > 0
+        prompts = initial_prompts(
+            self.generator.prompts,
+            self.sources.classes,
+            search.settings,
+            search.seed,
+            prefix=f'r{round_index}-',
+            order=aimed_starts(search, self.critic, round_index) if aims else None,
+            round_index=round_index,
+        )
+        check_ids(prompts)
+        return prompts
+
+    def synthesizer(self, round_index: int = 0) -> Synthesizer:
+        """The synthesizer of a round.
+
+        Raises:
+            ValueError: If the settings do not fit the generator.
+        """
+        check_label_types([self.critic], self.sources)
+        self.generator.check_steps(self.settings.synthesis.num_inference_steps, 'synthesis')
+        return Synthesizer(
+            self.generator,
+            self.sources,
+            self.settings.synthesis,
+            critic=self.critic,
+            seed=derive_seed(self.seed, 'round', round_index),
+        )
+
+    def search(
+        self,
+        target: TargetModel,
+        round_index: int = 0,
+        checkpoint: Path | None = None,
+        bank: PromptBank | None = None,
+    ) -> list[FoundPrompt]:
+        """Search the prompts of a round.
+
+        Args:
+            target: The model to search against.
+            round_index: The round.
+            checkpoint: File that the search saves itself to and goes on from.
+            bank: Where the found prompts go.
+
+        Raises:
+            NonFiniteLossError: If a loss or a gradient is NaN or Inf.
+        """
+        search = self.prompt_search(target, round_index)
+        prompts = self.initial_prompts(search, round_index)
+        return search.run(prompts, checkpoint=checkpoint, bank=bank)
+
+    def synthesize(
+        self,
+        prompts: Sequence[SoftPrompt],
+        count: int,
+        pool: SamplePool,
+        target: TargetModel | None = None,
+        round_index: int = 0,
+        keep_drawn: bool = False,
+    ) -> int:
+        """Draw the images of a round into a pool, see :meth:`~mmgap.synthesis.Synthesizer.run`.
+
+        Returns:
+            The number of images drawn now, those that the critic dropped included.
+        """
+        return self.synthesizer(round_index).run(
+            prompts,
+            count,
+            pool,
+            target,
+            self.feedback if target is not None else (),
+            round_index,
+            keep_drawn,
+        )
+
+    def run(
+        self, target: TargetModel, folder: Path, round_index: int = 0, keep_drawn: bool = False
+    ) -> dict[str, Any]:
+        """A whole round; goes on where an interrupted one stopped.
+
+        Args:
+            target: The model to search against.
+            folder: Gets ``prompts/``, ``search/``, ``pool/`` and ``round_N.png``.
+            round_index: The round.
+            keep_drawn: Whether planned images stay that were drawn in another way.
+
+        Returns:
+            The report, with the ``seconds`` of ``search`` and ``synthesis``.
+        """
+        pool, began = SamplePool(folder / 'pool'), time.time()
+        checkpoint = folder / 'search' / f'round_{round_index}.safetensors'
+        found = self.search(target, round_index, checkpoint, PromptBank(folder / 'prompts'))
+        searched = time.time()
+        prompts, count = [result.prompt for result in found], self.settings.images_of(round_index)
+        self.synthesize(prompts, count, pool, target, round_index, keep_drawn)
+        seconds = dict(search=searched - began, synthesis=time.time() - searched)
+        report = self.report(found, pool, round_index, folder / f'round_{round_index}.png')
+        return dict(report, seconds=seconds)
+
+    def report(
+        self,
+        found: Sequence[FoundPrompt],
+        pool: SamplePool,
+        round_index: int = 0,
+        sheet: Path | None = None,
+    ) -> dict[str, Any]:
+        """What a round found and drew.
+
+        Args:
+            found: Its prompts.
+            pool: With its images.
+            round_index: The round.
+            sheet: PNG file for a picture of it: sources beside images, and each prompt along its
+                search. None for no picture.
+
+        Returns:
+            ``prompts`` (their summaries) and what :func:`~mmgap.loop.report.round_report` tells.
+        """
+        if sheet is not None and dist.is_main_process():
+            write_contact_sheet(
+                sheet,
+                pool,
+                self.sources,
+                self.generator,
+                found,
+                num_inference_steps=self.settings.search.num_inference_steps,
+                batch_size=self.settings.search.batch_size,
+                round=round_index,
+            )
+        dist.barrier()
+        prompts = [result.summary(self.sources.classes) for result in found]
+        return dict(
+            prompts=prompts, **round_report(SamplePool(pool.folder), round_index, self.critic)
+        )
+
+    def try_out(self, target: TargetModel, round_index: int = 0, draw: bool = True) -> None:
+        """Set up a round and send one image all the way: what does not fit shall fail now.
+
+        Nothing changes: the states of all random generators are put back.
+
+        Args:
+            target: The model to search against.
+            round_index: The round.
+            draw: False only sets up search and synthesis.
+        """
+        self.sources.load(sorted({0, len(self.sources) // 2, len(self.sources) - 1}))
+        search, synthesizer = self.prompt_search(target, round_index), self.synthesizer(round_index)
+        prompts = self.initial_prompts(search, round_index, draw=False)
+        if not draw:
+            return
+        began = time.time()
+        try:
+            with preserved_rng():
+                search.try_out(prompts)
+                synthesizer.try_out(prompts, target, self.feedback)
+        except Exception as error:
+            error.add_note(
+                '[gap] This was one image that went through search and synthesis before training, '
+                'to see that generator, model and settings fit.'
+            )
+            raise
+        _log(f'one image went through search and synthesis in {time.time() - began:.1f} s')
+
+    def training_memory(self) -> int:
+        """Bytes of the GPU that training took at its peak, the generator's own left out."""
+        own = 0 if self.generator.device.type == 'cpu' else self.generator.memory()
+        return training_memory() - own
+
+    def wake(self) -> None:
+        """Bring the generator back to where it runs."""
+        self.generator.to(self.generator.home)
+
+    def make_room(self, training: int | None) -> None:
+        """Let the generator wait on the CPU while the model trains, unless both fit on the GPU.
+
+        Args:
+            training: Bytes that training takes at its peak; None while nobody knows.
+        """
+        generator = self.generator
+        if generator.device.type == 'cpu':
+            return
+        stays = training is not None and training + generator.memory() <= memory()
+        if not stays:
+            generator.to('cpu')
+        release_memory()
+        peak = 'not known yet' if training is None else f'{training / 2**30:.1f} GiB at its peak'
+        _log(
+            f'the generator ({generator.memory() / 2**30:.1f} GiB) waits on '
+            f'{"the GPU" if stays else "the CPU"} until the next round; training takes {peak}, '
+            f'the GPU has {memory() / 2**30:.1f} GiB'
+        )
+
+
+def build_sources(dataset: Any, generator: DiffusionGenerator) -> Sources:
+    """The sources of the training data: the real samples that its wrappers show, each once.
+
+    Args:
+        dataset: What the model is trained on, with or without a SyntheticMixDataset.
+        generator: Draws images.
+
+    Raises:
+        TypeError: If a wrapper does not tell which samples it shows.
+        ValueError: As for the generator's ``sources``.
+    """
+    if isinstance(dataset, SyntheticMixDataset):
+        dataset = dataset.dataset
+    if parts_of(dataset):
+        with real_only(dataset):
+            dataset = Distinct(dataset)
+    return generator.sources(dataset)
+
+
+def build_critic(
+    settings: Mapping[str, Any] | bool | None,
+    generator: DiffusionGenerator,
+    classes: Sequence[str],
+) -> Critic | None:
+    """A prepared critic: the settings', or the generator's where they are None; False for none."""
+    if settings is None:
+        settings = generator.critic
+    if not isinstance(settings, Mapping):  # False, or the generator has none
+        return None
+    critic: Critic = TASK_UTILS.build(dict(settings))
+    critic.prepare(classes)
+    return critic
+
+
+def without_pools(dataset: Any) -> Any:
+    """The config of a dataset whose mixes have no pool yet: nothing but real samples."""
+    if isinstance(dataset, Mapping):
+        emptied = {key: without_pools(value) for key, value in dataset.items()}
+        if name_of(dataset.get('type')) == SyntheticMixDataset.__name__:
+            emptied.update(pool=None, budget=None)
+        return ConfigDict(emptied)
+    return [without_pools(part) for part in dataset] if isinstance(dataset, list) else dataset
+
+
+def check_label_types(parts: Sequence[Feedback | Critic | None], sources: Sources) -> None:
+    """See that terms and critics are for the type of the labels; None is no part.
+
+    Raises:
+        ValueError: If one is for another type.
+    """
+    for part in parts:
+        if part is not None and part.label_type not in (None, sources.label_type):
+            raise ValueError(
+                f'{type(part).__name__} is for labels of type {part.label_type!r}, those of the '
+                f'training data are {sources.label_type!r}'
+            )
+
+
+def check_classes(sources: Sources, evaluation: Sequence[Any]) -> None:
+    """See that the numbers of the labels mean the same in all splits.
+
+    Args:
+        sources: Of the training data.
+        evaluation: Datasets that the run validates or tests on.
+
+    Raises:
+        ValueError: If one has other classes.
+    """
+    for dataset in evaluation:
+        classes = dataset.metainfo.get('classes')
+        if sources.label_type == 'classes' and classes and tuple(classes) != sources.classes:
+            raise ValueError(
+                f'{type(dataset).__name__} for evaluation has the classes {[*classes]}, the '
+                f'training data {[*sources.classes]}: a label would mean two things. Give both '
+                'the same, with metainfo=dict(classes=[…])'
+            )
+
+
+def check_guidance_images(feedback: Sequence[Feedback], evaluation: Sequence[Any]) -> None:
+    """See that no term looks at images that the run is evaluated on.
+
+    Args:
+        feedback: Prepared terms.
+        evaluation: Datasets that the run validates or tests on.
+
+    Raises:
+        ValueError: If one does.
+    """
+    guiding = {_same_path(path) for term in feedback for path in term.guidance_images()}
+    if not guiding:
+        return
+    for dataset in evaluation:
+        for i in range(len(dataset)):
+            path = dataset.get_data_info(i).get('img_path')
+            if path and _same_path(path) in guiding:
+                raise ValueError(
+                    f'guidance image {path} is also an image of {type(dataset).__name__}, which '
+                    'the run is evaluated on; take other images for guidance'
+                )
+
+
+def _same_path(path: str) -> str:
+    return path if '://' in path else os.path.realpath(path)
+
+
+def _log(message: str) -> None:
+    MMLogger.get_current_instance().info(f'[gap] {message}')
