@@ -82,7 +82,7 @@ def test_methods_that_search(name, tmp_path, tiny_sd):
     assert len(drawn) >= 6 and len(set(drawn.values())) == len(drawn), list(drawn)
 
 
-@pytest.mark.slow  # 40 s: eight methods make images and train
+@pytest.mark.slow  # more than a minute: eight methods make images and train
 def test_methods_of_depth(tmp_path, tiny_sd, tiny_controlnet):
     """Each fragment makes its images, and trains the last layer on them."""
     config = depth_config('gap_unet_taskonomy-depth', tmp_path, tiny_sd, tiny_controlnet)
