@@ -26,7 +26,7 @@ TASK_UTILS = Registry(
     'task util',
     parent=MMENGINE_TASK_UTILS,
     scope='mmgap',
-    locations=['mmgap.generators', 'mmgap.feedback', 'mmgap.datasets'],
+    locations=['mmgap.generators', 'mmgap.feedback', 'mmgap.masks'],
 )
 TRANSFORMS = Registry(
     'transform', parent=MMENGINE_TRANSFORMS, scope='mmgap', locations=['mmgap.datasets']

@@ -8,16 +8,11 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
-from PIL import Image
 
-from mmgap.benchmark.cells import Benchmark
-from mmgap.compat import allow_checkpoint_history
 from mmgap.datasets.iwildcam import CLASSES
 from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompts
-from mmgap.registry import TASK_UTILS
 from tests.support.configs import classification_config
 from tests.support.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
 
@@ -71,73 +66,6 @@ def test_vit(tmp_path, tiny_sd):
     Runner.from_cfg(config).train()
     summary = json.loads((tmp_path / 'work' / 'gap' / 'summary.json').read_text())
     assert len(summary['after']['groups']) == 4 and summary['rounds'][0]['images'] == 6
-
-
-@pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
-def test_methods_that_search_nothing(name, tmp_path, tiny_sd):
-    data = tmp_path / 'data'
-    if 'iwildcam' in name:
-        convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=2), data)
-    else:
-        draw_waterbirds(data, per_group=2)
-    config = classification_config(name, data, tiny_sd, tmp_path / 'work')
-    mix = config.benchmark.methods.style.train['train_dataloader.dataset.pipeline'][1]
-    mix.images.update(data_root=str(data), num_samples=None)
-    if 'iwildcam' in name:
-        mix.images.pop('num_samples')
-    benchmark = Benchmark(config, tmp_path / 'out', [8])
-    assert len({benchmark.key(method) for method in benchmark.methods}) == len(benchmark.methods)
-    init_default_scope('mmpretrain')
-    for method in benchmark.methods.values():
-        for term in method.feedback or ():
-            TASK_UTILS.build(dict(term))
-    samples = SamplePool(benchmark.pool('real', 0)).samples
-    assert len(samples) == 8 and {sample.prompt_id for sample in samples} == {'real'}
-    style = config.train_dataloader.dataset
-    style.pipeline = config.benchmark.methods.style.train['train_dataloader.dataset.pipeline']
-    assert DATASETS.build(style)[0]['inputs'].shape == (3, 224, 224)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
-def test_methods_that_search(name, tmp_path, tiny_sd):
-    """Each fragment finds its prompts and draws with them; no two methods have the same."""
-    data = tmp_path / 'data'
-    if 'iwildcam' in name:
-        convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=3), data)
-    else:
-        draw_waterbirds(data, per_group=2)
-        guidance = tmp_path / 'guidance'
-        guidance.mkdir()
-        for i in range(3):
-            Image.effect_noise((32, 32), 50 + i).convert('RGB').save(guidance / f'{i}.png')
-    config = classification_config(name, data, tiny_sd, tmp_path / 'work')
-    config.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
-    config.model.head.in_channels = 64
-    for fragment in config.benchmark.methods.values():
-        if 'search' in fragment:
-            fragment.search.update(steps=2)
-        for term in fragment.get('feedback', ()):
-            term.pop('start', None)
-            if 'clip' in term:
-                term.update(clip=dict(model='mmgap://toybirds-clip'))
-            if 'images' in term and 'iwildcam' in name:
-                term.images.data_root = str(data)
-                term.limit = 2
-            elif 'images' in term:
-                term.images = str(guidance)
-    config.default_scope = 'mmpretrain'
-    init_default_scope('mmpretrain')
-    allow_checkpoint_history()
-    benchmark = Benchmark(config, tmp_path / 'out', [7])
-    drawn = {}
-    for name, method in benchmark.methods.items():
-        if not method.makes_images or method.prompts_of or method.dataset:
-            continue
-        pool = SamplePool(benchmark.pool(name, 0))
-        assert len(pool) >= 7 and all(sample.kept for sample in pool.samples)
-        drawn[name] = pool.samples[0].prompt_id.split('@')[1]  # names what the prompt says
-    assert len(drawn) >= 6 and len(set(drawn.values())) == len(drawn), list(drawn)
 
 
 def test_the_guided_config_has_the_methods_fragment():

@@ -10,8 +10,6 @@ import pytest
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from mmgap.benchmark.cells import Benchmark
-from mmgap.compat import allow_checkpoint_history
 from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompts
 from tests.support.configs import TINY_DEPTH, depth_config
@@ -50,31 +48,6 @@ def test_config(name, tmp_path, tiny_sd, tiny_controlnet):
         groups = summary['after']['groups']
         assert set(groups) == {'clear', 'night', 'fog', 'corruptions'}
         assert summary['after']['worst_group'] == max(groups.values())
-
-
-@pytest.mark.slow
-def test_methods_of_the_benchmark(tmp_path, tiny_sd, tiny_controlnet):
-    """Each fragment makes its images, and trains the last layer on them."""
-    config = depth_config('gap_unet_taskonomy-depth', tmp_path, tiny_sd, tiny_controlnet)
-    data = config.train_dataloader.dataset
-    methods = config.benchmark.methods
-    step = methods.style.train['train_dataloader.dataset.pipeline'][3]
-    step.images.update(data_root=data.data_root, buildings=data.buildings)
-    methods.real.dataset.buildings = config.val_dataloader.dataset.buildings
-    config.benchmark.update(steps=1, autocast=None)
-    init_default_scope('mmseg')
-    allow_checkpoint_history()
-    benchmark = Benchmark(config, tmp_path / 'out', [4])
-    seen = {}
-    for method in methods:
-        cell = benchmark.cell(method, 4, 0, 'last')
-        assert cell['worst_group'] == cell['abs_rel']['all'] > 0
-        if benchmark.methods[method].makes_images:
-            samples = SamplePool(benchmark.pool(method, 0)).samples
-            seen[method] = samples[0].prompt_id.split('@')[-1], samples[0].generator
-    assert list(methods)[0] == 'none' and len(seen) == 8
-    apart = ('agnostic', 'random', 'prompts', 'guided', 'ap-sdedit', 'real')
-    assert len({seen[method] for method in apart}) == 6  # the others stop where they start
 
 
 @pytest.mark.parametrize('name', [name for name in TINY_DEPTH if 'toydepth' not in name])

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datasets: real ones with masks or depth, a pool of generated images, their mix; segmenters."""
+"""Datasets: real ones with masks or depth, a pool of generated images, their mix."""
 
 from mmgap.datasets.amplitude_mix import AmplitudeMix
 from mmgap.datasets.iwildcam import IWildCam
 from mmgap.datasets.load_depth import LoadDepth
 from mmgap.datasets.masked_folders import MaskedFolders, share_classes
-from mmgap.datasets.segmenters import SamSegmenter, Segmenter
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.datasets.synthetic_mix import SyntheticMixDataset
 from mmgap.datasets.taskonomy import Taskonomy
@@ -16,8 +15,6 @@ __all__ = [
     'IWildCam',
     'LoadDepth',
     'MaskedFolders',
-    'SamSegmenter',
-    'Segmenter',
     'SyntheticDataset',
     'SyntheticMixDataset',
     'Taskonomy',

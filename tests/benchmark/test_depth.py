@@ -19,7 +19,7 @@ METHODS = {
 SHIFTS = ['clear', 'night', 'fog', 'corruptions']
 
 
-@pytest.mark.slow  # 30 s for four methods, 50 s for seven
+@pytest.mark.slow  # 20 s for four methods, more than a minute for seven
 @pytest.mark.parametrize('layers', METHODS)
 def test_cells_and_tables(layers, tmp_path):
     methods = METHODS[layers]

@@ -42,7 +42,7 @@ def test_launchers_tell_each_process_its_number(launcher, monkeypatch, on_cpu):
     assert rank_and_world(launcher) == (2, 3)
 
 
-@pytest.mark.slow  # 100 s: three benchmarks, in five processes that import everything
+@pytest.mark.slow  # minutes: three benchmarks, in five processes that import everything
 def test_processes_share_the_seeds(tmp_path):
     """The same cells from two processes as from one, seconds apart."""
     options = ['--methods', 'none', 'agnostic', '--budgets', '4', '--seeds', '0', '1', '2']

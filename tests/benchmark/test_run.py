@@ -109,7 +109,7 @@ def test_cells_of_other_settings_are_refused(out, cells):
     assert json.loads((out / 'results.json').read_text()) == cells
 
 
-@pytest.mark.slow  # 60 s: three methods of images, and a training between two rounds
+@pytest.mark.slow  # 30 s: four methods that make images, and a training between two rounds
 def test_rounds_and_other_generators(tmp_path):
     """The second round searches against a model that has seen the first round's images."""
     methods = ['ap', 'ap-own', 'ap-rounds', 'ap-shortcut']

@@ -1,41 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/measure_cost.py measures the same work in all of its cases."""
+"""``measure_cost`` measures the same work in all of its cases."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import json
+import resource
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from mmgap.checks import cost
+from mmgap.checks.random_sd15 import random_pipeline
+from tests.support.commands import ROOT, Finished, process_state, run_command
+
 CONFIG = str(ROOT / 'configs/gap_resnet18_toybirds.py')
-SMALL = ['custom_hooks.0.search.batch_size=2', 'custom_hooks.0.synthesis.batch_size=2']
+SMALL = [
+    f'custom_hooks.0.{stage}.{setting}=2'
+    for stage in ('search', 'synthesis')
+    for setting in ('batch_size', 'num_inference_steps')
+]
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    import measure_cost
-
-    return measure_cost
-
-
-def arguments(tool, monkeypatch, out: Path, *options: str):
+def arguments(monkeypatch, out: Path, *options: str) -> argparse.Namespace:
     command = ['measure_cost.py', CONFIG, '--out', str(out), *options, '--cfg-options', *SMALL]
     monkeypatch.setattr(sys, 'argv', command)
-    return tool.parse_args()
+    return cost.parse_args()
 
 
-def test_plain_loop_has_the_gradient_of_a_search_step(tool, monkeypatch, tmp_path):
-    config = tool.load(arguments(tool, monkeypatch, tmp_path))
+def test_plain_loop_has_the_gradient_of_a_search_step(monkeypatch, tmp_path):
+    config = cost.load(arguments(monkeypatch, tmp_path))
     generator = config.custom_hooks[0].generator
-    generator.update(tool.FORMATS['float32'], gradient=dict())
-    loop = tool.Case(config, stock=True).loop_step(1)
+    generator.update(cost.FORMATS['float32'], gradient=dict())
+    loop = cost.Case(config, stock=True).loop_step(1)
     generator.gradient = dict(checkpoint='blocks')
-    step, other = (tool.Case(config).search_step(number) for number in (1, 0))
+    case = cost.Case(config)
+    step, other = (case.search_step(number) for number in (1, 0))
     assert len(loop) == len(step) == 2
     for a, b, c in zip(loop, step, other, strict=True):
         size = float(b.abs().max())
@@ -43,27 +49,60 @@ def test_plain_loop_has_the_gradient_of_a_search_step(tool, monkeypatch, tmp_pat
         assert not torch.allclose(b, c, rtol=0, atol=1e-2 * size)  # each step has its sources
 
 
-def test_random_weights_have_the_sizes_of_stable_diffusion(tool):
+def test_random_weights_have_the_sizes_of_stable_diffusion():
     with torch.device('meta'):
-        pipeline = tool.random_pipeline()
+        pipeline = random_pipeline()
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     sizes = [sum(p.numel() for p in part.parameters()) for part in parts]
     assert sizes == [859_520_964, 83_653_863, 123_060_480]  # as its model card's files have them
 
 
-@pytest.mark.slow
-def test_all_cases_and_going_on(tool, monkeypatch, tmp_path, capsys):
-    options = ('--formats', 'float32', '--repeats', '1')
-    arguments(tool, monkeypatch, tmp_path, '--cases', 'shortcut', *options)
-    tool.main()
-    arguments(tool, monkeypatch, tmp_path, *options)
-    tool.main()
+@pytest.fixture
+def no_processes(monkeypatch):
+    """What a case's own process would do happens in this one."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        python, m, module, *rest = command
+        assert (python, m, module) == (sys.executable, '-m', 'mmgap.checks.cost')
+        with monkeypatch.context() as inside, process_state():
+            inside.setattr(sys, 'argv', ['cost.py', *rest])
+            inside.setattr(resource, 'setrlimit', lambda *_: None)  # it would last
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                cost.main()
+        return subprocess.CompletedProcess(command, 0, printed.getvalue(), '')
+
+    monkeypatch.setattr(cost, 'subprocess', SimpleNamespace(run=run))
+
+
+def measure(out: Path, *options: str) -> Finished:
+    own = ('--formats', 'float32', '--repeats', '1', '--out', out)
+    return run_command('measure_cost', CONFIG, *own, *options, '--cfg-options', *SMALL)
+
+
+def test_going_on(no_processes, tmp_path):
+    """Cases that are known are not measured again, and all are in the order of the list."""
+    measure(tmp_path, '--cases', 'synthesis').check()
+    known = json.loads((tmp_path / 'results.json').read_text())['rows']
+    said = measure(tmp_path, '--cases', 'synthesis', 'host', 'floor', 'shortcut').check()
     rows = json.loads((tmp_path / 'results.json').read_text())['rows']
-    assert [row['case'] for row in rows] == list(tool.CASES)
-    assert all(row['seconds'] > 0 and row['peak'] > 2**20 for row in rows)
-    assert [row['images'] for row in rows[-2:]] == [2 * tool.BATCHES] * 2
-    said = (tmp_path / 'results.md').read_text()
-    assert '| shortcut, blocks checkpointed | float32 | 2 |' in said
-    arguments(tool, monkeypatch, tmp_path, *options[:-1], '2')
-    with pytest.raises(SystemExit, match='other settings'):
-        tool.main()
+    assert [row['case'] for row in rows] == ['shortcut', 'synthesis', 'floor', 'host']
+    assert rows[1] == known[0] and rows[1]['images'] == 2 * cost.BATCHES
+    assert all(row['seconds'] > 0 for row in rows)
+    table = (tmp_path / 'results.md').read_text()
+    assert table in said and '| shortcut | float32 | 2 |' in table
+    done = measure(tmp_path, '--repeats', '2')
+    assert done.code == 1 and 'other settings' in done.output
+
+
+# Starts a process for each of 17 cases, three of which compile.
+@pytest.mark.slow
+def test_all_cases(tmp_path):
+    measure(tmp_path).check()
+    rows = json.loads((tmp_path / 'results.json').read_text())['rows']
+    assert [row['case'] for row in rows] == list(cost.CASES)
+    assert all(row['seconds'] > 0 for row in rows)
+    assert all(row['peak'] > 2**20 for row in rows if 'peak' in row)
+    assert (
+        '| shortcut, blocks checkpointed | float32 | 2 |' in (tmp_path / 'results.md').read_text()
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/check.py finds what would go wrong, and says what to do."""
+"""``check`` finds what would go wrong, and says what to do."""
 
 from __future__ import annotations
 
@@ -8,36 +8,32 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image, ImageOps
 
+from mmgap.checks import ready
+from mmgap.datasets import Waterbirds
+from mmgap.sources import SourceSet
+from tests.support.commands import ROOT, Finished, run_command
 from tests.support.miniature import convert_iwildcam, draw_iwildcam, draw_taskonomy, draw_waterbirds
 
-ROOT = Path(__file__).parents[1]
 WATERBIRDS = 'configs/gap_resnet50_waterbirds.py'
+TOYBIRDS = 'configs/gap_resnet18_toybirds.py'
 HEAD = 'model.head.in_channels=512'
+# The same way through search and synthesis, in less time.
+QUICK = [
+    'custom_hooks.0.search.num_inference_steps=2',
+    'custom_hooks.0.search.batch_size=2',
+    'custom_hooks.0.synthesis.num_inference_steps=2',
+    'custom_hooks.0.synthesis.batch_size=2',
+]
 
 
-@pytest.fixture
-def check(monkeypatch, capsys):
-    """Run the tool in this process."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    import check as tool
-
-    def run(config, *options, **replaced):
-        for name, function in replaced.items():
-            monkeypatch.setattr(tool, name, function)
-        monkeypatch.setattr(sys, 'argv', ['check.py', str(ROOT / config), *options])
-        capsys.readouterr()
-        try:
-            tool.main()
-        except SystemExit as stop:
-            return SimpleNamespace(failed=str(stop), said=capsys.readouterr().out)
-        return SimpleNamespace(failed=None, said=capsys.readouterr().out)
-
-    return run
+def check(config: str, *changes: str, tiny: bool = False) -> Finished:
+    return run_command(
+        'check', ROOT / config, *(['--tiny'] * tiny), '--cfg-options', *QUICK, *changes
+    )
 
 
 @pytest.fixture(scope='module')
@@ -45,32 +41,30 @@ def drawn(tmp_path_factory) -> Path:
     return draw_waterbirds(tmp_path_factory.mktemp('waterbirds'), per_group=4)
 
 
-def options(root: Path, *further: str) -> list[str]:
+def data_in(root: Path) -> list[str]:
     places = [f'{part}_dataloader.dataset.data_root={root}' for part in ('train', 'val', 'test')]
     whole = ('correlated=False', 'num_samples=None')
-    places += [f'train_dataloader.dataset.{setting}' for setting in whole]
-    return ['--tiny', '--cfg-options', *places, *further]
+    return places + [f'train_dataloader.dataset.{setting}' for setting in whole]
 
 
-def test_ready(check, drawn):
-    done = check(WATERBIRDS, *options(drawn))
-    assert done.failed is None, done.said
-    said = done.said
+def test_ready(drawn):
+    smaller = ['model.backbone.depth=18', HEAD]
+    said = check(WATERBIRDS, *data_in(drawn), *smaller, tiny=True).check()
     assert 'train data: 18 samples: landbird-land 8, landbird-water 1, waterbird-land 1' in said
     assert 'masks of 16 sources keep' in said and 'ResNet' not in said
-    assert 'ImageClassifier, 23.5 M parameters' in said
+    assert 'ImageClassifier, 11.2 M parameters' in said
     assert said.endswith('ready\n')
 
 
+# One more whole check: that of a config whose terms begin late, with other data.
 @pytest.mark.slow
-def test_terms_that_begin_late(check, tmp_path):
+def test_terms_that_begin_late(tmp_path):
     convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=2), tmp_path / 'data')
     config = 'configs/gap_resnet50_iwildcam.py'
     parts = ('train', 'val', 'test')
     places = [f'{part}_dataloader.dataset.data_root={tmp_path / "data"}' for part in parts]
-    done = check(config, '--tiny', '--cfg-options', *places, 'model.backbone.depth=18', HEAD)
-    assert done.failed is None, done.said
-    assert 'feedback: AdversarialLoss' in done.said and 'search step' in done.said
+    said = check(config, *places, 'model.backbone.depth=18', HEAD, tiny=True).check()
+    assert 'feedback: AdversarialLoss' in said and 'search step' in said
 
 
 def damage_masks(root: Path) -> None:
@@ -128,18 +122,17 @@ def other_column(rows: list[dict]) -> list[dict]:
         (change_rows(other_column), [], ["missing column(s) ['y']", 'label']),
     ],
 )
-def test_faults_of_the_data(damage, settings, words, check, drawn, tmp_path):
+def test_faults_of_the_data(damage, settings, words, drawn, tmp_path):
     root = shutil.copytree(drawn, tmp_path / 'data')
     damage(root)
-    done = check(WATERBIRDS, *options(root, *settings))
-    assert 'to mend' in done.failed
-    wrong = ''.join(line for line in done.said.splitlines() if line.startswith('WRONG'))
-    assert all(part in wrong for part in words), done.said
+    done = check(WATERBIRDS, *data_in(root), *settings, tiny=True)
+    assert done.code == 1 and 'to mend' in done.output
+    wrong = ''.join(line for line in done.output.splitlines() if line.startswith('WRONG'))
+    assert all(part in wrong for part in words), done.output
 
 
-def test_splits_are_compared(check):
+def test_splits_are_compared():
     """What labels mean, and whether an image is drawn from and evaluated on."""
-    import check as tool
 
     class Split:
         def __init__(self, *names, classes=('a', 'b')) -> None:
@@ -152,78 +145,78 @@ def test_splits_are_compared(check):
             return dict(img_path=self.names[i])
 
     class Sources(Split):
-        kind, classes = 'classes', ('a', 'b')
+        label_type, classes = 'classes', ('a', 'b')
 
         @property
         def dataset(self):
             return self
 
     sources = Sources('1', '2', '3')
-    assert tool.compare_splits(sources, dict(val=Split('4'), test=None))[1].startswith('no source')
-    said = tool.compare_splits(sources, dict(val=Split('4'), test=Split('2', '3', '5')))[1]
+    assert ready.compare_splits(sources, dict(val=Split('4'), test=None))[1].startswith('no source')
+    said = ready.compare_splits(sources, dict(val=Split('4'), test=Split('2', '3', '5')))[1]
     assert said == 'NOTE: 2 sources are also test data'
     with pytest.raises(ValueError, match=r"classes \['b'\], the training data \['a', 'b'\]"):
-        tool.compare_splits(sources, dict(test=Split('4', classes=('b',))))
+        ready.compare_splits(sources, dict(test=Split('4', classes=('b',))))
 
 
-def test_faults_of_the_machine_and_the_weights(check, on_cpu):
-    config = 'configs/gap_resnet18_toybirds.py'
-    done = check(config, '--cfg-options', 'model.backbone.depth=34')
-    assert done.failed == '1 things to mend', done.said
-    assert "'mmgap://toybirds-resnet18': they are of another architecture" in done.said
-    done = check(config, '--cfg-options', 'custom_hooks.0.generator.device=cuda')
-    assert "['custom_hooks.0.generator.device'] ask for a GPU" in done.said
-    assert 'to mend' in done.failed
-    faults = [
-        'optim_wrapper.type=AmpOptimWrapper',
-        'test_dataloader.dataset.pipeline.1.meta_keys=()',
-    ]
-    done = check(config, '--cfg-options', *faults)
-    assert "['optim_wrapper.type'] ask for a GPU" in done.said
-    assert 'WRONG  test sample: KeyError: GroupAccuracy: a sample has no `group`' in done.said
+def test_faults_of_the_machine_and_the_weights(on_cpu):
+    done = check(TOYBIRDS, 'model.backbone.depth=34')
+    assert done.code == 1 and done.output.endswith('1 things to mend\n'), done.output
+    assert "'mmgap://toybirds-resnet18': they are of another architecture" in done.output
+    done = check(TOYBIRDS, 'custom_hooks.0.generator.device=cuda')
+    assert "['custom_hooks.0.generator.device'] ask for a GPU" in done.output
+    assert done.code == 1 and 'to mend' in done.output
+    faults = ['optim_wrapper.type=AmpOptimWrapper']
+    faults.append('test_dataloader.dataset.pipeline.1.meta_keys=()')
+    done = check(TOYBIRDS, *faults)
+    assert "['optim_wrapper.type'] ask for a GPU" in done.output
+    assert 'WRONG  test sample: KeyError: GroupAccuracy: a sample has no `group`' in done.output
 
 
+# Steps of 24 images, so that their memory is more than what PyTorch has left over from others.
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='memory is read from /proc')
-def test_memory_grows_with_the_batch(check, on_cpu):
+def test_memory_grows_with_the_batch(on_cpu):
     """With the packaged weights, nothing replaced."""
     needed = []
     for batch in (24, 2):  # what the first leaves behind must not help
-        config = 'configs/gap_resnet18_toybirds.py'
-        done = check(config, '--cfg-options', f'custom_hooks.0.search.batch_size={batch}')
-        assert done.failed is None and done.said.endswith('ready\n'), done.said
+        settings = f'search.num_inference_steps=5 search.batch_size={batch}'.split()
+        done = check(TOYBIRDS, *(f'custom_hooks.0.{setting}' for setting in settings))
+        assert done.check().endswith('ready\n')
         needed.append(
-            float(re.search(rf'about (.*) GiB with search.batch_size={batch} ', done.said)[1])
+            float(re.search(rf'about (.*) GiB with search.batch_size={batch} ', done.output)[1])
         )
     assert needed[0] > needed[1] + 0.5
 
 
-@pytest.mark.slow
-def test_inverted_masks(check, drawn, tmp_path):
+def test_inverted_masks(drawn, tmp_path):
     root = shutil.copytree(drawn, tmp_path / 'data')
+    sources = SourceSet(Waterbirds(str(root), 'train'), (64, 64))
+    assert 'inverted' not in ready.look_at_sources(sources)[1]
     for path in root.rglob('*_mask.png'):
         ImageOps.invert(Image.open(path).convert('L')).save(path)
-    done = check(WATERBIRDS, *options(root))
-    assert done.failed is None and 'Are they inverted?' in done.said
+    sources = SourceSet(Waterbirds(str(root), 'train'), (64, 64))
+    assert 'Are they inverted?' in ready.look_at_sources(sources)[1]
 
 
+# One more whole check: that of depth, with a ControlNet.
 @pytest.mark.slow
-def test_depth(check, tmp_path):
+def test_depth(tmp_path):
     buildings = ('allensville', 'collierville', 'ihlen')
     data = draw_taskonomy(tmp_path / 'data', buildings=buildings, views=4, size=48)
     config = 'configs/gap_unet_taskonomy-depth.py'
     settings = [f'{part}_dataloader.dataset.data_root={data}' for part in ('train', 'val', 'test')]
     settings += [f'{part}_dataloader.dataset.buildings=None' for part in ('train', 'val', 'test')]
     settings += ['model.backbone.base_channels=4', 'model.decode_head.in_channels=4']
-    done = check(config, '--tiny', '--cfg-options', *settings, 'model.decode_head.channels=4')
-    assert done.failed is None, done.said
-    assert 'depth of' in done.said and 'test sample: went through' in done.said
+    done = check(config, *settings, 'model.decode_head.channels=4', tiny=True)
+    assert 'depth of' in done.check() and 'test sample: went through' in done.output
 
 
-def test_too_little_memory(check):
+def test_too_little_memory(monkeypatch):
     peaks = iter([(1.0, 4 << 30), (0.5, 4 << 30), (0.9, 5 << 30)])
-    config = 'configs/gap_resnet18_toybirds.py'
-    done = check(config, measure=lambda *_: next(peaks), memory=lambda: 10 << 30)
-    assert done.failed == '1 things to mend', done.said
-    assert 'batch_size=24 would take about 27.0 GiB, and there are 10.0 GiB' in done.said
-    assert 'set search.batch_size=7' in done.said
+    monkeypatch.setattr(ready, 'measure', lambda *_: next(peaks))
+    monkeypatch.setattr(ready, 'memory', lambda: 10 << 30)
+    done = check(TOYBIRDS, 'custom_hooks.0.search.batch_size=24')
+    assert done.code == 1 and done.output.endswith('1 things to mend\n'), done.output
+    assert 'batch_size=24 would take about 27.0 GiB, and there are 10.0 GiB' in done.output
+    assert 'set search.batch_size=7' in done.output

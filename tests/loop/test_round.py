@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from mmgap.loop import GAPSettings, Loop
+from mmgap.search import SearchSettings
 
 
 class Waiting:
@@ -32,3 +35,26 @@ def test_the_generator_waits_where_there_is_room(training, where, monkeypatch):
     assert f'waits on the {"CPU" if where == "cpu" else "GPU"}' in messages[0]
     loop.wake()
     assert loop.generator.device.type == 'cuda'
+
+
+@pytest.mark.parametrize('count', [0, 2])
+def test_a_config_must_have_one_hook(count):
+    config = Config(dict(custom_hooks=[dict(type='mmgap.GAPHook', generator={})] * count))
+    with pytest.raises(ValueError, match=f'must have one mmgap.GAPHook, None has {count}'):
+        Loop.from_config(config)
+
+
+def test_variants_share_what_they_do_not_change(monkeypatch):
+    """A critic that two of them have is built once, another one for itself."""
+    built = []
+    monkeypatch.setattr(
+        'mmgap.loop.round.build_critic', lambda settings, *_: built.append(settings) or settings
+    )
+    settings = GAPSettings(generator={}, critic=dict(type='a'))
+    sources = SimpleNamespace(classes=('a', 'b'))
+    loop = Loop(settings, Waiting(), sources, Config())
+    other = loop.variant(search=SearchSettings(steps=3), critic=dict(type='b'))
+    again = other.variant(critic=dict(type='a'))
+    assert [one.critic['type'] for one in (loop, other, again, loop)] == ['a', 'b', 'a', 'a']
+    assert built == [dict(type='a'), dict(type='b')]
+    assert (loop.settings.search.steps, again.settings.search.steps) == (1000, 3)

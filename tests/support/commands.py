@@ -57,7 +57,6 @@ def run_command(name: str, *arguments: object, cwd: Path = ROOT) -> Finished:
         stack.enter_context(contextlib.redirect_stdout(printed))
         stack.enter_context(contextlib.redirect_stderr(printed))
         sys.argv[:] = [str(path), *map(str, arguments)]
-        sys.path.insert(0, str(path.parent))
         try:
             runpy.run_path(str(path), run_name='__main__')
         except SystemExit as ended:

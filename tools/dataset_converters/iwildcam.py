@@ -18,13 +18,13 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from objects import LISTED, MOST, Boxes, listed, megadetector, why_unusable
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from mmgap.datasets.iwildcam import CLASSES, COLUMNS
 from mmgap.files import write_image, write_json
 from mmgap.images import read_image
+from mmgap.masks.boxes import LISTED, MOST, Boxes, listed, megadetector, why_unusable
 
 # By their names in categories.csv.
 SPECIES = dict(

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgap.datasets import MaskedFolders, SamSegmenter, Waterbirds
+from mmgap.datasets import MaskedFolders, Waterbirds
+from mmgap.masks import SamSegmenter
 from mmgap.sources import SourceSet
 from tests.support.miniature import draw_waterbirds
 from tests.support.tiny import save_tiny_sam
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 # A segmenter of a user's own: it fills the boxes, and can be stopped.
 FILLER = """
 import numpy as np
-from mmgap.datasets import Segmenter
+from mmgap.masks import Segmenter
 
 class Filler(Segmenter):
     calls = 0
@@ -48,11 +49,10 @@ class Filler(Segmenter):
 @pytest.fixture
 def masks(monkeypatch, capsys, tmp_path):
     """Run the tool in this process."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools' / 'dataset_converters'))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, 'filler', raising=False)
     (tmp_path / 'filler.py').write_text(FILLER)
-    import masks as tool
+    from mmgap.masks import make as tool
 
     def run(*args: object) -> SimpleNamespace:
         monkeypatch.setattr(sys, 'argv', ['masks.py', *map(str, args)])

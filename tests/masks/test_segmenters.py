@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import SamModel, SamProcessor
 
-from mmgap.datasets import SamSegmenter
+from mmgap.masks import SamSegmenter
 from mmgap.registry import TASK_UTILS
 from tests.support.tiny import save_tiny_sam
 
