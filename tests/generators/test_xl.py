@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from mmgap.feedback import AdversarialLoss, FeedbackBatch, InversionGuidance, TextGuidance
 from mmgap.generators import ControlNetGenerator, ImageToImageGenerator, InpaintingGenerator
 from mmgap.prompts import PromptBank
-from mmgap.search import initial_prompts
+from mmgap.search import SearchSettings, initial_prompts
 from mmgap.sources import DepthSourceSet, SourceSet
 from tests.support.tiny import XL_ADDED, XL_WIDTHS, save_tiny_controlnet, save_tiny_xl
 from tests.support.tiny_search import make
@@ -281,7 +281,9 @@ def test_a_search(tiny_xl, drawn, tmp_path):
         about = json.loads(path.with_suffix('.json').read_text())
         assert about['generator'] == generator.fingerprint()
     # A found prompt can be where another search begins, and is saved as one of this model again.
-    (again,) = initial_prompts(generator.prompts, ('a',), 1, tokens=4, init=str(path))
+    (again,) = initial_prompts(
+        generator.prompts, ('a',), SearchSettings(prompts_per_class=1, tokens=4, init=str(path))
+    )
     assert torch.equal(again.embeddings[:2].cpu(), found[-1].prompt.embeddings.cpu())
     assert set(load_file(bank.add(again, {}))) == {'clip_l', 'clip_g'}
 
@@ -329,4 +331,4 @@ def test_models_that_cannot_be_generators(
     path = PromptBank(tmp_path / 'bank').add(prompt, {})
     encoder = InpaintingGenerator(str(tiny_xl)).prompts
     with pytest.raises(ValueError, match='width 32, the text encoder needs 80'):
-        initial_prompts(encoder, ('a',), init=str(path))
+        initial_prompts(encoder, ('a',), SearchSettings(init=str(path)))

@@ -272,7 +272,7 @@ def test_bad_settings(data, tiny_sd, tmp_path):
         Runner.from_cfg(config).train()
 
 
-@pytest.mark.parametrize('by_epoch', [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('by_epoch', [True, False])
 def test_training_that_ends_before_its_rounds_says_so(by_epoch, data, tiny_sd, tmp_path, caplog):
     class Stop(Hook):  # as EarlyStoppingHook does
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
@@ -298,7 +298,7 @@ def test_training_that_ends_before_its_rounds_says_so(by_epoch, data, tiny_sd, t
     assert missed['why'] in summary_table(summary)
 
 
-@pytest.mark.parametrize('by_epoch', [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('by_epoch', [True, False])
 def test_waiting_gradient_survives_a_resume(by_epoch, data, tiny_sd, tmp_path):
     """Three batches an epoch and a step every two: at the end of an epoch, one waits."""
     states = []

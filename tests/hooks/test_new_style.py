@@ -81,7 +81,7 @@ def test_training_equals_that_with_names(tmp_path, options):
         run_command('train', config, '--work-dir', tmp_path / name, *options).check()
     new, old = (weights(tmp_path / name / 'epoch_2.pth') for name in ('new', 'named'))
     assert [name for name in old if not torch.equal(old[name], new[name])] == []
-    for pattern in ('*.safetensors', '*.png'):
+    for pattern in ('prompts/*.safetensors', '*.png'):
         pair = [contents(tmp_path / name / 'gap', pattern) for name in ('new', 'named')]
         assert pair[0] == pair[1] and pair[0]
 
