@@ -52,6 +52,7 @@ def build_scheduler(current: Any, config: Mapping[str, Any]) -> Any:
         ) from error
 
 
+@torch.enable_grad()
 def check_scheduler(
     scheduler: Any, model: Mapping[str, Any], strength: float = 1.0, eta: float = 0.0
 ) -> None:
@@ -80,6 +81,7 @@ def check_scheduler(
             )
 
 
+@torch.enable_grad()
 def check_steps(
     scheduler: Any,
     model: Mapping[str, Any],

@@ -40,7 +40,7 @@ def test_methods_that_search_nothing(name, tmp_path, tiny_sd):
     assert DATASETS.build(style)[0]['inputs'].shape == (3, 224, 224)
 
 
-@pytest.mark.slow  # 30 s and more: seven methods, six of them with a search
+@pytest.mark.slow  # 10 and 30 s: methods with a search each
 @pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
 def test_methods_that_search(name, tmp_path, tiny_sd):
     """Each fragment finds its prompts and draws with them; no two methods have the same."""
@@ -82,7 +82,7 @@ def test_methods_that_search(name, tmp_path, tiny_sd):
     assert len(drawn) >= 6 and len(set(drawn.values())) == len(drawn), list(drawn)
 
 
-@pytest.mark.slow  # more than a minute: eight methods make images and train
+@pytest.mark.slow  # 45 s: eight methods make images and train
 def test_methods_of_depth(tmp_path, tiny_sd, tiny_controlnet):
     """Each fragment makes its images, and trains the last layer on them."""
     config = depth_config('gap_unet_taskonomy-depth', tmp_path, tiny_sd, tiny_controlnet)

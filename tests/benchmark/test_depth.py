@@ -19,8 +19,7 @@ METHODS = {
 SHIFTS = ['clear', 'night', 'fog', 'corruptions']
 
 
-@pytest.mark.slow  # 20 s for four methods, more than a minute for seven
-@pytest.mark.parametrize('layers', METHODS)
+@pytest.mark.parametrize('layers', ['all', pytest.param('last', marks=pytest.mark.slow)])  # 45 s
 def test_cells_and_tables(layers, tmp_path):
     methods = METHODS[layers]
     options = ['--methods', *methods, '--budgets', 4, '--seeds', 0, '--layers', layers]

@@ -120,7 +120,7 @@ def test_two_targets(tmp_path, weights):
     assert list(meta['models']) == MODELS_OF_RUN and meta['method'] == 'agnostic'
 
 
-@pytest.mark.slow  # 20 s: a search against each of two targets
+@pytest.mark.slow  # 15 s: as test_two_targets, with a search against each
 def test_images_of_a_search_differ_between_targets(tmp_path, weights):
     options = ['--models', *MODELS_OF_RUN, '--methods', 'gap', '--budget', 8, '--seeds', 0]
     init = 'zoo.convnext-tiny.model.backbone.init_cfg.checkpoint'

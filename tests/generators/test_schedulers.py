@@ -91,6 +91,12 @@ def test_those_that_can_are_finite_at_any_number_of_steps():
     check_all(FIT, MODELS, (1, 3, 10))
 
 
+def test_a_generator_may_be_built_where_gradients_are_off(tiny_sd):
+    with torch.no_grad():
+        made = InpaintingGenerator(str(tiny_sd), scheduler=dict(type='DDIMScheduler'))
+        made.check_steps(4, 'search')
+
+
 # Slow: 200 000 steps of schedulers.
 @pytest.mark.slow
 def test_all_of_them_at_all_numbers_of_steps():
