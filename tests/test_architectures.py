@@ -57,7 +57,7 @@ def test_what_does_not_pass(tool):
     assert '## Section: 0 of 2' in text and '| zero | HuggingFaceClassifier |' in text
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # minutes: two hundred networks in their own sizes
 def test_all(tool):
     from mmgap.compat import allow_mmcv_without_ops
 

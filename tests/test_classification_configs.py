@@ -81,6 +81,7 @@ def test_the_guided_config_has_the_methods_fragment():
 @pytest.mark.parametrize(
     'name',
     [
+        # 40 s: a whole ResNet-50
         pytest.param('gap_resnet50_iwildcam', marks=pytest.mark.slow),
         'gap_vit-base-p16_iwildcam',
     ],

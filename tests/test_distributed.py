@@ -57,7 +57,7 @@ def test_two_processes_do_what_one_does(two, on_cpu):
         assert one['target_loss_image'] == pytest.approx(other['target_loss_image'], abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 80 s: six processes, which import everything
 def test_two_processes_of_the_tools_do_what_one_does(tmp_path):
     """search_prompts.py, then generate.py; depth, whose labels move with the pictures."""
     config, hook = 'configs/gap_resnet18_toydepth.py', 'custom_hooks.0'

@@ -153,7 +153,7 @@ def test_shipped_configs_have_a_second_source():
             assert 'openmmlab' not in url or url.rpartition('/')[2] in ELSEWHERE, (path, checkpoint)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 20 s: networks in their own sizes, written and read
 @pytest.mark.parametrize(
     'config', ['gap_vit-base-p16_waterbirds', 'gap_resnet50_nyu-depth', 'gap_dpt-vit-b16_nyu-depth']
 )

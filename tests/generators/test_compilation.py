@@ -47,7 +47,7 @@ def test_all_of_the_work_is_in_the_blocks(tiny_sd):
 LEFT = ('conv_in', 'conv_out', 'conv_norm_out', 'time_embedding')
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # minutes: what it tests is compiled
 @pytest.mark.parametrize('checkpoint', [False, 'steps', 'blocks'])
 def test_compiled_images_and_gradients_are_the_eager_ones(checkpoint, tiny_sd, drawn):
     gradient = dict(checkpoint=checkpoint)

@@ -159,7 +159,8 @@ import resource, torch
 torch.set_num_threads(1)
 from tests.support.datasets import DrawnDataset
 from pathlib import Path
-from mmgap.generators import InpaintingGenerator, SourceSet
+from mmgap.generators import InpaintingGenerator
+from mmgap.sources import SourceSet
 generator = InpaintingGenerator({folder!r}, gradient=dict(checkpoint={checkpoint!r}))
 condition = SourceSet(DrawnDataset(Path({drawn!r}), count=2), generator.size).load([0, 1])
 prompt = generator.prompts.random_prompt(2, 3, 'p')
@@ -171,7 +172,7 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 60 s: processes, whose memory is measured
 def test_checkpointed_memory_hardly_grows_with_steps(tmp_path, on_cpu):
     """The process's memory, which is where activations are on the CPU."""
     folder = save_tiny_pipeline(tmp_path / 'wide', sample_size=64, blocks=(64, 64))

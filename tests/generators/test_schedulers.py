@@ -97,8 +97,7 @@ def test_a_generator_may_be_built_where_gradients_are_off(tiny_sd):
         made.check_steps(4, 'search')
 
 
-# Slow: 200 000 steps of schedulers.
-@pytest.mark.slow
+@pytest.mark.slow  # minutes: 200 000 steps
 def test_all_of_them_at_all_numbers_of_steps():
     check_all(FIT, MODELS, range(1, 51))
 
@@ -185,8 +184,7 @@ def test_images_are_finite_and_the_stock_pipelines(zero_snr, drawn):
     check_images(zero_snr, drawn, FIT, (3,))
 
 
-# Slow: 3000 steps of two pipelines.
-@pytest.mark.slow
+@pytest.mark.slow  # minutes: 3000 steps of two pipelines
 def test_images_at_all_numbers_of_steps(zero_snr, drawn):
     check_images(zero_snr, drawn, ['DDIM', 'DDIMParallel'], range(1, 51))
     check_images(zero_snr, drawn, FIT, (1, 2, 4, 7, 20, 50))

@@ -72,7 +72,6 @@ def test_tools_take_classes_for_names(tmp_path, options):
     assert images.items() <= contents(tmp_path / 'pool', '*.png').items()
 
 
-@pytest.mark.slow
 def test_training_equals_that_with_names(tmp_path, options):
     settings = Config.fromfile(NEW)  # with what the file imports
     named = {k: by_name(v) for k, v in settings.items() if isinstance(v, (dict, list))}

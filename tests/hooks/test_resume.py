@@ -118,9 +118,8 @@ def test_killed_and_resumed_equals_uninterrupted(whole_run, as_whole_run, data, 
     assert len([name for name in expected if name.endswith('.png')]) == 8
 
 
-# Slow: six processes that import everything; the test above forks.
 @CPU
-@pytest.mark.slow
+@pytest.mark.slow  # 60 s each: six processes, which import everything; the test above forks
 @pytest.mark.parametrize('by_epoch', [True, False])
 def test_in_processes_that_start_anew(by_epoch, tmp_path, data, tiny_sd):
     for name in ('whole', 'cut'):
@@ -131,9 +130,8 @@ def test_in_processes_that_start_anew(by_epoch, tmp_path, data, tiny_sd):
     check_kills(tmp_path / 'whole', tmp_path / 'cut.py', last, POINTS)
 
 
-# Slow: five processes, and a ControlNet beside the model.
 @CPU
-@pytest.mark.slow
+@pytest.mark.slow  # 110 s: five processes, and a ControlNet beside the model
 def test_depth_killed_and_resumed_equals_uninterrupted(tmp_path, tiny_sd, tiny_controlnet):
     for name in ('whole', 'cut'):
         config = depth_config('gap_resnet18_toydepth', tmp_path, tiny_sd, tiny_controlnet)

@@ -13,7 +13,7 @@ from tests.support.processes import finish, start, torchrun
 from tests.support.small_config import small_config
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 80 s: seven processes, which import everything
 def test_two_processes_train_with_what_one_finds(tmp_path, tiny_sd, on_cpu):
     """Both search against the same weights, before the first epoch; then DDP trains on one pool."""
     data = draw_waterbirds(tmp_path / 'data', per_group=4)

@@ -19,6 +19,7 @@ from tests.support.small_config import small_config
 
 
 def slow(*values: object) -> object:
+    # 10 to 20 s: whole networks on the CPU, of which a ResNet and a ViT go without asking
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -86,7 +87,7 @@ def test_trains_with_the_hook_added(base, backbone, by_epoch, tmp_path, tiny_sd)
     assert mix.num_synthetic == 4 and len(mix) == len(mix.dataset)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 20 s: a process, which imports everything
 def test_own_tool_of_mmpretrain_trains_with_the_hook(tmp_path, tiny_sd):
     tool = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'train.py'
     if not tool.exists():
