@@ -50,7 +50,7 @@ EXTRAS_REQUIRE = {
     ],
     # Corrupted pictures of the embedded world's depth data.
     'corruptions': ['imagecorruptions-imaug>=1.1.5'],
-    'test': ['pytest>=8.0', 'ruff>=0.9', 'mypy>=1.15', 'pyyaml', 'peft>=0.17'],
+    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.9', 'mypy>=1.15', 'pyyaml', 'peft>=0.17'],
 }
 
 

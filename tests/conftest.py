@@ -17,7 +17,11 @@ from tests.support.datasets import DrawnDataset, DrawnDepth
 from tests.support.devices import see_no_gpu
 
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-torch.set_num_threads(min(2, CPUS))
+# Two at most; side by side (`pytest -n N`) each its share: more threads than cores make small
+# torch jobs many times slower, also those in processes that tests start.
+THREADS = min(2, max(1, CPUS // int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))))
+os.environ.update(OMP_NUM_THREADS=str(THREADS), MKL_NUM_THREADS=str(THREADS))
+torch.set_num_threads(THREADS)
 # Else a GPU rounds the factors of convolutions to 10 bits, and results differ by 1e-3.
 torch.backends.cudnn.allow_tf32 = False
 torch.backends.cuda.matmul.allow_tf32 = False

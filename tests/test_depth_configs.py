@@ -30,7 +30,7 @@ def test_config(name, tmp_path, tiny_sd, tiny_controlnet):
                 for step in config[f'{part}_dataloader'].dataset.pipeline
             ]
         config.model.data_preprocessor.size = (32, 32)
-        config.custom_hooks[0].target = dict(input_size=(32, 32))
+        config.custom_hooks[0].input = dict(input_size=(32, 32))
     init_default_scope('mmseg')
     Runner.from_cfg(config).train()
     gap = tmp_path / 'work' / 'gap'
