@@ -88,7 +88,7 @@ def save_search(path: str | Path, identity: Mapping[str, Any], search: RunningSe
         schedulers=[_plain(scheduler.state_dict()) for scheduler in search.schedulers],
     )
     tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-    write_bytes(path, save(tensors, metadata={'search': json.dumps(meta)}))
+    write_bytes(path, save(tensors, metadata={'search': json.dumps(meta, sort_keys=True)}))
 
 
 def load_search(
