@@ -10,6 +10,7 @@ import json
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +94,48 @@ def test_going_on(no_processes, tmp_path):
     assert table in said and '| shortcut | float32 | 2 |' in table
     done = measure(tmp_path, '--repeats', '2')
     assert done.code == 1 and 'other settings' in done.output
+
+
+@pytest.mark.parametrize(
+    'error', [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_used_up_memory_is_a_result(error, no_processes, monkeypatch, tmp_path):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cost, 'measure', fail)
+    cases = ('synthesis', 'host', 'floor', 'shortcut')
+    table = measure(tmp_path, '--cases', *cases).check()
+    for case in cases:
+        assert f'| {case} | float32 | out of memory |' in table
+
+
+def test_other_errors_end_it(no_processes, monkeypatch, tmp_path):
+    def fail(*_):
+        raise RuntimeError('no kernel')
+
+    monkeypatch.setattr(cost, 'measure', fail)
+    done = measure(tmp_path, '--cases', 'host')
+    assert done.code == 1 and 'RuntimeError: no kernel' in done.output
+    for code, words in ((-9, '| host | float32 | out of memory |'), (1, 'host in float32 failed')):
+        ended = subprocess.CompletedProcess([], code, '', 'why')
+        run = partial(lambda ended, *_, **__: ended, ended)
+        monkeypatch.setattr(cost, 'subprocess', SimpleNamespace(run=run))
+        assert words in measure(tmp_path / str(code), '--cases', 'host').output
+
+
+def test_without_a_compiler_other_cases_go_on(no_processes, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, 'compile', None)
+    table = measure(tmp_path, '--cases', 'synthesis, compiled').check()
+    assert '| synthesis, compiled | float32 | cannot compile here |' in table
+
+
+def test_bad_input(tmp_path):
+    depth = ROOT / 'configs/gap_resnet18_toydepth.py'
+    done = run_command('measure_cost', depth, '--out', tmp_path)
+    assert done.code == 1 and 'must have one GAPHook with an mmgap.InpaintingGen' in done.output
+    done = run_command('measure_cost', CONFIG, '--out', tmp_path, '--repeats', '0')
+    assert done.code == 2 and '--repeats must be at least 1, got 0' in done.output
 
 
 # Starts a process for each of 17 cases, three of which compile.

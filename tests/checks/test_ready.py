@@ -56,6 +56,11 @@ def test_ready(drawn):
     assert said.endswith('ready\n')
 
 
+def test_no_such_config(tmp_path):
+    done = run_command('check', tmp_path / 'nothing.py')
+    assert done.code == 1 and "nothing.py' does not exist" in done.output
+
+
 # One more whole check: that of a config whose terms begin late, with other data.
 @pytest.mark.slow
 def test_terms_that_begin_late(tmp_path):

@@ -34,6 +34,32 @@ def test_without_a_compiler_it_runs_as_it_is(tiny_sd, drawn, monkeypatch):
     assert torch.equal(images, draw(tiny_sd, drawn)[1])
 
 
+def test_blocks_are_called_through_what_is_compiled(tiny_sd, drawn, monkeypatch):
+    """Each with its own arguments, also where blocks are checkpointed, and batches may vary."""
+    calls, marked = [], set()
+
+    def compile(call, dynamic=None):
+        def counted(*args, **kwargs):
+            calls.append(call)
+            return call(*args, **kwargs)
+
+        return counted
+
+    monkeypatch.setattr(torch, 'compile', compile)
+    monkeypatch.setattr(
+        torch._dynamo, 'maybe_mark_dynamic', lambda value, place: marked.add((value.ndim, place))
+    )
+    gradient = dict(checkpoint='blocks')
+    _, images, expected = draw(tiny_sd, drawn, gradient=gradient)
+    assert not calls
+    generator, compiled, found = draw(tiny_sd, drawn, gradient=gradient, compile=True)
+    assert generator.compiled and torch.equal(images, compiled) and torch.equal(expected, found)
+    networks = (generator.pipeline.unet, generator.pipeline.vae.decoder)
+    blocks = [block for network in networks for block in outermost(network, BLOCKS)]
+    assert {call.__self__ for call in calls if hasattr(call, '__self__')} == set(blocks)
+    assert marked and {place for _, place in marked} == {0}
+
+
 def test_all_of_the_work_is_in_the_blocks(tiny_sd):
     """What is left out is small: first and last convolutions and the embedding of time."""
     pipe = InpaintingGenerator(str(tiny_sd)).pipeline
