@@ -76,6 +76,21 @@ def change_settings(settings: Settings, changes: Mapping[str, Any], name: str) -
     return build_settings(type(settings), {**vars(settings), **changes}, name)
 
 
+def refuse_old_names(kind: type, **names: str) -> None:
+    """See that a class has no method or attribute by a name that nothing asks for any more.
+
+    Args:
+        kind: The class.
+        **names: Old names and those of today.
+
+    Raises:
+        TypeError: If it has.
+    """
+    for old, new in names.items():
+        if old in vars(kind):
+            raise TypeError(f'{kind.__name__}.{old} is called {new} now; rename it')
+
+
 def renamed(settings: dict[str, Any], name: str, **names: str) -> None:
     """Take settings by their old names, with a warning, for one release.
 

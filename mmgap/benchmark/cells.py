@@ -20,6 +20,7 @@ from mmgap.compat import name_pretrained
 from mmgap.configs import gap_hooks, is_gap_hook
 from mmgap.files import fingerprint, write_json
 from mmgap.loop import GAPSettings, Loop
+from mmgap.loop.round import settings_of
 from mmgap.pool import SamplePool
 from mmgap.sources import Sources, SourceSet
 
@@ -77,7 +78,7 @@ class Benchmark:
     @property
     def hook(self) -> GAPSettings:
         """Settings of the GAPHook."""
-        return GAPSettings.from_config(gap_hooks(self.config)[0])
+        return settings_of(gap_hooks(self.config)[0])
 
     def key(self, method: str) -> str:
         """Name the config and a method's fragment: cells with another key are other cells."""

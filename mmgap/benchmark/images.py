@@ -13,7 +13,7 @@ import numpy as np
 
 from mmgap.benchmark.methods import Method
 from mmgap.configs import change_settings
-from mmgap.loop import Loop
+from mmgap.loop import GAPSettings, Loop
 from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.sources import Sources
@@ -111,7 +111,8 @@ def draw_images(
         critic=method.choose_critic(loop.settings.critic),
         synthesis=change_settings(loop.settings.synthesis, method.synthesis or {}, 'synthesis'),
     )
-    finding = _finding(method.finder, loop, folders, evaluation)
+    drawing.prepare()  # what is the same is loaded once
+    finding = _finding(method.finder, drawing, loop.settings, folders, evaluation)
     # Whole batches: then the pool of a small budget is the beginning of a larger one's.
     size = drawing.settings.synthesis.batch_size
     per_round = size * -(-count // (method.rounds * size))
@@ -141,11 +142,17 @@ def draw_images(
     )
 
 
-def _finding(method: Method, loop: Loop, folders: Folders, evaluation: Sequence[Any]) -> Loop:
-    """The loop that finds a method's prompts: the hook's with its changes."""
+def _finding(
+    method: Method,
+    loop: Loop,
+    hook: GAPSettings,
+    folders: Folders,
+    evaluation: Sequence[Any],
+) -> Loop:
+    """The loop that finds a method's prompts: the hook's settings with its changes."""
     changes = method.initial if method.search is None else method.search
-    search = change_settings(loop.settings.search, changes or {}, 'search')
-    critic = method.choose_critic(loop.settings.critic)
+    search = change_settings(hook.search, changes or {}, 'search')
+    critic = method.choose_critic(hook.critic)
     if method.search is None or method.feedback is None:
         return loop.variant(search=search, critic=critic)
     return loop.variant(

@@ -30,7 +30,8 @@ from mmgap.compat import allow_checkpoint_history, leave_unformatted
 from mmgap.configs import gap_hooks, name_of
 from mmgap.datasets import share_classes
 from mmgap.files import fingerprint, weights_fingerprint, write_json
-from mmgap.loop import GAPSettings, environment
+from mmgap.loop import environment
+from mmgap.loop.round import settings_of
 
 LAYERS = ('last', 'all')
 GROUP_METRICS = ('GroupAccuracy', 'MacroF1', 'GroupDepth')  # mmgap's, by name or class
@@ -159,7 +160,7 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
                 )
     # Depth models have no classes; all their sources are of one.
     classes = (config.model.get('head') or {}).get('num_classes', 1)
-    prompts = GAPSettings.from_config(hooks[0]).search.prompts_per_class * classes
+    prompts = settings_of(hooks[0]).search.prompts_per_class * classes
     if budget < prompts:
         raise SystemExit(
             f'budget {budget} is below the number of prompts ({prompts}): some would '

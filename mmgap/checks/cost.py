@@ -41,7 +41,8 @@ from mmgap.checks.cost_cases import BATCHES, Case, timed
 from mmgap.checks.random_sd15 import random_pipeline
 from mmgap.configs import gap_hooks, name_of
 from mmgap.files import fingerprint, write_bytes, write_json
-from mmgap.loop import GAPSettings, environment
+from mmgap.loop import environment
+from mmgap.loop.round import settings_of
 from mmgap.machine import device_name, memory, peak, reset_peak
 from mmgap.weights import without_pretrained
 
@@ -290,7 +291,7 @@ def line(row: dict[str, Any], rate: float) -> str:
 def describe(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """What was measured, and on what."""
     hook = config.custom_hooks[0]
-    settings = GAPSettings.from_config(hook)
+    settings = settings_of(hook)
     gpu = torch.cuda.is_available()
     changes = ', '.join(f'`{k}={v}`' for k, v in (args.cfg_options or {}).items())
     return dict(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from mmgap.configs import refuse_old_names
 from mmgap.files import plain
 from mmgap.generators import DiffusionGenerator
 from mmgap.targets import TargetOutput
@@ -88,6 +89,12 @@ class Feedback:
     needs = 'target'
     label_type: str | None = None
     floor: float | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_old_names(
+            cls, about='settings', judges='label_type', target_images='guidance_images'
+        )
 
     def __init__(self, weight: float = 1.0, start: int = 0, end: int | None = None) -> None:
         name = type(self).__name__

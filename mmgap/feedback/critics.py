@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
-from mmgap.configs import renamed
+from mmgap.configs import refuse_old_names, renamed
 from mmgap.feedback.base import prepared
 from mmgap.feedback.clip_model import ClipModel
 from mmgap.files import fingerprint, weights_fingerprint
@@ -37,6 +37,10 @@ class Critic:
     """
 
     label_type = 'classes'
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_old_names(cls, judges='label_type')
 
     def __init__(self, threshold: float | None = None) -> None:
         if threshold is not None and not 0 <= threshold <= 1:

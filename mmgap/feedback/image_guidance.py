@@ -66,7 +66,7 @@ def cluster(features: Tensor, clusters: int) -> list[Tensor]:
     different = len(unit.unique(dim=0))
     if different < clusters:
         raise ValueError(
-            f'clusters={clusters} needs as many different target images, there are {different}'
+            f'clusters={clusters} needs as many different guidance images, there are {different}'
         )
     starts = unit[:1]
     while len(starts) < clusters:
@@ -79,13 +79,13 @@ def cluster(features: Tensor, clusters: int) -> list[Tensor]:
 
 @TASK_UTILS.register_module()
 class ImageGuidance(Feedback):
-    """Pull generated images toward target images, in CLIP's space.
+    """Pull generated images toward guidance images, in CLIP's space.
 
     Args:
         images: Folder or dataset config, see :class:`~mmgap.feedback.GuidanceImages`.
         clip: Arguments of :class:`~mmgap.feedback.clip_model.ClipModel`.
         distance: ``'cosine'`` or ``'l2'``, see :func:`feature_distance`.
-        clusters: Into how many clusters to split the target images; prompts get them in turn, by
+        clusters: Into how many clusters to split the guidance images; prompts get them in turn, by
             their turn, see :class:`~mmgap.prompts.SoftPrompt`. 1 pulls every prompt toward the
             mean of all, as the paper does; where the target has several looks, their mean is none
             of them.
@@ -127,7 +127,7 @@ class ImageGuidance(Feedback):
     def prepare(
         self, generator: DiffusionGenerator, classes: Sequence[str], cache: Path | None = None
     ) -> None:
-        """Compute the target images' features, or read them from ``cache``.
+        """Compute the guidance images' features, or read them from ``cache``.
 
         Raises:
             ValueError: If there are no images, one cannot be read, or they are labelled.
@@ -162,15 +162,15 @@ class ImageGuidance(Feedback):
         self._clusters = [part.to(self._model.device) for part in found]
         sizes = ', '.join(str(len(part)) for part in found)
         MMLogger.get_current_instance().info(
-            f'[gap] {len(targets)} target images guide the search, in clusters of {sizes}'
+            f'[gap] {len(targets)} guidance images guide the search, in clusters of {sizes}'
         )
 
     def guidance_images(self) -> list[str]:
-        """Paths of the target images."""
+        """Paths of the guidance images."""
         return self._paths
 
     def __call__(self, batch: FeedbackBatch) -> Tensor:
-        """``(B,)``: distance of each image from the target images of its prompt's cluster."""
+        """``(B,)``: distance of each image from the guidance images of its prompt's cluster."""
         features = prepared(self._model).encode_images(batch.drawn)
         clusters = prepared(self._clusters)
         turns = torch.tensor([turn % len(clusters) for turn in batch.turns])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guidance by textual inversion: prompts that the generator would draw the target images with."""
+"""Guidance by textual inversion: prompts that the generator would draw the guidance images with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmgap.seeds import derive_rng
 
 @TASK_UTILS.register_module()
 class InversionGuidance(Feedback):
-    """The textual-inversion loss on target images (arXiv 2208.01618, equation 2).
+    """The textual-inversion loss on guidance images (arXiv 2208.01618, equation 2).
 
     For each image of a step one target image is drawn, noise is added to it at a random timestep,
     and the loss is the generator's error in telling that noise under the prompt. It needs no
@@ -51,7 +51,7 @@ class InversionGuidance(Feedback):
     def prepare(
         self, generator: DiffusionGenerator, classes: Sequence[str], cache: Path | None = None
     ) -> None:
-        """Read the target images.
+        """Read the guidance images.
 
         Raises:
             ValueError: If there are no images, one cannot be read, or they are labelled.
@@ -61,7 +61,7 @@ class InversionGuidance(Feedback):
             self._targets = GuidanceImages(self.images, self.limit, self.skip_corrupt)
 
     def guidance_images(self) -> list[str]:
-        """Paths of the target images."""
+        """Paths of the guidance images."""
         return self._targets.paths if self._targets is not None else []
 
     def __call__(self, batch: FeedbackBatch) -> Tensor:

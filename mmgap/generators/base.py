@@ -16,6 +16,7 @@ from mmgap.compat import (
     keep_device_known,
     keep_timesteps_on_cpu,
 )
+from mmgap.configs import refuse_old_names
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators.compilation import compile_blocks
 from mmgap.generators.denoising import denoising_loss
@@ -77,6 +78,10 @@ class DiffusionGenerator:
     denoisers: ClassVar[tuple[str, ...]] = ('unet',)
     # Config of the critic of a run that names none.
     critic: ClassVar[dict[str, Any] | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_old_names(cls, about='settings')
 
     def __init__(
         self,

@@ -47,10 +47,9 @@ class GAPHook(Hook):
     a round is complete, a resumed run may have another ``generator.scheduler``, ``generator.eta``,
     ``search.num_inference_steps`` and ``synthesis``: it goes on with the prompts that were found.
 
-    What it leaves under the work directory is described in README.
-
     Args:
-        **settings: Fields of :class:`~mmgap.loop.GAPSettings`, as plain dicts and lists.
+        generator: Config of the generator.
+        **settings: The other fields of :class:`~mmgap.loop.GAPSettings`, as dicts and lists.
 
     Raises:
         TypeError: If there is no such setting.
@@ -60,8 +59,8 @@ class GAPHook(Hook):
     # After the parameter schedulers have stepped, before CheckpointHook saves.
     priority = 75
 
-    def __init__(self, **settings: Any) -> None:
-        self.settings = GAPSettings.from_config(settings)
+    def __init__(self, generator: dict[str, Any], **settings: Any) -> None:
+        self.settings = GAPSettings.from_config(dict(settings, generator=generator))
         self.state: dict[str, Any] = dict(
             rounds_done=0, images=0, before=None, rounds=[], validation=[], stopped=None
         )
@@ -175,6 +174,7 @@ class GAPHook(Hook):
         self.state['stopped'] = broadcast_object(self._reason_to_stop(runner))
         if loop is None or self.state['stopped'] is not None:
             runner.logger.info(f'[gap] no further round: {self.state["stopped"]}')
+            loop = None  # the last reference to the networks
             self._release()
             return
         if round_index == 0 and self.state['before'] is None:
@@ -194,6 +194,7 @@ class GAPHook(Hook):
         if round_index + 1 < self.settings.rounds:
             loop.make_room(training)
         else:
+            loop = None
             self._release()
         self.state['images'] = len(SamplePool(self.folder / 'pool').kept)
         self._read_pool()

@@ -29,7 +29,7 @@ from mmgap.loop.settings import GAPSettings
 from mmgap.machine import memory, release_memory, training_memory
 from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank, SoftPrompt
-from mmgap.registry import TASK_UTILS
+from mmgap.registry import HOOKS, TASK_UTILS
 from mmgap.search import FoundPrompt, PromptSearch, aimed_starts, check_ids, initial_prompts
 from mmgap.seeds import derive_seed, preserved_rng
 from mmgap.sources import Sources
@@ -79,7 +79,7 @@ class Loop:
         self.evaluation = list(evaluation)
         self.seed = seed
         self.features = features
-        self._prepared: dict[str, Any] = {}  # what variants share
+        self._prepared: dict[str, Any] = {}  # networks that variants need not load again
 
     @classmethod
     def build(cls, settings: GAPSettings, dataset: Any, **others: Any) -> Loop:
@@ -115,7 +115,7 @@ class Loop:
             )
         set_scope(config)
         share_classes(config)
-        settings = GAPSettings.from_config(found[0])
+        settings = settings_of(found[0])
         seeds = (settings.seed, (config.get('randomness') or {}).get('seed'), 0)
         loaders = [config.get(f'{name}_dataloader') for name in ('val', 'test')]
         return cls.build(
@@ -138,8 +138,14 @@ class Loop:
             evaluation: Further datasets that guidance must not look at.
             features: Folder for features.
             **settings: Fields of :class:`GAPSettings` but ``generator``.
+
+        Raises:
+            ValueError: If they name a generator.
         """
+        if 'generator' in settings:
+            raise ValueError('a variant has the generator of its loop; build another Loop for it')
         other = copy.copy(self)
+        other._prepared = dict(self._prepared)
         other.settings = replace(self.settings, **settings)
         other.evaluation = [*self.evaluation, *(evaluation or ())]
         other.features = features or self.features
@@ -165,10 +171,12 @@ class Loop:
         check_classes(self.sources, evaluation)
         if not dist.is_main_process():
             dist.barrier()  # the main one first: the others read the features that it writes
-        for term in terms:
-            term.prepare(self.generator, self.sources.classes, self.features)
-        if dist.is_main_process():
-            dist.barrier()
+        try:
+            for term in terms:
+                term.prepare(self.generator, self.sources.classes, self.features)
+        finally:
+            if dist.is_main_process():
+                dist.barrier()
         check_guidance_images(terms, evaluation)
         return terms
 
@@ -184,6 +192,10 @@ class Loop:
         if name not in self._prepared:
             self._prepared[name] = build()
         return self._prepared[name]
+
+    def prepare(self) -> None:
+        """Load what feedback and critic need; else that is done when they are first asked for."""
+        _ = self.feedback, self.critic
 
     def target(self, checkpoint: str | None = None, model: nn.Module | None = None) -> TargetModel:
         """The config's model, seen from the image.
@@ -441,6 +453,11 @@ def build_sources(dataset: Any, generator: DiffusionGenerator) -> Sources:
     return generator.sources(dataset)
 
 
+def settings_of(hook: Mapping[str, Any]) -> GAPSettings:
+    """The settings of a config of GAPHook, or of a class made from it."""
+    return HOOKS.build(dict(hook)).settings
+
+
 def build_critic(
     settings: Mapping[str, Any] | bool | None,
     generator: DiffusionGenerator,
@@ -449,8 +466,10 @@ def build_critic(
     """A prepared critic: the settings', or the generator's where they are None; False for none."""
     if settings is None:
         settings = generator.critic
-    if not isinstance(settings, Mapping):  # False, or the generator has none
+    if not settings:  # False, or the generator has none
         return None
+    if not isinstance(settings, Mapping):
+        raise ValueError(f'critic must be a config, None or False, got {settings!r}')
     critic: Critic = TASK_UTILS.build(dict(settings))
     critic.prepare(classes)
     return critic

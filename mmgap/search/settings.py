@@ -13,6 +13,7 @@ SPEED = ('batch_size', 'checkpoint_interval', 'log_interval')
 START = ('prompts_per_class', 'tokens', 'grow', 'init', 'aim', 'scope', 'template')
 SCOPES = ('class', 'all')
 VOCABULARY = 'vocabulary'
+ADAM = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-3))
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ class SearchSettings:
     num_inference_steps: int = 5
     images_per_prompt: int = 4
     batch_size: int = 8
-    optim_wrapper: dict[str, Any] = field(
-        default_factory=lambda: dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-3))
-    )
+    optim_wrapper: dict[str, Any] = field(default_factory=lambda: dict(ADAM))
     param_scheduler: Sequence[dict[str, Any]] = ()
     stop_loss: float | None = None
     stop_window: int = 1
@@ -90,6 +89,9 @@ class SearchSettings:
     alarm: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        for name, default in (('optim_wrapper', ADAM), ('param_scheduler', ())):
+            if not getattr(self, name):  # None and an empty one mean the default
+                object.__setattr__(self, name, default)
         counts = ('steps', 'num_inference_steps', 'images_per_prompt', 'stop_window', 'patience')
         for name in (*counts, 'holdout', *SPEED):
             if getattr(self, name) < 1:

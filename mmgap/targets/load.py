@@ -68,6 +68,6 @@ def build_target(
         if dataset is not None:
             return kind.from_pipeline(model, dataset['pipeline'])
     raise ValueError(
-        'the config has no test or val pipeline to read the input size from; give GAPHook '
+        'the config has no test or val pipeline to read the input size from; give '
         'input=dict(input_size=(height, width))'
     )

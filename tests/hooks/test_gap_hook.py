@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +219,20 @@ def test_no_round_begins_after_a_plateau_or_the_time(
     config.val_evaluator = config.test_evaluator
     config.custom_hooks[0].update(rounds=3, interval=1, budget=6, **limits)
     config.custom_hooks[0].search.update(steps=1, grow=1)
+    generators, gone = [], []
+    build = Loop.build.__func__
+
+    def watched(cls, *args, **kwargs):
+        loop = build(cls, *args, **kwargs)
+        generators.append(weakref.ref(loop.generator))
+        return loop
+
+    def release():
+        gc.collect()
+        gone.append(generators[0]() is None)
+
+    monkeypatch.setattr(Loop, 'build', classmethod(watched))
+    monkeypatch.setattr('mmgap.hooks.gap_hook.release_memory', release)
     worst = [0.1, 0.3, 0.2]
     evaluate = runner_access.evaluate
     monkeypatch.setattr(
@@ -230,6 +246,7 @@ def test_no_round_begins_after_a_plateau_or_the_time(
     summary = json.loads((tmp_path / 'gap' / 'summary.json').read_text())
     assert len(summary['rounds']) == rounds and summary['images'] == 2 * rounds
     assert why in summary['stopped']
+    assert gone == [True]  # nothing holds on to the generator when memory is given back
     sizes = {
         path.name[:2]: load_prompt(path).embeddings.shape[0]
         for path in (tmp_path / 'gap' / 'prompts').glob('*.safetensors')

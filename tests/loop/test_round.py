@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from mmgap.loop import GAPSettings, Loop
+from mmgap.loop.round import build_critic
 from mmgap.search import SearchSettings
 
 
@@ -53,8 +54,18 @@ def test_variants_share_what_they_do_not_change(monkeypatch):
     settings = GAPSettings(generator={}, critic=dict(type='a'))
     sources = SimpleNamespace(classes=('a', 'b'))
     loop = Loop(settings, Waiting(), sources, Config())
+    assert loop.critic['type'] == 'a'
     other = loop.variant(search=SearchSettings(steps=3), critic=dict(type='b'))
     again = other.variant(critic=dict(type='a'))
     assert [one.critic['type'] for one in (loop, other, again, loop)] == ['a', 'b', 'a', 'a']
     assert built == [dict(type='a'), dict(type='b')]
     assert (loop.settings.search.steps, again.settings.search.steps) == (1000, 3)
+    with pytest.raises(ValueError, match='build another Loop'):
+        loop.variant(generator={})
+
+
+def test_a_critic_is_a_config_or_none():
+    generator = SimpleNamespace(critic=None)
+    assert [build_critic(value, generator, 'ab') for value in (None, False, {})] == [None] * 3
+    with pytest.raises(ValueError, match='critic must be a config, None or False, got True'):
+        build_critic(True, generator, 'ab')

@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import pytest
 
+from mmgap.feedback import Critic, Feedback
+from mmgap.hooks import GAPHook
 from mmgap.loop import GAPSettings
+from mmgap.loop.round import settings_of
 from mmgap.search import SearchSettings
 from mmgap.synthesis import SynthesisSettings
 
@@ -40,6 +43,27 @@ def test_a_hook_is_told_the_same_in_dicts_and_in_settings():
 def test_bad_settings(settings, error, words):
     with pytest.raises(error, match=words):
         GAPSettings.from_config(dict(generator={}) | settings)
+
+
+def test_none_and_empty_mean_the_default():
+    settings = SearchSettings(optim_wrapper=None, param_scheduler=None)
+    assert settings == SearchSettings(optim_wrapper={}) == SearchSettings()
+    assert settings.optim_wrapper['optimizer'] == dict(type='Adam', lr=1e-3)
+
+
+def test_a_class_made_from_the_hook_has_its_own_say():
+    class Own(GAPHook):
+        def __init__(self, generator, note='', **settings):
+            super().__init__(generator, **{'budget': 7, **settings})
+
+    settings = settings_of(dict(type=Own, generator={}, note='mine', search=dict(steps=2)))
+    assert (settings.budget, settings.search.steps) == (7, 2)
+
+
+@pytest.mark.parametrize('base', [Feedback, Critic])
+def test_a_class_with_an_old_name_is_refused(base):
+    with pytest.raises(TypeError, match='Own.judges is called label_type now'):
+        type('Own', (base,), dict(judges='depth'))
 
 
 def test_restarts_leave_a_given_start_alone():
