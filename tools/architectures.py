@@ -168,7 +168,10 @@ def classifier(name: str) -> TargetModel:
         if parameter.ndim > 1 and not parameter.any():
             # A fresh ViT head is all zeros and passes nothing on; after a training step it is not.
             nn.init.normal_(parameter, std=0.02)
-    return TargetModel.from_pipeline(model, config.test_dataloader.dataset.pipeline)
+    dataset = config.test_dataloader.dataset
+    if dataset.type.startswith('CIFAR'):  # it holds images of one size, which nothing loads
+        return TargetModel(model, (32, 32))
+    return TargetModel.from_pipeline(model, dataset.pipeline)
 
 
 def timm_classifier() -> TargetModel:
