@@ -33,7 +33,7 @@ from mmgap.configs import gap_hooks, name_of, set_scope
 from mmgap.datasets import share_classes
 from mmgap.datasets.masked_folders import left_out_note
 from mmgap.loop import Loop
-from mmgap.loop.round import check_classes
+from mmgap.loop.guards import check_classes
 from mmgap.machine import memory, peak, reset_peak
 from mmgap.search.progress import PromptProgress
 from mmgap.search.step import SearchStep

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmgap.datasets import MaskedFolders, share_classes
 from mmgap.images import SUFFIXES
-from mmgap.loop.round import check_classes
+from mmgap.loop.guards import check_classes
 from mmgap.sources import SourceSet
 
 
