@@ -85,7 +85,6 @@ custom_hooks = [
         ),
         synthesis=dict(num_inference_steps=15, batch_size=8),
         input=dict(input_size=(480, 480)),
-        ratio=0.5,
         start=10,
         budget=24000,
     )

@@ -49,14 +49,13 @@ custom_hooks = [
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
         ),
         synthesis=dict(num_inference_steps=10, batch_size=40),
-        ratio=0.5,
         start=3,
         budget=400,
     )
 ]
 
 # What tools/benchmark.py compares at equal budgets: `layers` are fine-tuned from one base
-# checkpoint per seed with the same steps; half of each batch is generated. The methods are in
+# checkpoint per seed with the same steps, a refit's included. The methods are in
 # _base_/toybirds_methods.py. Steps and learning rates were tried on val.
 benchmark = dict(
     steps=80,
@@ -64,6 +63,14 @@ benchmark = dict(
     # Statistics of mixed batches cost ten points, and doubled the scatter between trainings.
     train={'model.backbone.norm_eval': True},
     compare='gap',  # paired with every other method
+    # Ways for images to enter training, for --injections; each changes the hook's own.
+    injections=dict(
+        mix=dict(mode='mix'),
+        refit=dict(mode='refit', steps=40),
+        staged=dict(mode='staged'),
+        replace=dict(mode='replace'),
+        auto=dict(mode='auto', steps=40),
+    ),
     optimizers=dict(
         last=dict(type='SGD', lr=0.1, momentum=0.9),
         all=dict(type='SGD', lr=0.002, momentum=0.9),

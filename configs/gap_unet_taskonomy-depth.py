@@ -59,7 +59,6 @@ custom_hooks = [
             ),
         ),
         synthesis=dict(num_inference_steps=15, batch_size=8),
-        ratio=0.5,
         start=20,
         budget=80000,
     )

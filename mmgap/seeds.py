@@ -28,6 +28,21 @@ def derive_rng(*parts: int | str) -> np.random.Generator:
 
 
 @contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's CPU generator; put their states back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@contextmanager
 def preserved_rng() -> Iterator[None]:
     """Put the random state of Python, NumPy and PyTorch back afterwards, on CPU and own GPU."""
     plain, array = random.getstate(), np.random.get_state()

@@ -3,7 +3,8 @@
 
 ``mmgap://PATH.safetensors`` is any safetensors file, which MMEngine cannot read by itself.
 ``timm://NAME`` are weights of timm's ViT and ResNet models on Hugging Face, in the names of
-MMPretrain; ``timm-mmseg://NAME`` in those of MMSegmentation.
+MMPretrain; ``timm-mmseg://NAME`` in those of MMSegmentation. ``package://NAME/PATH`` is a file of
+an installed package.
 
 Importing this module teaches MMEngine's ``CheckpointLoader`` these prefixes, so that
 ``init_cfg=dict(type='Pretrained', checkpoint='mmgap://toybirds-resnet18')`` works, and to say what
@@ -13,6 +14,7 @@ to do where weights cannot be fetched.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -31,6 +33,7 @@ from safetensors.torch import load_file
 from mmgap.configs import name_of
 
 PREFIX = 'mmgap://'
+PACKAGE = 'package://'
 FOLDER = Path(__file__).parent / 'toyworld' / 'weights'
 TIMM = ('timm://', 'timm-mmseg://')
 # How timm's names of parameters become those of MMPretrain, and for some of MMSegmentation.
@@ -163,6 +166,23 @@ def load_from_mmgap(filename: str, map_location: str | None = None) -> dict[str,
     """Load safetensors weights as a float32 state dict."""
     state = load_file(resolve(filename), device=str(map_location or 'cpu'))
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+@CheckpointLoader.register_scheme(prefixes=PACKAGE, force=True)
+def load_from_package(filename: str, map_location: str | None = None) -> Any:
+    """Load the weights that an installed package carries.
+
+    Raises:
+        FileNotFoundError: If the package is not installed, or has no such file.
+    """
+    package, _, path = filename.removeprefix(PACKAGE).partition('/')
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise FileNotFoundError(f'{filename!r}: package {package} is not installed')
+    for folder in found.submodule_search_locations or ():
+        if (Path(folder) / path).is_file():
+            return torch.load(Path(folder) / path, map_location=map_location, weights_only=True)
+    raise FileNotFoundError(f'{filename!r}: package {package} has no file {path}')
 
 
 @CheckpointLoader.register_scheme(prefixes=TIMM, force=True)

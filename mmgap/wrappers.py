@@ -33,6 +33,9 @@ class Distinct:
     Args:
         dataset: A wrapper with MMEngine's ``get_data_info``.
 
+    Attributes:
+        numbers: For each place of the wrapper, which of the samples here it shows.
+
     Raises:
         TypeError: If the wrapper does not tell which samples it shows.
     """
@@ -48,11 +51,13 @@ class Distinct:
                 'the part with indices=[…] of the dataset inside'
             )
         self.dataset = dataset
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, tuple[int, dict[str, Any]]] = {}
+        self.numbers = []
         for i in range(len(dataset)):
             info = dataset.get_data_info(i)
-            found.setdefault(repr([info.get(key) for key in KEYS]), info)
-        self._infos = list(found.values())
+            number, _ = found.setdefault(repr([info.get(key) for key in KEYS]), (len(found), info))
+            self.numbers.append(number)
+        self._infos = [info for _, info in found.values()]
 
     @property
     def metainfo(self) -> dict[str, Any]:

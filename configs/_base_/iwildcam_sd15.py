@@ -49,7 +49,7 @@ custom_hooks = [
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-3)),
         ),
         synthesis=dict(num_inference_steps=5, batch_size=8),
-        ratio=0.25,
+        injection=dict(ratio=0.25),
         start=20,
         budget=2224,  # or 556
     )

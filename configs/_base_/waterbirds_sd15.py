@@ -44,7 +44,7 @@ custom_hooks = [
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-3)),
         ),
         synthesis=dict(num_inference_steps=15, batch_size=8),
-        ratio=839 / (839 + 1139),
+        injection=dict(ratio=839 / (839 + 1139)),
         start=20,
         budget=839,
     )

@@ -15,10 +15,11 @@ from mmengine.registry import DATASETS
 
 from mmgap.benchmark.images import Folders, draw_images, put_real
 from mmgap.benchmark.methods import read_methods
-from mmgap.benchmark.training import base_config, cell_config, mix_in, train_and_test
+from mmgap.benchmark.training import base_config, cell_config, inject, train_and_test
 from mmgap.compat import name_pretrained
-from mmgap.configs import gap_hooks, is_gap_hook
-from mmgap.files import fingerprint, write_json
+from mmgap.configs import build_settings, gap_hooks, is_gap_hook
+from mmgap.files import fingerprint, plain, write_json
+from mmgap.injection import InjectionSettings
 from mmgap.loop import GAPSettings, Loop
 from mmgap.loop.round import settings_of
 from mmgap.pool import SamplePool
@@ -38,6 +39,8 @@ class Benchmark:
         settings: Its ``benchmark`` section.
         methods: The methods by name.
         compare: Names of methods that the report pairs with every other one.
+        injections: Ways for images to enter training by name: those of ``benchmark.injections``,
+            and ``None``, the hook's own.
         out: Where results go.
         budgets: Image budgets, the smallest first.
 
@@ -58,15 +61,25 @@ class Benchmark:
             raise ValueError(
                 f'benchmark.compare names {unknown}, no methods; there are {list(self.methods)}'
             )
+        self.injections: dict[str | None, InjectionSettings] = {None: self.hook.injection}
+        for name, fragment in (self.settings.get('injections') or {}).items():
+            changes = {**vars(self.hook.injection), **fragment}
+            self.injections[name] = build_settings(InjectionSettings, changes, name)
         self.out = out
         self.budgets = sorted(budgets)
         self._loops: dict[str, Loop] = {}  # one at most
+        # What images depend on, and what cells do beside them.
         shared = copy.deepcopy(config.to_dict())
-        for unrelated in ('methods', 'compare'):  # the first is in each method's own key
-            shared['benchmark'].pop(unrelated, None)
+        cells = shared.pop('benchmark')
+        for unrelated in ('methods', 'compare', 'injections'):  # each has a key of its own
+            cells.pop(unrelated, None)
+        cells['test'] = shared['test_dataloader']['dataset'].pop('split', None)
+        for hook in gap_hooks(shared):
+            hook.pop('injection', None)
         loop = self.loop(0)
         world = loop.sources.dataset.metainfo.get('world_version')
         self._shared = fingerprint([shared, loop.generator.fingerprint(), world])
+        self._cells = fingerprint(cells)
         known = out / 'base' / 'key.json'
         if known.exists() and json.loads(known.read_text()) != self._shared:
             raise ValueError(
@@ -81,10 +94,20 @@ class Benchmark:
         return settings_of(gap_hooks(self.config)[0])
 
     def key(self, method: str) -> str:
-        """Name the config and a method's fragment: cells with another key are other cells."""
-        return self.methods[method].key(self._shared)
+        """Name what a method's images depend on: with another key they are others."""
+        own = self.methods[method]
+        # Its rounds train in between, as cells do.
+        return own.key(self._shared + self._cells if own.rounds > 1 else self._shared)
 
-    def cell(self, method: str, budget: int, seed: int, layers: str) -> dict[str, Any]:
+    def cell_key(self, method: str, injection: str | None = None) -> str:
+        """Name what a method's cells depend on."""
+        own = self.methods[method].makes_images
+        settings = plain(vars(self.injections[injection])) if own else None
+        return fingerprint([self.key(method), self._cells, settings])
+
+    def cell(
+        self, method: str, budget: int, seed: int, layers: str, injection: str | None = None
+    ) -> dict[str, Any]:
         """Run one cell, or read it if it has been run.
 
         Args:
@@ -92,14 +115,15 @@ class Benchmark:
             budget: Number of images; 0 for methods that make none.
             seed: The seed.
             layers: Layers that are trained: ``'last'`` or ``'all'``.
+            injection: How the images enter training, a name in ``injections``.
 
         Raises:
             ValueError: If the cell has been run with other settings.
         """
-        path = self.path(method, budget, seed, layers)
+        path = self.path(method, budget, seed, layers, injection)
         if path.exists():
             cell = json.loads(path.read_text())
-            if cell.pop('key') != self.key(method):
+            if cell.pop('key') != self.cell_key(method, injection):
                 raise ValueError(
                     f'{path} was made with other settings of {method!r}; choose another --out, or '
                     'delete it'
@@ -108,23 +132,32 @@ class Benchmark:
         pool = self.pool(method, seed) if self.methods[method].makes_images else None
         began = time.time()
         images, dropped = (budget, 0) if pool is None else self.counts(pool, budget)
-        config = self.training(method, seed, layers, pool, images)
+        config = self.training(method, seed, layers, pool, images, injection)
         report, others = train_and_test(config, evaluate=self.settings.get('evaluate') or {})
-        cell = dict(method=method, budget=budget, seed=seed, layers=layers)
+        cell = dict(method=method, budget=budget, seed=seed, layers=layers, injection=injection)
         report.pop('metrics')
         cell.update(report)
         cell.update(images=images, dropped=dropped, seconds=time.time() - began)
         cell['val_worst_group'] = others['val']['worst_group'] if 'val' in others else None
         cell['others'] = others
-        write_json(path, dict(cell, key=self.key(method)))
+        write_json(path, dict(cell, key=self.cell_key(method, injection)))
         return cell
 
-    def path(self, method: str, budget: int, seed: int, layers: str) -> Path:
+    def path(
+        self, method: str, budget: int, seed: int, layers: str, injection: str | None = None
+    ) -> Path:
         """Where a cell is kept."""
-        return self.out / 'cells' / f'{method}-{budget}-{seed}-{layers}.json'
+        last = f'{layers}-{injection}' if injection else layers
+        return self.out / 'cells' / f'{method}-{budget}-{seed}-{last}.json'
 
     def training(
-        self, method: str, seed: int, layers: str, pool: Path | None, images: int
+        self,
+        method: str,
+        seed: int,
+        layers: str,
+        pool: Path | None,
+        images: int,
+        injection: str | None = None,
     ) -> Config:
         """The config that trains on from the base checkpoint of a seed.
 
@@ -132,13 +165,14 @@ class Benchmark:
             method: Name of the method whose changes to the training hold.
             seed: The seed.
             layers: ``'last'`` or ``'all'``.
-            pool: Images that make up the hook's ``ratio`` of each batch.
+            pool: The images.
             images: How many of them.
+            injection: How they enter training.
         """
         changes, base = self.methods[method].train or {}, self.base(seed)
         config = cell_config(self.config, seed, changes=changes, layers=layers, base=base)
         if pool is not None:
-            mix_in(config, pool, images=images, ratio=self.hook.ratio)
+            inject(config, pool, images=images, settings=self.injections[injection])
         return config
 
     @staticmethod

@@ -55,6 +55,7 @@ def write_report(
         total: How many cells there will be.
     """
     write_json(folder / 'results.json', list(cells))
+    cells = of_each_injection(cells)
     lines = [
         '# Methods at equal image budgets',
         '',
@@ -67,8 +68,7 @@ def write_report(
     ]
     for layers in dict.fromkeys(c['layers'] for c in cells):
         part = [c for c in cells if c['layers'] == layers]
-        title = 'last layer' if layers == 'last' else 'whole network'
-        lines += ['', f'## Fine-tuning the {title}', '', *_table(part, methods)]
+        lines += ['', f'## Fine-tuning the {_title(layers)}', '', *_table(part, methods)]
     for own in meta['compare']:
         lines += _paired(cells, methods, own)
     lines += _groups(cells, methods) + _other_splits(cells, methods)
@@ -80,6 +80,29 @@ def write_report(
     figure = folder / 'curves.png'
     if len(cells) == total or not figure.exists() or time.time() - figure.stat().st_mtime > 30:
         _curves(figure, cells, methods)
+
+
+def kind_of(cell: Cell) -> str:
+    """Which layers a cell has trained and, where it was asked for, by which injection."""
+    layers, injection = cell['layers'], cell.get('injection')
+    return f'{layers}, {injection}' if injection else layers
+
+
+def of_each_injection(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Cells whose ``layers`` tell the injection too; those without images are of each."""
+    named = [name for name in dict.fromkeys(c.get('injection') for c in cells) if name]
+    kinds = []
+    for cell in cells:
+        own = named if named and not cell['budget'] else [cell.get('injection')]
+        kinds += [{**cell, 'layers': kind_of({**cell, 'injection': name})} for name in own]
+    order = list(dict.fromkeys(cell['layers'] for cell in kinds))
+    return sorted(kinds, key=lambda cell: order.index(cell['layers']))
+
+
+def _title(layers: str) -> str:
+    name, _, injection = layers.partition(', ')
+    title = 'last layer' if name == 'last' else 'whole network'
+    return f'{title}, {injection}' if injection else title
 
 
 def incomplete(number: int, total: int) -> list[str]:
@@ -170,8 +193,7 @@ def _pairs(
         if not budgets:  # none of its cells is finished
             continue
         head = ' | '.join(f'{budget} images' for budget in budgets)
-        title = 'last layer' if layers == 'last' else 'whole network'
-        lines += ['', f'| {title}{of} | {head} |', '|---' * (1 + len(budgets)) + '|']
+        lines += ['', f'| {_title(layers)}{of} | {head} |', '|---' * (1 + len(budgets)) + '|']
         for other in methods:
             if other == own:
                 continue
@@ -209,16 +231,19 @@ def _other_splits(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str
     names = list(dict.fromkeys(name for cell in cells for name in cell.get('others') or ()))
     if not names:
         return []
-    lines = ['', '## Worst group on other splits', '']
+    lines = ['', '## Worst group and mean of groups on other splits', '']
     lines += [
         f'| method | images | layers | {" | ".join(names)} |',
         '|---' * (3 + len(names)) + '|',
     ]
     for (method, budget, layers), row in _settings(cells, methods).items():
-        values = [
-            [100 * cell['others'][name]['worst_group'] for cell in row.values()] for name in names
-        ]
-        shown = ' | '.join(spread(v) for v in values)
+        shown = ' | '.join(
+            ', '.join(
+                spread([100 * cell['others'][name][figure] for cell in row.values()])
+                for figure in ('worst_group', 'mean')
+            )
+            for name in names
+        )
         lines.append(f'| {method} | {budget} | {layers} | {shown} |')
     return lines
 
@@ -340,7 +365,7 @@ def _curves(path: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> No
         if not _is_error(cells):
             axis.set_ylim(0, 100)
         axis.set(
-            title='last layer' if layers == 'last' else 'whole network',
+            title=_title(layers),
             xlabel='images',
             ylabel=f'worst group, {_measured(cells)}',
         )

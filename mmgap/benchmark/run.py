@@ -2,8 +2,8 @@
 """Compare methods of making training images at equal image budgets over seeds.
 
 A cell is (method, budget, seed, layers): from one base checkpoint per seed, shared by all methods,
-the same number of optimiser steps with the hook's ratio of each batch generated, then the test
-metrics.
+the same number of optimiser steps with images that enter as the hook's ``injection`` says, then the
+test metrics. ``--injections`` compares several ways of entering.
 Finished cells are kept under OUT/cells and never run again; after each, results.json, results.md
 and curves.png are of those that are finished. Methods are fragments in the config's
 ``benchmark.methods``.
@@ -25,7 +25,7 @@ from mmengine.config import Config, DictAction
 from mmgap.benchmark.cells import Benchmark
 from mmgap.benchmark.jobs import LAUNCHERS, run_jobs, wait_for
 from mmgap.benchmark.methods import read_methods
-from mmgap.benchmark.report import on_split, write_report
+from mmgap.benchmark.report import kind_of, on_split, write_report
 from mmgap.compat import allow_checkpoint_history, leave_unformatted
 from mmgap.configs import gap_hooks, name_of
 from mmgap.datasets import share_classes
@@ -47,13 +47,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--budgets', nargs='+', type=int, default=[100, 400])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument('--layers', nargs='+', default=list(LAYERS), choices=LAYERS)
+    parser.add_argument(
+        '--injections',
+        nargs='+',
+        default=[None],
+        metavar='NAME',
+        help="how images enter training: names in the config's benchmark.injections; by default "
+        'the way of the hook alone',
+    )
     parser.add_argument('--out', required=True, type=Path, help='folder of the results')
     parser.add_argument(
         '--report',
         metavar='SPLIT',
         help="report on one of the config's benchmark.evaluate instead of test, under OUT/SPLIT",
     )
-    return finish_arguments(parser, ('methods', 'budgets', 'seeds', 'layers'))
+    return finish_arguments(parser, ('methods', 'budgets', 'seeds', 'layers', 'injections'))
 
 
 def finish_arguments(parser: argparse.ArgumentParser, lists: Sequence[str]) -> argparse.Namespace:
@@ -110,6 +118,10 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config and check that the benchmark can be run with it."""
     config = read_config(args)
     args.methods = check_config(args.config, config, args.methods, min(args.budgets))
+    ways = list(config.benchmark.get('injections') or {})
+    unknown = [name for name in args.injections if name not in (None, *ways)]
+    if unknown:
+        raise SystemExit(f'unknown --injections {unknown}; the config has {ways}')
     further = list(config.benchmark.get('evaluate') or {})
     if args.report not in (None, *further):
         raise SystemExit(f'--report {args.report!r} is not evaluated; the config has {further}')
@@ -216,11 +228,13 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
 def cells_of(benchmark: Benchmark, args: argparse.Namespace, seeds: Sequence[int]) -> Cells:
     """All cells of some seeds."""
     cells = [
-        dict(method=method, budget=budget, seed=seed, layers=layers)
+        dict(method=method, budget=budget, seed=seed, layers=layers, injection=injection)
         for seed in seeds
         for method in args.methods
-        for budget in (benchmark.budgets if benchmark.methods[method].makes_images else [0])
+        for makes in [benchmark.methods[method].makes_images]
+        for budget in (benchmark.budgets if makes else [0])
         for layers in args.layers
+        for injection in (args.injections if makes else [None])
     ]
     return {benchmark.path(**cell): partial(benchmark.cell, **cell) for cell in cells}
 
@@ -228,7 +242,7 @@ def cells_of(benchmark: Benchmark, args: argparse.Namespace, seeds: Sequence[int
 def line(cell: Mapping[str, Any]) -> str:
     """What to print of a cell."""
     return (
-        f'{cell["method"]} {cell["budget"]} images, seed {cell["seed"]}, {cell["layers"]}: worst '
+        f'{cell["method"]} {cell["budget"]} images, seed {cell["seed"]}, {kind_of(cell)}: worst '
         f'group {cell["worst_group"]:.3f}, mean {cell["mean"]:.3f}'
     )
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mmengine.runner import Runner, TestLoop
 from torch import nn
 
 from mmgap.configs import name_of
+from mmgap.injection import InjectionSettings
 from mmgap.loop import group_report
 
 
@@ -151,14 +153,34 @@ def cell_config(
     return config
 
 
-def mix_in(config: Config, pool: Path, *, images: int, ratio: float) -> None:
-    """Let the first images of a pool make up ``ratio`` of each batch of a config's training."""
-    config.train_dataloader.dataset = dict(
-        type='mmgap.SyntheticMixDataset',
-        dataset=config.train_dataloader.dataset,
-        pool=str(pool),
-        budget=images,
-        ratio=ratio,
+def inject(config: Config, pool: Path, *, images: int, settings: InjectionSettings) -> None:
+    """Let the first images of a pool enter a config's training.
+
+    The steps of a refit are taken from those of the training: all cells have as many.
+
+    Raises:
+        ValueError: If it has no steps to spare for a refit.
+    """
+    if settings.mode in ('refit', 'auto'):
+        steps = config.train_cfg.max_iters
+        if settings.steps >= steps:
+            raise ValueError(
+                f'a refit of {settings.steps} steps leaves nothing of the {steps} of a cell; lower '
+                'injection steps, or raise benchmark.steps'
+            )
+    if settings.mode == 'refit':
+        config.train_cfg.max_iters = config.param_scheduler.T_max = steps - settings.steps
+    if settings.optim_wrapper is None and config.optim_wrapper.get('dtype'):
+        wrapper = dict(settings.refit_optimizer, type='AutocastOptimWrapper')
+        settings = replace(settings, optim_wrapper=dict(wrapper, dtype=config.optim_wrapper.dtype))
+    config.custom_hooks.append(
+        dict(
+            type='mmgap.InjectionHook',
+            pool=str(pool),
+            budget=images,
+            injection=dict(vars(settings)),
+            report=False,
+        )
     )
 
 

@@ -16,8 +16,9 @@ class SyntheticDataset(BaseDataset):
     """The generated images of a sample pool, with their labels.
 
     Data infos carry ``img_path`` and ``gt_label``, or ``depth_map_path`` in its place, as the
-    toolboxes' own datasets do, and ``sample_idx``, ``prompt_id`` and ``round``, so their pipelines
-    run unchanged. Depth maps are in the unit of the data that they were made from.
+    toolboxes' own datasets do, and ``sample_idx``, ``prompt_id``, ``source_index`` and ``round``,
+    so their pipelines run unchanged. Depth maps are in the unit of the data that they were made
+    from.
 
     Args:
         pool: Folder of the pool.
@@ -77,7 +78,12 @@ class SyntheticDataset(BaseDataset):
 
     @staticmethod
     def _info(pool: SamplePool, sample: Sample) -> dict[str, Any]:
-        info = dict(img_path=str(pool.path(sample)), prompt_id=sample.prompt_id, round=sample.round)
+        info: dict[str, Any] = dict(
+            img_path=str(pool.path(sample)),
+            prompt_id=sample.prompt_id,
+            source_index=sample.source_index,
+            round=sample.round,
+        )
         if sample.depth_file is None:
             return dict(info, gt_label=sample.label)
         return dict(info, depth_map_path=str(pool.depth_path(sample)), seg_fields=[])

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.dataset import BaseDataset, Compose, force_full_init
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS as ROOT_DATASETS
@@ -19,8 +17,8 @@ from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.images import described
 from mmgap.pool import SamplePool
 from mmgap.registry import DATASETS
-from mmgap.seeds import derive_seed
-from mmgap.wrappers import innermost, parts_of
+from mmgap.seeds import derive_seed, seeded
+from mmgap.wrappers import Distinct, innermost, parts_of
 
 MODES = ('replace', 'extend')
 NEEDED = ('full_init', 'get_data_info', 'metainfo', '__len__', '__getitem__')  # of a dataset
@@ -37,21 +35,26 @@ class SyntheticMixDataset:
       ``ratio``.
     - ``extend``: ``round(real / (1 - ratio))`` long; the places after the real ones are synthetic.
 
+    With ``paired``, a real sample gives way only to images that were drawn around itself, with
+    probability ``ratio``; one that has none stays.
+
     While the pool is empty, every place is a real sample; with a ``budget`` it must not be.
 
     Args:
         dataset: The wrapped dataset or its config; it may be a wrapper itself, such as
             RepeatDataset, ConcatDataset, ClassBalancedDataset or KFoldDataset.
         pool: Folder of the sample pool; may be empty still. :class:`mmgap.GAPHook` sets it.
-        ratio: Synthetic share, in [0, 1).
+        ratio: Synthetic share, in [0, 1], and below 1 to ``extend``. It may be set anew at any
+            time, which workers see when they start anew.
         mode: ``'replace'`` or ``'extend'``.
         budget: Take only the first so many samples of the pool.
+        paired: Put images in the place of their own sources, in mode ``replace``.
         lazy_init: Do not load annotations yet.
 
     Raises:
         FileNotFoundError: If there is a ``budget`` and the pool has no samples.
-        ValueError: If ``ratio`` is outside [0, 1), ``mode`` is unknown, the pool has fewer samples
-            than ``budget``, or the pipeline for its images cannot be told.
+        ValueError: If ``ratio`` or ``mode`` is out of range, or they do not fit each other; or the
+            pool has fewer samples than ``budget``, or the pipeline for its images cannot be told.
         TypeError: If ``dataset`` is neither a dataset of MMEngine or a wrapper like its own, nor a
             config of one.
     """
@@ -63,12 +66,15 @@ class SyntheticMixDataset:
         ratio: float = 0.5,
         mode: str = 'replace',
         budget: int | None = None,
+        paired: bool = False,
         lazy_init: bool = False,
     ) -> None:
-        if not 0 <= ratio < 1:
-            raise ValueError(f'ratio must be in [0, 1), got {ratio}')
         if mode not in MODES:
             raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
+        if not 0 <= ratio <= 1 or (mode == 'extend' and ratio == 1):
+            raise ValueError(f'ratio must be in [0, 1], below 1 to extend, got {ratio}')
+        if paired and mode != 'replace':
+            raise ValueError(f"paired=True needs mode='replace', got {mode!r}")
         self.dataset = ROOT_DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         missing = [name for name in NEEDED if not hasattr(self.dataset, name)]
         if missing:
@@ -80,6 +86,8 @@ class SyntheticMixDataset:
         self.mode = mode
         self.pool = pool
         self.budget = budget
+        self.paired = paired
+        self._redraws: dict[int, list[int]] | None = None
         self.seed: int | None = None
         self.epoch = 0
         self._metainfo = self.dataset.metainfo
@@ -92,6 +100,22 @@ class SyntheticMixDataset:
     def metainfo(self) -> dict[str, Any]:
         """A copy of the wrapped dataset's meta information."""
         return copy.deepcopy(self._metainfo)
+
+    @property
+    def synthetic(self) -> SyntheticDataset | None:
+        """The pool's samples in use, with the pipeline of the real ones; None without any."""
+        return self._synthetic
+
+    @property
+    def generated(self) -> SyntheticDataset:
+        """The same where there must be some.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if self._synthetic is None:
+            raise ValueError(f'pool={self.pool!r} has no samples yet')
+        return self._synthetic
 
     @property
     def num_synthetic(self) -> int:
@@ -116,7 +140,7 @@ class SyntheticMixDataset:
         if pool is None:
             raise ValueError('this mix has no pool yet; call refresh(pool) with its folder')
         self.pool = str(pool)
-        self._synthetic = None
+        self._synthetic = self._redraws = None
         if self.budget is None and not SamplePool(self.pool).kept:
             MMLogger.get_current_instance().warning(
                 f'[gap] pool={self.pool!r} has no samples yet: all that is trained on is real'
@@ -174,7 +198,11 @@ class SyntheticMixDataset:
         if self._synthetic is not None:
             if idx >= self._num_real:
                 return self._synthetic[self._slot(idx)]
-            if self.mode == 'replace' and np.random.random() < self.ratio:
+            if self.paired:
+                own = self._redraws_of(idx)
+                if own and np.random.random() < self.ratio:
+                    return self._synthetic[own[np.random.randint(len(own))]]
+            elif self.mode == 'replace' and np.random.random() < self.ratio:
                 return self._synthetic[np.random.randint(len(self._synthetic))]
         return self.dataset[idx % self._num_real]
 
@@ -195,6 +223,19 @@ class SyntheticMixDataset:
             'SyntheticMixDataset does not support get_subset; put what takes the subset inside of '
             'it: dict(type="mmgap.SyntheticMixDataset", dataset=dict(type="KFoldDataset", …))'
         )
+
+    def _redraws_of(self, idx: int) -> list[int]:
+        """The pool's samples that were drawn around the real sample of a place."""
+        if self._redraws is None:
+            by_source: dict[int, list[int]] = {}
+            for i in range(self.num_synthetic):
+                info = self.generated.get_data_info(i)
+                by_source.setdefault(info['source_index'], []).append(i)
+            numbers = list(range(self._num_real))  # of a dataset without wrappers
+            if parts_of(self.dataset):
+                numbers = Distinct(self.dataset).numbers
+            self._redraws = {i: by_source.get(number, []) for i, number in enumerate(numbers)}
+        return self._redraws[idx]
 
     def _slot(self, idx: int) -> int:
         return (idx - self._num_real) % self.num_synthetic
@@ -235,20 +276,5 @@ def batch_of(mix: SyntheticMixDataset, dataset: Any, indices: Sequence[int]) -> 
     places = [idx % len(dataset) for idx in indices]
     if mix.seed is None:
         return [dataset[place] for place in places]
-    with _seeded(derive_seed(mix.seed, mix.epoch, *indices)):
+    with seeded(derive_seed(mix.seed, mix.epoch, *indices)):
         return [dataset[place] for place in places]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's CPU generator; put their states back afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

@@ -2,5 +2,6 @@
 """Hooks: the only part that knows MMEngine's Runner."""
 
 from mmgap.hooks.gap_hook import GAPHook
+from mmgap.hooks.injection_hook import InjectionHook
 
-__all__ = ['GAPHook']
+__all__ = ['GAPHook', 'InjectionHook']

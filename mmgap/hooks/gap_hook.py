@@ -3,41 +3,30 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import Any
 
-import torch
-from mmengine import dist
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmgap.compat import (
-    allow_checkpoint_history,
-    allow_nondeterministic_resize,
-    repair_last_checkpoint,
-    restart_infinite_iterator,
-    restart_workers,
-)
+from mmgap.compat import allow_nondeterministic_resize, restart_infinite_iterator
 from mmgap.distributed import broadcast_object, rank0_buffers
-from mmgap.files import write_json
 from mmgap.hooks import runner_access
+from mmgap.hooks.injection_hook import InjectionHook
 from mmgap.hooks.schedule import Position, check_plan, plateaued, rounds_missed
 from mmgap.loop import GAPSettings, Loop
-from mmgap.loop.report import run_summary, summary_table
 from mmgap.machine import release_memory
 from mmgap.pool import SamplePool
 from mmgap.registry import HOOKS
 
 
 @HOOKS.register_module()
-class GAPHook(Hook):
-    """Close the loop: search prompts against the model in training, draw, mix in, train on.
+class GAPHook(InjectionHook):
+    """Close the loop: search prompts against the model in training, draw, inject, train on.
 
     Add it to ``custom_hooks`` of any MMPretrain config whose training data have masks, or of any
     config of MMSegmentation's depth models. If the config names no
     :class:`mmgap.SyntheticMixDataset`, the hook wraps the training data in one that replaces: the
-    epoch stays as long as it was.
+    epoch stays as long as it was. How images enter training is said by ``injection``, see
+    :class:`mmgap.InjectionHook`.
 
     Everything random in training (model, augmentation, mixing) is seeded anew from (seed, epoch)
     or (seed, iteration), so that a run that was killed and resumed ends as one that was not.
@@ -56,61 +45,28 @@ class GAPHook(Hook):
         ValueError: If a setting is out of range or the last round would start after training ends.
     """
 
-    # After the parameter schedulers have stepped, before CheckpointHook saves.
-    priority = 75
-
     def __init__(self, generator: dict[str, Any], **settings: Any) -> None:
         self.settings = GAPSettings.from_config(dict(settings, generator=generator))
-        self.state: dict[str, Any] = dict(
-            rounds_done=0, images=0, before=None, rounds=[], validation=[], stopped=None
-        )
-        self.seconds = dict(total=0.0, evaluation=0.0, search=0.0, synthesis=0.0)
+        super().__init__(injection=vars(self.settings.injection), seed=self.settings.seed)
+        self.state.update(rounds_done=0, before=None, rounds=[], validation=[], stopped=None)
+        self.seconds.update(search=0.0, synthesis=0.0)
         self._loop: Loop | None = None
-        self._resumed = self._trained = False
-        self._waiting: dict[str, torch.Tensor] = {}
+        self._trained = False
 
     # MMEngine's points
 
-    def before_run(self, runner: Runner) -> None:
-        """Let the Runner resume its own checkpoints."""
-        allow_checkpoint_history()
-        if dist.is_main_process():
-            repair_last_checkpoint(runner.work_dir)
-        dist.barrier()
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take up the state of the run that is resumed."""
-        self._resumed = runner._resume
-        if runner._resume and 'mmgap' in checkpoint:
-            self.state = checkpoint['mmgap']['state']
-            self.seconds = checkpoint['mmgap']['seconds']
-            self._waiting = checkpoint['mmgap'].get('gradient', {})
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the hook's whole state."""
-        gradient = runner_access.waiting_gradient(runner)
-        checkpoint['mmgap'] = dict(state=self.state, seconds=self._elapsed(), gradient=gradient)
-
     def before_train(self, runner: Runner) -> None:
         """Wrap the training data, check the plan, and set up the loop."""
-        self._began = time.time()
-        # The Runner's own may differ between processes (diff_rank_seed), and all must draw alike.
-        seed = runner.seed if self.settings.seed is None else self.settings.seed
-        self.seed = broadcast_object(seed)
-        self.folder = Path(runner.work_dir) / 'gap'
-        self._by_epoch = not hasattr(runner.train_loop, 'dataloader_iterator')
+        self._begin(runner)
         position = Position.of(runner, self._by_epoch)
         check_plan(self.settings, self.state['rounds_done'], self._over(), position)
         if self.settings.plateau is not None and runner._val_loop is None:
             raise ValueError(f'plateau={self.settings.plateau} needs a val_dataloader to watch')
-        runner_access.put_back_gradient(runner, self._waiting)
-        self._waiting = {}
-        self._mix = runner_access.mix_in(runner.train_loop.dataloader, self.settings.ratio)
-        self._mix.seed = self.seed
         allow_nondeterministic_resize(runner.logger)
         if self.state['rounds_done'] < self.settings.rounds:
             self._loop = self._set_up(runner)  # what is wrong shall fail before the first epochs
-        self._read_pool()
+        self._take_images(runner, self.state['images'])
+        self._set_ratio(runner)
         if not self._by_epoch:
             restart_infinite_iterator(runner.train_loop, 0)
             if self._is_due(runner.iter):
@@ -118,40 +74,31 @@ class GAPHook(Hook):
                 restart_infinite_iterator(runner.train_loop, 0)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Run the round that is due, then seed the epoch."""
-        if not self._by_epoch:
-            return
-        if self._is_due(runner.epoch):
+        """Run the round that is due, then begin the epoch."""
+        if self._by_epoch and self._is_due(runner.epoch):
             self._round(runner, dict(epoch=runner.epoch, iter=runner.iter))
-        self._mix.epoch = runner.epoch
-        restart_workers(runner.train_loop.dataloader)
-        runner_access.seed_training(self.seed, runner.epoch)
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed the iteration of an iteration-based loop."""
-        if not self._by_epoch:
-            runner_access.seed_training(self.seed, runner.iter)
+        super().before_train_epoch(runner)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Run the round that is due before the next iteration of an iteration-based loop."""
         self._trained = True
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
         done = runner.iter + 1
         if not self._by_epoch and done < runner.max_iters and self._is_due(done):
             self._round(runner, dict(epoch=runner.epoch, iter=done))
             restart_infinite_iterator(runner.train_loop, done)
 
     def after_train(self, runner: Runner) -> None:
-        """Evaluate and report, also the rounds that training has not lasted for."""
+        """Refit, evaluate and report, also the rounds that training has not lasted for."""
         missed = None
         if not self._over():
             stopped = getattr(runner.train_loop, 'stop_training', False)
             position = Position.of(runner, self._by_epoch)
             missed = rounds_missed(self.settings, self.state, position, stopped)
             runner.logger.warning(f'[gap] {missed["why"]}')
-        summary = self._write_summary(self._evaluate(runner, 'test'), missed)
-        runner.logger.info(summary_table(summary))
+        self._finish(runner, missed)
 
     # A round
 
@@ -183,7 +130,7 @@ class GAPHook(Hook):
         runner.logger.info(f'[gap] round {round_index + 1} of {self.settings.rounds} begins')
         training = loop.training_memory() if self._trained else None
         loop.wake()
-        with rank0_buffers(runner.model):
+        with rank0_buffers(runner.model), self.repaired(runner, round_index):
             report = loop.run(
                 loop.target(model=runner.model), self.folder, round_index, self._resumed
             )
@@ -196,8 +143,8 @@ class GAPHook(Hook):
         else:
             loop = None
             self._release()
-        self.state['images'] = len(SamplePool(self.folder / 'pool').kept)
-        self._read_pool()
+        self._take_images(runner, len(SamplePool(self.folder / 'pool').kept))
+        self._set_ratio(runner)
         runner_access.save_run(runner, 'gap_round.pth', position)
         self._write_summary(after=None)
 
@@ -205,17 +152,6 @@ class GAPHook(Hook):
         """Free what no further round needs."""
         self._loop = None
         release_memory()
-
-    def _evaluate(self, runner: Runner, split: str) -> dict[str, Any] | None:
-        began = time.time()
-        report = runner_access.evaluate(runner, split)
-        self.seconds['evaluation'] += time.time() - began
-        return report
-
-    def _read_pool(self) -> None:
-        if self.state['images']:
-            self._mix.budget = self.state['images']
-            self._mix.refresh(str(self.folder / 'pool'))
 
     # When
 
@@ -243,18 +179,3 @@ class GAPHook(Hook):
         history = self.state['validation']
         history[self.state['rounds_done'] :] = [report['worst_group']]
         return plateaued(history, settings.plateau, report.get('measure') == 'abs_rel')
-
-    def _elapsed(self) -> dict[str, float]:
-        now = time.time()
-        self.seconds['total'] += now - self._began
-        self._began = now
-        return dict(self.seconds)
-
-    def _write_summary(
-        self, after: dict[str, Any] | None, missed: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        metainfo = self._mix.metainfo
-        summary = run_summary(self.state, self._elapsed(), after, missed, self.seed, metainfo)
-        if dist.is_main_process():
-            write_json(self.folder / 'summary.json', summary)
-        return summary

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine import dist
+from mmengine.dataset import Compose
+from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner, TestLoop
@@ -22,6 +26,7 @@ from mmgap.distributed import rank0_buffers
 from mmgap.files import write_bytes
 from mmgap.loop import group_report
 from mmgap.seeds import derive_seed
+from mmgap.wrappers import innermost
 
 
 def evaluate(runner: Runner, split: str) -> dict[str, Any] | None:
@@ -44,7 +49,7 @@ def evaluation_datasets(runner: Runner) -> list[Any]:
     ]
 
 
-def mix_in(loader: Any, ratio: float) -> SyntheticMixDataset:
+def mix_in(loader: Any) -> SyntheticMixDataset:
     """The mix in a dataloader's dataset; made if the config names none.
 
     Raises:
@@ -57,7 +62,7 @@ def mix_in(loader: Any, ratio: float) -> SyntheticMixDataset:
             f'the training data has {len(found)} SyntheticMixDatasets; GAPHook fills one'
         )
     if not found:
-        found = [SyntheticMixDataset(outer, ratio=ratio)]
+        found = [SyntheticMixDataset(outer)]
         replace_dataset(loader, found[0])
     elif found[0] is not outer:  # PyTorch asks the outermost for a batch
         outer.__getitems__ = partial(batch_of, found[0], outer)
@@ -98,7 +103,7 @@ def waiting_gradient(runner: Runner) -> dict[str, torch.Tensor]:
     wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     if dist.get_world_size() > 1 or all(one.should_update() for one in wrappers):
         return {}
-    parameters = _plain_model(runner).named_parameters()
+    parameters = plain_model(runner).named_parameters()
     return {name: p.grad.detach().cpu() for name, p in parameters if p.grad is not None}
 
 
@@ -106,7 +111,7 @@ def put_back_gradient(runner: Runner, gradient: dict[str, torch.Tensor]) -> None
     """Let a resumed run go on with the gradient that its checkpoint carries."""
     if not gradient:
         return
-    for name, parameter in _plain_model(runner).named_parameters():
+    for name, parameter in plain_model(runner).named_parameters():
         if name in gradient:
             parameter.grad = gradient[name].to(parameter)
     runner.logger.info(
@@ -115,5 +120,45 @@ def put_back_gradient(runner: Runner, gradient: dict[str, torch.Tensor]) -> None
     )
 
 
-def _plain_model(runner: Runner) -> torch.nn.Module:
+@contextmanager
+def averaged(runner: Runner) -> Iterator[None]:
+    """While open, the model has the weights that an EMAHook has averaged, if there is one.
+
+    What it is at the end becomes the average too: that is what is tested and saved.
+    """
+    hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    for hook in hooks:
+        hook._swap_ema_parameters()
+    yield
+    for hook in hooks:
+        hook.ema_model.module.load_state_dict(plain_model(runner).state_dict())
+
+
+def test_pipeline(runner: Runner) -> Compose | None:
+    """The transforms of the test data, or of the validation's; None without either."""
+    for split in ('test', 'val'):
+        if getattr(runner, f'_{split}_loop') is not None:
+            for part in innermost(getattr(runner, f'{split}_loop').dataloader.dataset):
+                return part.pipeline
+    return None
+
+
+def from_folder(batch: Any, folder: str) -> list[bool]:
+    """Which samples of a training batch are read from a folder.
+
+    Raises:
+        ValueError: If they do not say where they are from.
+    """
+    paths = [sample.metainfo.get('img_path') for sample in batch['data_samples']]
+    if None in paths:
+        raise ValueError(
+            "injection weight needs 'img_path' among the meta_keys of the training pipeline's last "
+            'transform'
+        )
+    own = os.path.join(os.path.abspath(folder), '')
+    return [os.path.abspath(path).startswith(own) for path in paths]
+
+
+def plain_model(runner: Runner) -> torch.nn.Module:
+    """The model without its wrapper for several processes."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -134,21 +134,22 @@ def run_summary(
     """The content of ``summary.json``.
 
     Args:
-        state: GAPHook's.
-        seconds: ``total`` and those of ``evaluation``, ``search`` and ``synthesis``.
+        state: That of GAPHook or InjectionHook.
+        seconds: ``total`` and those of its parts that are no training.
         after: Group report of the trained model; None while it is trained.
         missed: Rounds that were never run; None if there are none.
         seed: Seed of every draw.
         metainfo: The training data's.
     """
-    stages = ('evaluation', 'search', 'synthesis')
-    training = seconds['total'] - sum(seconds[stage] for stage in stages)
+    elsewhere = sum(value for name, value in seconds.items() if name != 'total')
+    training = seconds['total'] - elsewhere
     return dict(
-        before=state['before'],
+        before=state.get('before'),
         after=after,
-        rounds=state['rounds'],
+        rounds=state.get('rounds', []),
         images=state['images'],
-        stopped=state['stopped'],
+        injection=state['injection'] and dict(state['injection'], refit=state['refit']),
+        stopped=state.get('stopped'),
         rounds_missed=missed,
         seconds=dict(seconds, training=training),
         seed=seed,
@@ -183,6 +184,14 @@ def summary_table(summary: Mapping[str, Any]) -> str:
             lines.append(f'  {prompt["id"]:<26}{effect(prompt)}')
             if prompt.get('alarm'):
                 lines.append(f'    alarm: {prompt["alarm"]}; kept step {prompt["kept_step"]}')
+    if summary.get('injection'):
+        lines.append(f'injection: {summary["injection"]["mode"]}. {summary["injection"]["why"]}')
+        if summary['injection']['refit']:
+            lines.append(
+                '  refit: {images} images, {steps} steps, loss {loss:.3f}'.format(
+                    **summary['injection']['refit']
+                )
+            )
     if summary.get('rounds_missed'):
         lines.append(f'WARNING: {summary["rounds_missed"]["why"]}')
     stages = ', '.join(f'{name} {value:.1f}' for name, value in summary['seconds'].items())

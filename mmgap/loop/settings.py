@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mmgap.configs import build_settings, renamed
+from mmgap.injection import InjectionSettings
 from mmgap.search import SearchSettings
 from mmgap.synthesis import SynthesisSettings
 
@@ -26,7 +28,8 @@ class GAPSettings:
             :class:`~mmgap.generators.ImageToImageGenerator` has; False for no critic.
         input: Size and channel order of the model's input, arguments of
             :class:`~mmgap.targets.TargetModel`; read from the test pipeline by default.
-        ratio: Synthetic share of the training samples when the hook wraps the data itself.
+        injection: How the images enter training, see :class:`~mmgap.injection.InjectionSettings`.
+            ``ratio`` is its ratio in configs of older versions.
         start: Epochs (or iterations, for iteration-based loops) of training before the first
             round.
         rounds: Number of rounds.
@@ -48,7 +51,7 @@ class GAPSettings:
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
     critic: dict[str, Any] | bool | None = None
     input: dict[str, Any] | None = None
-    ratio: float = 0.5
+    injection: InjectionSettings = field(default_factory=InjectionSettings)
     start: int = 1
     rounds: int = 1
     interval: int = 1
@@ -58,8 +61,6 @@ class GAPSettings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise ValueError(f'ratio must be in [0, 1), got {self.ratio}')
         if self.start < 0 or self.rounds < 1 or self.interval < 1:
             raise ValueError(
                 'start must not be negative, rounds and interval at least 1, got '
@@ -84,7 +85,18 @@ class GAPSettings:
         """
         settings = {name: value for name, value in hook.items() if name not in ('type', 'priority')}
         renamed(settings, 'GAPHook', target='input')
-        for name, kind in dict(search=SearchSettings, synthesis=SynthesisSettings).items():
+        if 'ratio' in settings:
+            warnings.warn(
+                'GAPHook: ratio=… is called injection=dict(ratio=…) now',
+                FutureWarning,
+                stacklevel=2,
+            )
+            ratio = settings.pop('ratio')
+            settings['injection'] = {'ratio': ratio, **(settings.get('injection') or {})}
+        kinds: dict[str, type] = dict(
+            search=SearchSettings, synthesis=SynthesisSettings, injection=InjectionSettings
+        )
+        for name, kind in kinds.items():
             if not isinstance(settings.get(name), kind):
                 settings[name] = build_settings(kind, settings.get(name) or {}, name)
         return build_settings(cls, settings, 'GAPHook')

@@ -1,24 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the toolboxes lack for depth. Needs MMSegmentation; the full mmcv is not needed.
+"""What the toolboxes lack: depth heads and losses, and backbones whose weights come as packages.
 
-Configs that use it say so: ``custom_imports = dict(imports=['mmgap', 'mmgap.models'])``.
+Configs that use it say so: ``custom_imports = dict(imports=['mmgap', 'mmgap.models'])``. What is
+for depth needs MMSegmentation, and is there where that is installed; the full mmcv is not needed.
 """
 
-from mmgap.compat import allow_mmcv_without_ops
+import importlib.util
 
-allow_mmcv_without_ops()  # before anything of MMSegmentation is imported
+from mmgap.models.efficientnet_lite import EfficientNetLite
+from mmgap.models.frozen_features import FrozenFeatures
 
-from mmgap.models.depth_heads import ConvDepthHead, DPTDepthHead  # noqa: E402
-from mmgap.models.depth_losses import (  # noqa: E402
-    MaskedL1Loss,
-    RobustSiLogLoss,
-    ScaleShiftInvariantLoss,
-)
+__all__ = ['EfficientNetLite', 'FrozenFeatures']
 
-__all__ = [
-    'ConvDepthHead',
-    'DPTDepthHead',
-    'MaskedL1Loss',
-    'RobustSiLogLoss',
-    'ScaleShiftInvariantLoss',
-]
+if importlib.util.find_spec('mmseg') is not None:
+    from mmgap.compat import allow_mmcv_without_ops
+
+    allow_mmcv_without_ops()  # before anything of MMSegmentation is imported
+
+    from mmgap.models.depth_heads import ConvDepthHead, DPTDepthHead
+    from mmgap.models.depth_losses import (
+        MaskedL1Loss,
+        RobustSiLogLoss,
+        ScaleShiftInvariantLoss,
+    )
+
+    __all__ += [
+        'ConvDepthHead',
+        'DPTDepthHead',
+        'MaskedL1Loss',
+        'RobustSiLogLoss',
+        'ScaleShiftInvariantLoss',
+    ]

@@ -31,14 +31,19 @@ class DepthLoss(nn.Module):
         """``(B,)``, without the weight."""
         raise NotImplementedError(f'{type(self).__name__} measures nothing')
 
-    def forward(self, prediction: Tensor, depth: Tensor) -> Tensor:
-        """Weighted mean over the maps that have known pixels; 0 if none has."""
+    def forward(self, prediction: Tensor, depth: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Weighted mean over the maps that have known pixels; 0 if none has.
+
+        Args:
+            prediction: ``(B, 1, H, W)`` metres.
+            depth: ``(B, 1, H, W)`` metres.
+            weight: ``(B,)`` factors of the samples, which do not change what it is divided by.
+        """
         some = (depth > 0).flatten(1).any(dim=1)
-        return (
-            self.loss_weight
-            * self.per_sample(prediction, depth)[some].sum()
-            / max(1, int(some.sum()))
-        )
+        losses = self.per_sample(prediction, depth)
+        if weight is not None:
+            losses = losses * weight
+        return self.loss_weight * losses[some].sum() / max(1, int(some.sum()))
 
 
 @MODELS.register_module()

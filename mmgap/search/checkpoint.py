@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmgap.files import write_bytes
+from mmgap.optimizer_state import load_optimizer_state, optimizer_state
 from mmgap.search.progress import PromptProgress
 
 # What of a search's identity may change once it is complete: how images are drawn. In the words of
@@ -72,21 +73,14 @@ def save_search(path: str | Path, identity: Mapping[str, Any], search: RunningSe
         for step, embeddings in progress.snapshots.items():
             tensors[f'snapshot/{i}/{step}'] = embeddings
         states.append({name: getattr(progress, name) for name in PLAIN})
-    plain: dict[str, dict[str, Any]] = {}
-    kept = search.optimizer.optimizer.state_dict()
-    for i, values in kept['state'].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f'optimizer/{i}/{name}'] = value
-            else:
-                plain.setdefault(str(i), {})[name] = value
+    own, plain = optimizer_state(search.optimizer.optimizer)
     meta = dict(
         identity=identity,
         states=states,
-        param_groups=kept['param_groups'],
-        plain=plain,
+        **plain,
         schedulers=[_plain(scheduler.state_dict()) for scheduler in search.schedulers],
     )
+    tensors.update(own)
     tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
     write_bytes(path, save(tensors, metadata={'search': json.dumps(meta, sort_keys=True)}))
 
@@ -138,12 +132,7 @@ def load_search(
         progress.snapshots = dict(sorted(snapshots.items()))
         for name in PLAIN:
             setattr(progress, name, state[name])
-    kept: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in meta['plain'].items()}
-    for name, value in tensors.items():
-        if name.startswith('optimizer/'):
-            _, i, entry = name.split('/', 2)
-            kept.setdefault(int(i), {})[entry] = value
-    search.optimizer.optimizer.load_state_dict(dict(state=kept, param_groups=meta['param_groups']))
+    load_optimizer_state(search.optimizer.optimizer, tensors, meta)
     for scheduler, state in zip(search.schedulers, meta['schedulers'], strict=True):
         scheduler.load_state_dict(state)
     return saved

@@ -20,14 +20,15 @@ class ToyBirds(BaseDataset):
 
     ``train`` and ``val_id`` show landbirds on land and waterbirds on water alone, mostly on clear
     days. ``val``, ``test`` and ``test_final`` are balanced over the four groups under the same
-    conditions; ``test_shift`` is balanced, at night and in fog. ``guidance`` and
+    conditions; ``test_shift`` is balanced, at night and in fog. A published table reads splits of
+    its own, once: ``test_final_2``, ``test_shift_2`` and, distributed like ``train``,
+    ``test_id_2``. ``guidance`` and
     ``guidance_shift`` are unlabelled pictures like ``test`` and ``test_shift``. No two splits
     share a scene. Pictures are read through MMEngine's file client (``toybirds://`` paths), so
     stock pipelines work unchanged.
 
     Args:
-        split: One of 'train', 'val_id', 'val', 'guidance', 'guidance_shift', 'test',
-            'test_shift', 'test_final'.
+        split: One of ``splits.SIZES``.
         size: Number of records; None for the split's own (see ``splits.SIZES``). Record ``i`` is
             the same at every size.
         **kwargs: As for :class:`mmengine.dataset.BaseDataset`.

@@ -13,7 +13,11 @@ from mmgap.toyworld.backend import ToyDepthBackend
 from mmgap.toyworld.depth_splits import DEPTH_SIZES, DEPTH_UNLABELLED, SHIFTS, shift_of
 from mmgap.toyworld.renderer import WORLD_VERSION
 
-TEST = tuple(f'test_{shift}' for shift in SHIFTS)
+# Splits that are others in turn.
+IN_TURN = {
+    'test': tuple(f'test_{shift}' for shift in SHIFTS),
+    'test_2': tuple(f'test_{shift}_2' for shift in SHIFTS),
+}
 
 
 @DATASETS.register_module()
@@ -22,15 +26,15 @@ class ToyDepth(BaseDataset):
 
     ``train`` and ``test_clear`` are clear days; ``test_night`` is clear nights, ``test_fog`` foggy
     days, ``test_corruptions`` clear days under the fifteen common corruptions; ``test`` is these
-    four in turn. ``val`` is clear days, clear nights and foggy days in turn. ``guidance`` is
+    four in turn; ``test_2`` and its parts are the same with other scenes, read once for a
+    published table. ``val`` is clear days, clear nights and foggy days in turn. ``guidance`` is
     unlabelled pictures of nights and of foggy days. No two splits share a scene.
 
     Depth maps are 16-bit PNGs in millimetres, 0 where unknown: the sky, and 60 m and more. To load
     them: ``dict(type='LoadDepthAnnotation', depth_rescale_factor=1e-3)``.
 
     Args:
-        split: One of 'train', 'val', 'guidance', 'test', 'test_clear', 'test_night', 'test_fog',
-            'test_corruptions'.
+        split: One of ``depth_splits.DEPTH_SIZES``, or 'test' or 'test_2'.
         size: Number of records; None for the split's own (see ``depth_splits.DEPTH_SIZES``). Record
             ``i`` is the same at every size.
         **kwargs: As for :class:`mmengine.dataset.BaseDataset`.
@@ -46,13 +50,13 @@ class ToyDepth(BaseDataset):
     }
 
     def __init__(self, split: str = 'train', size: int | None = None, **kwargs: Any) -> None:
-        known = (*DEPTH_SIZES, 'test')
+        known = (*DEPTH_SIZES, *IN_TURN)
         if split not in known:
             raise ValueError(f'split={split!r} is unknown; use one of {known}')
-        own = sum(DEPTH_SIZES[name] for name in TEST) if split == 'test' else DEPTH_SIZES[split]
+        own = sum(DEPTH_SIZES[name] for name in IN_TURN.get(split, (split,)))
         if size is not None and size < 1:
             raise ValueError(f'size={size} must be positive, or None for {own} records')
-        corrupted = split in ('test', 'test_corruptions')
+        corrupted = any('corruptions' in name for name in IN_TURN.get(split, (split,)))
         if corrupted and importlib.util.find_spec('imagecorruptions') is None:
             raise ModuleNotFoundError(
                 f'split={split!r} has corrupted pictures, which need the package '
@@ -66,9 +70,8 @@ class ToyDepth(BaseDataset):
         """Lists the records; those of the guidance split hold a picture and nothing else."""
         infos = []
         for number in range(self.size):
-            split, index = self.split, number
-            if split == 'test':
-                split, index = TEST[number % len(TEST)], number // len(TEST)
+            splits = IN_TURN.get(self.split, (self.split,))
+            split, index = splits[number % len(splits)], number // len(splits)
             info: dict[str, Any] = {'img_path': ToyDepthBackend.image_path(split, index)}
             if split not in DEPTH_UNLABELLED:
                 info.update(

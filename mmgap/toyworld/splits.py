@@ -20,10 +20,13 @@ SIZES = {
     'test': 1000,
     'test_shift': 1000,
     'test_final': 1000,
+    'test_final_2': 1000,
+    'test_shift_2': 1000,
+    'test_id_2': 1000,
 }
 GROUPS = tuple(f'{bird}-{place}' for bird in BIRDS for place in ('land', 'water'))
-_CORRELATED = ('train', 'val_id')
-_SHIFTED = ('guidance_shift', 'test_shift')
+_CORRELATED = ('train', 'val_id', 'test_id_2')
+_SHIFTED = ('guidance_shift', 'test_shift', 'test_shift_2')
 UNLABELLED = ('guidance', 'guidance_shift')
 CLEAR_DAY = 0.85  # share of clear days wherever the conditions are those of training
 _STRIDE = 10_000_000  # scene seeds per split

@@ -23,6 +23,7 @@ def test_samples_and_pipeline(tmp_path):
         img_path=str(pool.path(pool.samples[3])),
         gt_label=1,
         prompt_id='p1@0',
+        source_index=pool.samples[3].source_index,
         round=0,
         sample_idx=3,
     )

@@ -108,13 +108,15 @@ def test_around_other_wrappers(pool):
 
 @pytest.mark.parametrize('ratio', [-0.1, 1, 1.5, float('nan')])
 def test_ratio_out_of_range(ratio):
-    with pytest.raises(ValueError, match=r'ratio must be in \[0, 1\), got'):
-        SyntheticMixDataset(real(), ratio=ratio)
+    with pytest.raises(ValueError, match=r'ratio must be in \[0, 1\], below 1 to extend, got'):
+        SyntheticMixDataset(real(), ratio=ratio, mode='extend')
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="mode must be one of .* got 'add'"):
         SyntheticMixDataset(real(), mode='add')
+    with pytest.raises(ValueError, match="paired=True needs mode='replace', got 'extend'"):
+        SyntheticMixDataset(real(), mode='extend', paired=True)
     with pytest.raises(ValueError, match='no pool yet'):
         SyntheticMixDataset(real()).refresh()
     with pytest.raises(FileNotFoundError, match="pool='nowhere' has no samples"):

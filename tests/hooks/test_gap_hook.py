@@ -53,7 +53,9 @@ def test_nothing_of_the_loop_touches_training(data, tiny_sd, tmp_path, on_cpu):
     for name, rounds in (('one', 1), ('two', 2)):
         config = small_config(data, tiny_sd, tmp_path / name)
         config.train_cfg.max_epochs = 3
-        config.custom_hooks[0].update(ratio=0.0, rounds=rounds, interval=1, budget=2 * rounds)
+        config.custom_hooks[0].update(
+            injection=dict(ratio=0.0), rounds=rounds, interval=1, budget=2 * rounds
+        )
         config.custom_hooks[0].search.update(steps=1)
         runner = Runner.from_cfg(config)
         runner.train()
@@ -67,7 +69,7 @@ def test_configured_mix_extends(data, tiny_sd, tmp_path):
     config.train_dataloader.dataset = dict(
         type='mmgap.SyntheticMixDataset',
         dataset=config.train_dataloader.dataset,
-        ratio=0.5,
+        injection=dict(ratio=0.5),
         mode='extend',
     )
     config.train_cfg.max_epochs = 2
@@ -276,7 +278,7 @@ def test_evaluation_images_cannot_guide(data, tiny_sd, tmp_path):
 def test_bad_settings(data, tiny_sd, tmp_path):
     generator = dict(type='mmgap.InpaintingGenerator', model='x')
     for bad, words in (
-        (dict(ratio=1.0), r'ratio must be in \[0, 1\), got 1.0'),
+        (dict(injection=dict(ratio=1.5)), r'ratio must be in \[0, 1\], .* got 1.5'),
         (dict(rounds=0), 'rounds'),
         (dict(budget=1, rounds=2), 'budget=1'),
         (dict(start=-1), 'start'),

