@@ -39,6 +39,32 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 optim_wrapper = dict(optimizer=dict(lr=0.1, weight_decay=0.0))
+train_cfg = dict(max_epochs=5, val_interval=5)
+
+custom_hooks = [
+    dict(
+        type='mmgap.GAPHook',
+        generator={{_base_.generator}},
+        feedback=[dict(type='mmgap.AdversarialLoss', mode='flip')],
+        search=dict(
+            prompts_per_class=4,
+            tokens=5,
+            steps=20,
+            num_inference_steps=5,
+            images_per_prompt=3,
+            batch_size=24,
+            stop_loss=0.05,
+            stop_window=2,
+            holdout=8,
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
+        ),
+        synthesis=dict(num_inference_steps=10, batch_size=40),
+        # It tells generated images from real ones: mixed in, they change nothing.
+        injection=dict(mode='auto'),
+        start=3,
+        budget=200,
+    )
+]
 
 benchmark = dict(
     steps=200,

@@ -27,14 +27,7 @@ default_hooks = dict(checkpoint=dict(interval=3, max_keep_ckpts=1))
 custom_hooks = [
     dict(
         type='mmgap.GAPHook',
-        generator=dict(
-            type='mmgap.InpaintingGenerator',
-            model='mmgap://toybirds-sd',
-            negative_prompt='a bird',  # the kept one is enough; words that name one draw another
-            guidance_scale=5.0,
-            eta=1.0,
-            autocast='bfloat16',
-        ),
+        generator={{_base_.generator}},
         feedback=[dict(type='mmgap.AdversarialLoss', mode='flip')],
         search=dict(
             prompts_per_class=4,
@@ -66,10 +59,10 @@ benchmark = dict(
     # Ways for images to enter training, for --injections; each changes the hook's own.
     injections=dict(
         mix=dict(mode='mix'),
-        refit=dict(mode='refit', steps=40),
+        refit=dict(mode='refit', steps=20),
         staged=dict(mode='staged'),
         replace=dict(mode='replace'),
-        auto=dict(mode='auto', steps=40),
+        auto=dict(mode='auto', steps=20),
     ),
     optimizers=dict(
         last=dict(type='SGD', lr=0.1, momentum=0.9),

@@ -79,6 +79,14 @@ benchmark = dict(
     train={'model.backbone.norm_eval': True},
     compare='gap',  # paired with every other method
     last_layer='decode_head.conv_seg.',
+    # Ways for images to enter training, for --injections; each changes the hook's own.
+    injections=dict(
+        mix=dict(mode='mix'),
+        refit=dict(mode='refit', steps=20),
+        staged=dict(mode='staged'),
+        replace=dict(mode='replace'),
+        auto=dict(mode='auto', steps=20),
+    ),
     optimizers=dict(
         last=dict(type='AdamW', lr=1e-3),
         all=dict(type='AdamW', lr=3e-4),

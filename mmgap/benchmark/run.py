@@ -25,6 +25,7 @@ from mmengine.config import Config, DictAction
 from mmgap.benchmark.cells import Benchmark
 from mmgap.benchmark.jobs import LAUNCHERS, run_jobs, wait_for
 from mmgap.benchmark.methods import read_methods
+from mmgap.benchmark.models import check_weights, with_model
 from mmgap.benchmark.report import kind_of, on_split, write_report
 from mmgap.compat import allow_checkpoint_history, leave_unformatted
 from mmgap.configs import gap_hooks, name_of
@@ -43,6 +44,11 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config with a GAPHook and a benchmark section')
+    parser.add_argument(
+        '--model',
+        metavar='NAME',
+        help="target in place of the config's: see tools/benchmark_zoo.py",
+    )
     parser.add_argument('--methods', nargs='+', metavar='NAME', help='all of the config by default')
     parser.add_argument('--budgets', nargs='+', type=int, default=[100, 400])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4])
@@ -117,6 +123,12 @@ def read_config(args: argparse.Namespace) -> Config:
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and check that the benchmark can be run with it."""
     config = read_config(args)
+    if args.model is not None:
+        try:
+            config = with_model(config, args.model)
+            check_weights(args.model, config)
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(str(error)) from error
     args.methods = check_config(args.config, config, args.methods, min(args.budgets))
     ways = list(config.benchmark.get('injections') or {})
     unknown = [name for name in args.injections if name not in (None, *ways)]

@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from safetensors.torch import save_file
 
-from mmgap.benchmark.zoo import check_weights, with_model
+from mmgap.benchmark.models import check_weights, with_model
 from tests.support.benchmarks import BIRDS, ROOT
 from tests.support.commands import run_command
 
