@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
 
 from mmgap.benchmark.images import Folders, draw_images, put_real
@@ -18,8 +19,9 @@ from mmgap.benchmark.methods import read_methods
 from mmgap.benchmark.training import base_config, cell_config, inject, train_and_test
 from mmgap.compat import name_pretrained
 from mmgap.configs import build_settings, gap_hooks, is_gap_hook
+from mmgap.datasets import SyntheticDataset
 from mmgap.files import fingerprint, plain, write_json
-from mmgap.injection import InjectionSettings
+from mmgap.injection import InjectionSettings, judge_images
 from mmgap.loop import GAPSettings, Loop
 from mmgap.loop.round import settings_of
 from mmgap.pool import SamplePool
@@ -187,8 +189,23 @@ class Benchmark:
         changes, base = self.methods[method].train or {}, self.base(seed)
         config = cell_config(self.config, seed, changes=changes, layers=layers, base=base)
         if pool is not None:
-            inject(config, pool, images=images, settings=self.injections[injection])
+            settings = self.injections[injection]
+            if settings.mode == 'auto':
+                settings = self._chosen(settings, seed, pool, images)
+            inject(config, pool, images=images, settings=settings)
         return config
+
+    def _chosen(
+        self, settings: InjectionSettings, seed: int, pool: Path, images: int
+    ) -> InjectionSettings:
+        """The settings in the mode that ``auto`` takes: how long to train depends on it."""
+        loop = self.loop(seed)
+        target = loop.target(str(self.base(seed)))
+        real = loop.sources.dataset
+        pipeline = Compose(copy.deepcopy(self.config.test_dataloader.dataset.pipeline))
+        data = SyntheticDataset(str(pool), images, metainfo=real.metainfo)
+        found = judge_images(target.model, data, real, settings, pipeline, seed)
+        return settings.in_mode(found['mode'])
 
     @staticmethod
     def counts(pool: Path, budget: int) -> tuple[int, int]:

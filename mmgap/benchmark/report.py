@@ -313,16 +313,27 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
         'where it has none), and crossed, on sources of all classes, as images are drawn. '
         '`places.json` has the shares of places where a probe for it was run.',
         '',
-        '| method | | target loss | accuracy | crossed target loss | seconds, search + synthesis |',
-        '|---|---|---|---|---|---|',
+        'The probe is linear, on pooled features of the base model: held-out accuracy between '
+        'generated and real images, and in brackets between two draws of real ones.',
+        '',
+        '| method | | target loss | accuracy | crossed target loss | probe | seconds, search + '
+        'synthesis |',
+        '|---|---|---|---|---|---|---|',
     ]
     seeds = sorted({c['seed'] for c in cells})
     for method, text in methods.items():
         files = [file for seed in seeds for file in out.glob(f'pools/{method}-{seed}-*/about.json')]
         facts = [json.loads(file.read_text()) for file in files]
         facts = [f for f in facts if f['method'] == method and 'held_out' in f]
+        probes = [c['probe'] for c in cells if c['method'] == method and c.get('probe')]
+        probe = ''
+        if probes and None not in [one['generated'] for one in probes]:
+            made, control = (
+                np.mean([p[kind] for p in probes]) for kind in ('generated', 'control')
+            )
+            probe = f'{made:.2f} ({control:.2f})'
         if not facts:
-            lines.append(f'| {method} | {text} | | | | |')
+            lines.append(f'| {method} | {text} | | | | {probe} | |')
             continue
         shown = [
             spread(values, '.2f')
@@ -330,7 +341,7 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
             for values in [[f['held_out'][name] for f in facts]]
         ]
         seconds = np.mean([f['seconds'] for f in facts])
-        lines.append(f'| {method} | {text} | {" | ".join(shown)} | {seconds:.0f} |')
+        lines.append(f'| {method} | {text} | {" | ".join(shown)} | {probe} | {seconds:.0f} |')
     return lines
 
 

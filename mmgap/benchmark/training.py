@@ -161,15 +161,14 @@ def inject(config: Config, pool: Path, *, images: int, settings: InjectionSettin
     Raises:
         ValueError: If it has no steps to spare for a refit.
     """
-    if settings.mode in ('refit', 'auto'):
-        steps = config.train_cfg.max_iters
-        if settings.steps >= steps:
-            raise ValueError(
-                f'a refit of {settings.steps} steps leaves nothing of the {steps} of a cell; lower '
-                'injection steps, or raise benchmark.steps'
-            )
     if settings.mode == 'refit':
-        config.train_cfg.max_iters = config.param_scheduler.T_max = steps - settings.steps
+        left = config.train_cfg.max_iters - settings.steps
+        if left < 1:
+            raise ValueError(
+                f'a refit of {settings.steps} steps leaves nothing of the {left + settings.steps} '
+                'of a cell; lower injection steps, or raise benchmark.steps'
+            )
+        config.train_cfg.max_iters = config.param_scheduler.T_max = left
     if settings.optim_wrapper is None and config.optim_wrapper.get('dtype'):
         wrapper = dict(settings.refit_optimizer, type='AutocastOptimWrapper')
         settings = replace(settings, optim_wrapper=dict(wrapper, dtype=config.optim_wrapper.dtype))
@@ -199,7 +198,8 @@ def train_and_test(
         test: False leaves the test report empty.
 
     Returns:
-        The test report, and those of ``evaluate`` without their raw metrics.
+        The test report, with what a probe says of generated images as ``probe``, and those of
+        ``evaluate`` without their raw metrics.
     """
     with tempfile.TemporaryDirectory() as work_dir:
         config.work_dir = work_dir
@@ -207,6 +207,9 @@ def train_and_test(
         runner = Runner.from_cfg(config)
         runner.train()
         report = measure(runner.test_loop.run()) if test else {}
+        probed = runner.message_hub.runtime_info.get('gap_injection')
+        if probed is not None:  # there were images
+            report['probe'] = probed
         others = {}
         for name, changes in (evaluate or {}).items():
             loader = ConfigDict(copy.deepcopy(config.test_dataloader))

@@ -184,6 +184,7 @@ class InjectionHook(Hook):
                 seed=self.seed,
             )
             self.seconds['injection'] += time.time() - began
+        runner.message_hub.update_info('gap_injection', self.state['injection'])
         self.state['images'] = images
         self._mix.paired = self.mode == 'replace'
 

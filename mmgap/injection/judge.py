@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.distributed import broadcast_object
 from mmgap.injection.probe import separability
+from mmgap.injection.refit import missing_classes
 from mmgap.injection.settings import InjectionSettings
 from mmgap.seeds import derive_rng, derive_seed, seeded
 
@@ -85,9 +86,15 @@ def _judge(
         )
     if settings.mode != 'auto':
         return dict(mode=settings.mode, why=f'{said}.', **probes)
+    missing = missing_classes(images)
+    if missing and settings.layers == 'last' and settings.reset:
+        why = f'{said}. No images of {len(missing)} classes, which a refit would forget'
+        return dict(mode='mix', why=f'{why}.', **probes)
     apart = probes['generated'] is not None and probes['generated'] >= SEPARABLE
     side = 'at or above' if apart else 'below'
-    why = f'{said}: {side} {SEPARABLE}, from which on a mix would teach the one kind alone'
+    why = (
+        f'{said}: {side} {SEPARABLE}, from which on a mix teaches the one kind more than the other'
+    )
     return dict(mode='refit' if apart else 'mix', why=f'{why}.', **probes)
 
 

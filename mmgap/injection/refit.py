@@ -63,7 +63,8 @@ class Refit:
         seed: Of all draws.
 
     Raises:
-        ValueError: If the last layer's name names no parameter, or its loss takes no weights.
+        ValueError: If the last layer's name names no parameter, its loss takes no weights, or it
+            would begin anew and there are classes without images.
     """
 
     def __init__(
@@ -92,6 +93,13 @@ class Refit:
             )
         self.weights = SampleWeights(self.model) if settings.real else None
         self.cells = _cells(images)
+        missing = missing_classes(images)
+        if missing and self.last and settings.reset:
+            raise ValueError(
+                f'a refit begins the last layer anew, and there are no images of {missing[:5]} '
+                f'({len(missing)} classes), which it would forget; draw images of all classes, or '
+                'set injection reset=False, or another mode'
+            )
 
     def run(self, checkpoint: Path | None = None) -> dict[str, Any]:
         """Fit; goes on from the checkpoint of a refit that was interrupted.
@@ -307,6 +315,13 @@ def keep_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+def missing_classes(images: SyntheticDataset) -> list[str]:
+    """Names of the classes that have no image; none for depth, or where names are not known."""
+    classes = images.metainfo.get('classes') or ()
+    labels = {info.get('gt_label') for info in _infos(images)}
+    return [] if None in labels else [c for i, c in enumerate(classes) if i not in labels]
 
 
 def _infos(images: SyntheticDataset) -> list[dict[str, Any]]:
