@@ -7,6 +7,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,19 @@ from mmgap.distributed import broadcast_object
 from mmgap.files import write_json
 from mmgap.hooks import runner_access
 from mmgap.hooks.schedule import Position
-from mmgap.injection import InjectionSettings, Refit, SampleWeights, judge_images, keep_statistics
+from mmgap.injection import (
+    InjectionSettings,
+    Refit,
+    SampleWeights,
+    check_refit,
+    judge_images,
+    keep_statistics,
+    pooled_features,
+)
 from mmgap.loop.report import run_summary, summary_table
 from mmgap.pool import SamplePool
 from mmgap.registry import HOOKS
+from mmgap.seeds import preserved_rng
 
 
 @HOOKS.register_module()
@@ -77,7 +87,7 @@ class InjectionHook(Hook):
         self._weights: SampleWeights | None = None
         self._weighted: Any = None
         self._waiting: dict[str, torch.Tensor] = {}
-        self._resumed = False
+        self._resumed = self._kept = False
 
     # MMEngine's points
 
@@ -107,6 +117,8 @@ class InjectionHook(Hook):
         if self.pool is not None:
             images = self.budget or len(SamplePool(self.pool).kept)
             self._take_images(runner, images)
+            depth = images and self._mix.generated.depth_unit is not None
+            self._try_out(runner, 'depth' if depth else 'classes')
         self._set_ratio(runner)
         if not self._by_epoch:
             restart_infinite_iterator(runner.train_loop, 0)
@@ -124,8 +136,12 @@ class InjectionHook(Hook):
         """Seed the iteration of an iteration-based loop; weigh the batch's samples."""
         if not self._by_epoch:
             runner_access.seed_training(self.seed, runner.iter)
-        if self.injection.norm_eval and self._mix.synthetic is not None and self._mix.ratio > 0:
+        keeps = self.injection.norm_eval and self._mix.synthetic is not None and self._mix.ratio > 0
+        if keeps:
             keep_statistics(runner.model)
+        elif self._kept:
+            runner.model.train()
+        self._kept = keeps
         if self.injection.weight != 1 and self._mix.synthetic is not None:
             if self._weights is None:
                 self._weights = SampleWeights(runner_access.plain_model(runner))
@@ -162,8 +178,26 @@ class InjectionHook(Hook):
             self.state['refit'] = None
         runner_access.put_back_gradient(runner, self._waiting)
         self._waiting = {}
-        self._mix = runner_access.mix_in(runner.train_loop.dataloader)
+        self._mix, named = runner_access.mix_in(runner.train_loop.dataloader)
         self._mix.seed = self.seed
+        if (
+            named
+            and self.injection.ratio is None
+            and self.injection.mode in ('mix', 'refit', 'auto')
+        ):
+            self.injection = replace(self.injection, ratio=self._mix.ratio)
+
+    def _try_out(self, runner: Runner, label_type: str) -> None:
+        """Find what does not fit before the first epoch, not after the last."""
+        model = runner_access.plain_model(runner)
+        if self.injection.mode in ('refit', 'auto'):
+            check_refit(model, self.injection, label_type)
+        if self.injection.weight != 1:
+            SampleWeights(model)
+        real, reader = self._mix.dataset, runner_access.test_pipeline(runner)
+        if reader is not None and not self._resumed:
+            with preserved_rng():
+                pooled_features(model, real, [0, len(real) - 1], reader)
 
     def _take_images(self, runner: Runner, images: int) -> None:
         """Read the pool, and see in which way its images shall enter training."""

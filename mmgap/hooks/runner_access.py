@@ -49,8 +49,8 @@ def evaluation_datasets(runner: Runner) -> list[Any]:
     ]
 
 
-def mix_in(loader: Any) -> SyntheticMixDataset:
-    """The mix in a dataloader's dataset; made if the config names none.
+def mix_in(loader: Any) -> tuple[SyntheticMixDataset, bool]:
+    """The mix in a dataloader's dataset, and whether the config names it; made if it does not.
 
     Raises:
         ValueError: If there are several.
@@ -62,11 +62,12 @@ def mix_in(loader: Any) -> SyntheticMixDataset:
             f'the training data has {len(found)} SyntheticMixDatasets; GAPHook fills one'
         )
     if not found:
-        found = [SyntheticMixDataset(outer)]
-        replace_dataset(loader, found[0])
-    elif found[0] is not outer:  # PyTorch asks the outermost for a batch
+        made = SyntheticMixDataset(outer)
+        replace_dataset(loader, made)
+        return made, False
+    if found[0] is not outer:  # PyTorch asks the outermost for a batch
         outer.__getitems__ = partial(batch_of, found[0], outer)
-    return found[0]
+    return found[0], True
 
 
 def seed_training(seed: int, position: int) -> None:

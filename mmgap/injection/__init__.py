@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How generated images enter training, and how to tell which way will do."""
 
-from mmgap.injection.judge import judge_images
+from mmgap.injection.judge import judge_images, pooled_features
 from mmgap.injection.probe import separability
-from mmgap.injection.refit import Refit, keep_statistics
+from mmgap.injection.refit import Refit, check_refit, keep_statistics
 from mmgap.injection.settings import InjectionSettings
 from mmgap.injection.weighting import SampleWeights
 
@@ -11,7 +11,9 @@ __all__ = [
     'InjectionSettings',
     'Refit',
     'SampleWeights',
+    'check_refit',
     'judge_images',
     'keep_statistics',
+    'pooled_features',
     'separability',
 ]

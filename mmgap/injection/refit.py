@@ -85,12 +85,7 @@ class Refit:
         self.seed = seed
         self.last = settings.layers == 'last'
         self.prefix = settings.last_layer or LAST_LAYERS[label_type]
-        names = [name for name, _ in self.model.named_parameters()]
-        if self.last and not any(name.startswith(self.prefix) for name in names):
-            raise ValueError(
-                f'injection last_layer={self.prefix!r} names no parameter of the model; those at '
-                f'its end are {names[-2:]}'
-            )
+        check_refit(self.model, settings, label_type)
         self.weights = SampleWeights(self.model) if settings.real else None
         self.cells = _cells(images)
         missing = missing_classes(images)
@@ -135,6 +130,8 @@ class Refit:
                     if (step + 1) % EVERY == 0 or step + 1 == self.settings.steps:
                         self._save(checkpoint, identity, optimizer, step + 1, losses)
                         _log(f'refit step {step + 1}: loss {np.mean(losses):.3f}')
+            for value in self._trained().values():  # the same to the last bit in all processes
+                dist.broadcast(value)
         return dict(images=len(self.images), steps=self.settings.steps, loss=float(np.mean(losses)))
 
     @contextmanager
@@ -308,6 +305,23 @@ class Refit:
         load_optimizer_state(optimizer.optimizer, tensors, meta)
         _log(f'the refit goes on after step {meta["step"]} of {self.settings.steps}')
         return meta['step'], meta['losses']
+
+
+def check_refit(model: nn.Module, settings: InjectionSettings, label_type: str) -> None:
+    """See, before there are images, that a model can be refitted.
+
+    Raises:
+        ValueError: If the last layer's name names no parameter, or its loss takes no weights.
+    """
+    prefix = settings.last_layer or LAST_LAYERS[label_type]
+    names = [name for name, _ in model.named_parameters()]
+    if settings.layers == 'last' and not any(name.startswith(prefix) for name in names):
+        raise ValueError(
+            f'injection last_layer={prefix!r} names no parameter of the model; those at its end '
+            f'are {names[-2:]}'
+        )
+    if settings.real:
+        SampleWeights(model)
 
 
 def keep_statistics(model: nn.Module) -> None:
