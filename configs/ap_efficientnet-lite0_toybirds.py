@@ -66,8 +66,4 @@ custom_hooks = [
     )
 ]
 
-benchmark = dict(
-    steps=200,
-    train={'_delete_': True},
-    injections=dict(refit=dict(steps=100), auto=dict(steps=100)),
-)
+benchmark = dict(steps=200, train={'_delete_': True})

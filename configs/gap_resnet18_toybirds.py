@@ -42,6 +42,7 @@ custom_hooks = [
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
         ),
         synthesis=dict(num_inference_steps=10, batch_size=40),
+        injection=dict(mode='auto', steps=20),
         start=3,
         budget=400,
     )
@@ -59,10 +60,10 @@ benchmark = dict(
     # Ways for images to enter training, for --injections; each changes the hook's own.
     injections=dict(
         mix=dict(mode='mix'),
-        refit=dict(mode='refit', steps=20),
+        refit=dict(mode='refit'),
         staged=dict(mode='staged'),
         replace=dict(mode='replace'),
-        auto=dict(mode='auto', steps=20),
+        auto=dict(mode='auto'),
     ),
     optimizers=dict(
         last=dict(type='SGD', lr=0.1, momentum=0.9),
