@@ -13,7 +13,8 @@ class Letters(BaseDataset):
 
 
 def test_distinct_samples_and_which_of_them_each_place_shows():
-    shown = ConcatDataset([Letters(indices=[3, 1]), RepeatDataset(Letters(indices=[1, 4, 3]), 2)])
+    repeated = dict(type=RepeatDataset, times=2, dataset=dict(type=Letters, indices=[1, 4, 3]))
+    shown = ConcatDataset([Letters(indices=[3, 1]), repeated])
     distinct = Distinct(shown)
     assert [distinct.get_data_info(i)['img_path'] for i in range(len(distinct))] == ['d', 'b', 'e']
     assert distinct.numbers == [0, 1, 1, 2, 0, 1, 2, 0]
