@@ -48,13 +48,22 @@ def pipeline() -> list[dict]:
     ]
 
 
+def pictures(folder: Path, count: int, pipeline: list[dict]) -> BaseDataset:
+    for i in range(count):
+        Image.fromarray(picture(i % 2, i)).save(folder / f'{i:03d}.png')
+    return Pictures(ann_file=str(folder), pipeline=pipeline)
+
+
 @pytest.fixture(scope='session')
 def real(tmp_path_factory, pipeline) -> BaseDataset:
     """Twenty-four real images."""
-    folder = tmp_path_factory.mktemp('real')
-    for i in range(24):
-        Image.fromarray(picture(i % 2, i)).save(folder / f'{i:02d}.png')
-    return Pictures(ann_file=str(folder), pipeline=pipeline)
+    return pictures(tmp_path_factory.mktemp('real'), 24, pipeline)
+
+
+@pytest.fixture(scope='session')
+def many(tmp_path_factory, pipeline) -> BaseDataset:
+    """Eighty of them."""
+    return pictures(tmp_path_factory.mktemp('many'), 80, pipeline)
 
 
 @pytest.fixture(scope='session')

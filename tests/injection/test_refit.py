@@ -249,17 +249,23 @@ def kill(monkeypatch):
 def test_killed_and_resumed_equals_uninterrupted(layers, images, real, tmp_path, kill):
     settings = dict(layers=layers, steps=40, batch_size=4)
     path, other = tmp_path / 'refit' / 'end.safetensors', tmp_path / 'other.safetensors'
-    whole = classifier()
+
+    def start():
+        model = classifier()
+        model.head.fc = torch.nn.Sequential(torch.nn.Dropout(0.3), model.head.fc)
+        return model
+
+    whole = start()
     expected = refit_of(whole, images, real, **settings).run(other)
 
     def again(checkpoint, **changes):
-        model, counter = classifier(), kill()
+        model, counter = start(), kill()
         report = refit_of(model, images, real, **{**settings, **changes}).run(checkpoint)
         return model, report, counter['steps']
 
     kill(31)
     with pytest.raises(KeyboardInterrupt):
-        refit_of(classifier(), images, real, **settings).run(path)
+        refit_of(start(), images, real, **settings).run(path)
     cut = path.read_bytes()
     for content, steps in ((cut, 15), (cut[:-100], 40), (b'nothing', 40)):
         path.write_bytes(content)
@@ -271,7 +277,7 @@ def test_killed_and_resumed_equals_uninterrupted(layers, images, real, tmp_path,
             break  # damage is met alike
     model, report, taken = again(path)  # it is over: weights and loss are read
     assert taken == 0 and report == expected
-    assert torch.equal(model.head.fc.weight, whole.head.fc.weight)
+    assert torch.equal(model.head.fc[1].weight, whole.head.fc[1].weight)
     path.write_bytes(cut)
     assert again(path, batch_size=5)[2] == 40  # that of another refit
 
