@@ -54,6 +54,7 @@ class InjectionHook(Hook):
     Raises:
         TypeError: If there is no such setting of ``injection``.
         ValueError: If a setting is out of range.
+        FileNotFoundError: If the pool has no samples, when training begins.
     """
 
     # After the parameter schedulers have stepped, before CheckpointHook saves.
@@ -108,6 +109,8 @@ class InjectionHook(Hook):
         self._begin(runner)
         if self.pool is not None:
             images = self.budget or len(SamplePool(self.pool).kept)
+            if not images:
+                raise FileNotFoundError(f'pool={self.pool!r} has no samples')
             self._take_images(runner, images)
         self._set_ratio(runner)
         if not self._by_epoch:
