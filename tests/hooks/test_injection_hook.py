@@ -20,7 +20,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.nn import functional
 
-from mmgap.compat import allow_checkpoint_history
+from mmgap.compat import allow_checkpoint_history, restart_workers
 from mmgap.datasets import SyntheticMixDataset
 from mmgap.injection import InjectionSettings, Refit
 from mmgap.loop import Loop
@@ -132,6 +132,17 @@ def test_a_course_over_training(by_epoch, injection, epochs, data, tmp_path, poo
         assert inside.shares == [share for share in epochs for _ in range(3)]
 
 
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_workers_see_a_change_at_once(by_epoch, data, tmp_path, pool):
+    length = 2 if by_epoch else 6
+    config = config_of(data, tmp_path, pool, length, by_epoch, mode='staged')
+    config.train_dataloader.update(num_workers=1, persistent_workers=True, prefetch_factor=4)
+    runner, inside = train(config)
+    restart_workers(runner.train_loop.dataloader)  # they would end five seconds after they are gone
+    runner.train_loop.dataloader_iterator = None
+    assert inside.shares == [1] * 3 + [0] * 3
+
+
 def test_a_course_by_iterations_is_the_same_in_a_run_that_is_resumed(data, tmp_path, pool):
     """Also where the ratio is between two values of which workers are told."""
     insides = []
@@ -216,6 +227,13 @@ def test_weight_of_generated_samples_in_the_loss(data, tmp_path, pool):
     assert len(noted.pairs) == 3
     assert any(abs(expected - plain) > 0.1 for expected, plain in noted.pairs)
     assert not any(module._forward_pre_hooks for module in runner.model.modules())
+
+
+def test_a_weight_needs_to_know_where_samples_are_from(data, tmp_path, pool):
+    config = config_of(data, tmp_path, pool, weight=3.0)
+    config.train_dataloader.dataset.pipeline[-1].meta_keys = ('sample_idx',)
+    with pytest.raises(ValueError, match="injection weight needs 'img_path' among the meta_keys"):
+        Runner.from_cfg(config).train()
 
 
 def test_a_pool_that_is_not_there(data, tmp_path):
