@@ -178,3 +178,22 @@ def test_backbones_of_shipped_configs_take_all_of_it(config, tmp_path):
     assert set(own) <= set(state)
     resized = {'pos_embed'}
     assert all(own[k].shape == state[k].shape for k in own if k not in resized)
+
+
+def test_weights_of_an_installed_package(tmp_path, monkeypatch):
+    folder = tmp_path / 'some_package' / 'models'
+    folder.mkdir(parents=True)
+    (tmp_path / 'some_package' / '__init__.py').touch()
+    torch.save({'weight': torch.arange(3.0)}, folder / 'some.pth')
+    monkeypatch.syspath_prepend(tmp_path)
+    network = torch.nn.Linear(3, 1, bias=False)
+    state = CheckpointLoader.load_checkpoint('package://some_package/models/some.pth')
+    assert list(state) == ['weight'] and state['weight'].tolist() == [0, 1, 2]
+    network.load_state_dict({'weight': state['weight'][None]})
+    for name, words in (
+        ('some_package/models/none.pth', 'package some_package has no file models/none.pth'),
+        ('some_package', 'package some_package has no file '),
+        ('no_such_package/some.pth', 'package no_such_package is not installed'),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"'package://{name}': {words}"):
+            CheckpointLoader.load_checkpoint(f'package://{name}')

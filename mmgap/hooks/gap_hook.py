@@ -144,8 +144,9 @@ class GAPHook(InjectionHook):
         else:
             loop = None
             self._release()
-        self._take_images(runner, len(SamplePool(self.folder / 'pool').kept))
-        self._set_ratio(runner)
+        done = position['epoch' if self._by_epoch else 'iter']  # the Runner counts one less yet
+        self._take_images(runner, len(SamplePool(self.folder / 'pool').kept), done)
+        self._set_ratio(runner, done)
         runner_access.save_run(runner, 'gap_round.pth', position)
         self._write_summary(after=None)
 

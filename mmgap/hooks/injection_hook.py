@@ -64,6 +64,7 @@ class InjectionHook(Hook):
     Raises:
         TypeError: If there is no such setting of ``injection``.
         ValueError: If a setting is out of range.
+        FileNotFoundError: If the pool has no samples, when training begins.
     """
 
     # After the parameter schedulers have stepped, before CheckpointHook saves.
@@ -82,7 +83,9 @@ class InjectionHook(Hook):
         self.budget = budget
         self.given_seed = seed
         self.reports = report
-        self.state: dict[str, Any] = dict(images=0, since=None, injection=None, refit=None)
+        self.state: dict[str, Any] = dict(
+            images=0, since=None, ratio=None, injection=None, refit=None
+        )
         self.seconds = dict(total=0.0, evaluation=0.0, injection=0.0)
         self._weights: SampleWeights | None = None
         self._weighted: Any = None
@@ -116,6 +119,8 @@ class InjectionHook(Hook):
         self._begin(runner)
         if self.pool is not None:
             images = self.budget or len(SamplePool(self.pool).kept)
+            if not images:
+                raise FileNotFoundError(f'pool={self.pool!r} has no samples')
             self._take_images(runner, images)
             depth = images and self._mix.generated.depth_unit is not None
             self._try_out(runner, 'depth' if depth else 'classes')
@@ -199,14 +204,15 @@ class InjectionHook(Hook):
             with preserved_rng():
                 pooled_features(model, real, [0, len(real) - 1], reader)
 
-    def _take_images(self, runner: Runner, images: int) -> None:
+    def _take_images(self, runner: Runner, images: int, done: int | None = None) -> None:
         """Read the pool, and see in which way its images shall enter training."""
         if not images:
             return
         self._mix.budget = images
         self._mix.refresh(str(self.pool or self.folder / 'pool'))
         if self.state['since'] is None:
-            self.state['since'] = Position.of(runner, self._by_epoch).done
+            position = Position.of(runner, self._by_epoch)
+            self.state['since'] = position.done if done is None else done
         if self.state['injection'] is None or self.state['images'] != images:
             began = time.time()
             self.state['injection'] = judge_images(
@@ -236,9 +242,11 @@ class InjectionHook(Hook):
         left = max(1, position.length - self.state['since'])
         progress = ((position.done if done is None else done) - self.state['since']) / left
         ratio = self.injection.in_mode(self.mode).ratio_at(progress)
-        changed = abs(ratio - self._mix.ratio) >= 0.05  # workers start anew for it
-        if changed or self._by_epoch or done is None:
-            self._mix.ratio = ratio
+        kept = self.state['ratio']  # a run that is resumed goes on with it
+        changed = kept is None or abs(ratio - kept) >= 0.05  # workers start anew for it
+        if changed or self._by_epoch:
+            self.state['ratio'] = ratio
+        self._mix.ratio = self.state['ratio']
         return changed
 
     @contextmanager

@@ -139,7 +139,10 @@ class Refit:
         """What is fitted in training mode, the rest fixed; all as before afterwards."""
         modes = [(module, module.training) for module in self.model.modules()]
         flags = [(name, p, p.requires_grad) for name, p in self.model.named_parameters()]
+        # With accumulative_counts, of training's last batches.
+        waiting = [p.grad for _, p, _ in flags]
         try:
+            self.model.zero_grad()
             self.wrapped.train(not self.last)
             if self.last:
                 self.model.get_submodule(self.prefix.rstrip('.')).train()
@@ -149,9 +152,9 @@ class Refit:
                 keep_statistics(self.model)
             yield
         finally:
-            for _, parameter, flag in flags:
+            for (_, parameter, flag), gradient in zip(flags, waiting, strict=True):
                 parameter.requires_grad_(flag)
-                parameter.grad = None
+                parameter.grad = gradient
             for module, mode in modes:
                 module.training = mode
 

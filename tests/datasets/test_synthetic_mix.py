@@ -13,8 +13,9 @@ from mmengine.runner import Runner
 from mmgap.compat import restart_workers
 from mmgap.datasets import SyntheticMixDataset
 from mmgap.datasets.synthetic_mix import batch_of, mixes_in
+from mmgap.pool import SamplePool
 from mmgap.registry import DATASETS
-from tests.support.pools import fill_pool
+from tests.support.pools import ABOUT, fill_pool, picture
 
 
 def pack(info: dict) -> dict:
@@ -279,3 +280,47 @@ def test_global_generators_are_untouched(pool):
     mix = SyntheticMixDataset(real(), pool)  # without a seed: the worker's own generators
     mix.__getitems__([1, 2, 3])
     assert states() != before
+
+
+# In the place of their own sources
+
+
+def paired_pool(folder, sources):
+    pool = SamplePool(folder)
+    for i, source in enumerate(sources):
+        pool.append(picture(i), **dict(ABOUT, source_index=source, seed=i))
+    return str(folder)
+
+
+@pytest.mark.parametrize('repeated', [False, True])
+def test_paired(tmp_path, repeated):
+    """An image comes only where its own source is, also if a wrapper shows that twice."""
+    sources = [3, 3, 7, 0, 39]
+    config = real()
+    if repeated:  # the sources of a wrapper are its distinct samples in its own order
+        config = dict(type=ConcatDataset, datasets=[real(indices=[9, 8]), real()])
+        config = dict(type=RepeatDataset, times=2, dataset=config)
+    mix = SyntheticMixDataset(config, paired_pool(tmp_path, sources), ratio=1, paired=True)
+    mix.seed, drawn = 0, {}
+    for mix.epoch in range(30):
+        for i, item in enumerate(mix.__getitems__(range(len(mix)))):
+            drawn.setdefault(i, set()).add(item['path'].rpartition('/')[2])
+    order = [9, 8, *range(8), *range(10, 40)] if repeated else list(range(40))
+    of_source = {}
+    for number, source in enumerate(sources):
+        of_source.setdefault(f'real{order[source]}', set()).add(f'{number:06d}.png')
+    assert len(mix) == (84 if repeated else 40) and len(of_source) == 4
+    for i in range(len(mix)):
+        path = mix.get_data_info(i)['img_path']
+        assert drawn[i] == of_source.get(path, {path}), i
+    mix.ratio = 0.25
+    made = []
+    for mix.epoch in range(100):
+        made += [item['made'] for item in mix.__getitems__([i for i in drawn if len(drawn[i]) > 1])]
+    assert np.mean(made) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / len(made)) ** 0.5)
+    assert len(made) == 100 * sum(len(names) > 1 for names in drawn.values())
+    paired_pool(tmp_path, [5])  # goes on: real5 has an image now
+    mix.refresh()
+    mix.ratio = 1.0
+    place = [mix.get_data_info(i)['img_path'] for i in range(len(mix))].index(f'real{order[5]}')
+    assert mix.__getitems__([place])[0]['path'].endswith('/000005.png')

@@ -69,7 +69,7 @@ def test_configured_mix_extends(data, tiny_sd, tmp_path):
     config.train_dataloader.dataset = dict(
         type='mmgap.SyntheticMixDataset',
         dataset=config.train_dataloader.dataset,
-        injection=dict(ratio=0.5),
+        ratio=0.5,
         mode='extend',
     )
     config.train_cfg.max_epochs = 2

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of pools that a model can, and cannot, tell from real images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import Compose
+from PIL import Image
+
+from mmgap.datasets.synthetic import SyntheticDataset
+from mmgap.injection import InjectionSettings, judge_images
+from mmgap.injection.judge import pooled_features
+from mmgap.pool import SamplePool
+from tests.support.pools import ABOUT
+from tests.support.tiny import tiny_classifier
+
+pytestmark = pytest.mark.usefixtures('on_cpu')
+
+
+@pytest.fixture(scope='module')
+def reader(pipeline) -> Compose:
+    """As test data are read."""
+    return Compose([pipeline[0], pipeline[-1]])
+
+
+@pytest.fixture(scope='module')
+def pools(tmp_path_factory, many, pipeline) -> dict[str, SyntheticDataset]:
+    """Pale negatives of the real images, the real images themselves, and one of them."""
+    found = {}
+    for kind in ('strange', 'same', 'one'):
+        pool = SamplePool(tmp_path_factory.mktemp(kind))
+        for i in range(1 if kind == 'one' else len(many)):
+            info = many.get_data_info(i)
+            image = np.asarray(Image.open(info['img_path']))
+            if kind == 'strange':
+                pool.append(255 - image // 4, **dict(ABOUT, label=info['gt_label'], source_index=i))
+            else:
+                pool.append_real(image, label=info['gt_label'], group=None, source_index=i)
+        found[kind] = SyntheticDataset(str(pool.folder), pipeline=pipeline)
+    return found
+
+
+def test_strange_images_are_for_a_refit(pools, many, reader):
+    model = tiny_classifier().train()
+    found = {
+        kind: judge_images(model, pools[kind], many, InjectionSettings(mode='auto'), reader)
+        for kind in ('strange', 'same')
+    }
+    strange, same = found['strange'], found['same']
+    assert (strange['mode'], same['mode']) == ('refit', 'mix')
+    assert strange['generated'] == 1.0 and same['generated'] < 0.75
+    assert strange['control'] == same['control'] < 0.8
+    for about, side in ((strange, 'at or above'), (same, 'below')):
+        said = f'generated from real images with accuracy {about["generated"]:.2f}, and two draws '
+        assert f'{said}of real ones with {about["control"]:.2f}: {side} ' in about['why']
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize('mode', ['mix', 'refit', 'staged', 'replace'])
+def test_a_mode_that_is_set_stays(mode, pools, many, reader):
+    for kind in ('strange', 'same'):
+        settings = InjectionSettings(mode=mode)
+        found = judge_images(tiny_classifier(), pools[kind], many, settings, reader)
+        assert found['mode'] == mode and found['why'].startswith('On its features a linear probe')
+        assert (found['generated'] == 1.0) == (kind == 'strange')
+        assert 'teach the one kind' not in found['why']
+
+
+@pytest.mark.parametrize('mode, chosen', [('auto', 'mix'), ('refit', 'refit')])
+def test_too_few_to_tell(mode, chosen, pools, many, reader):
+    settings = InjectionSettings(mode=mode)
+    found = judge_images(tiny_classifier(), pools['one'], many, settings, reader)
+    assert (found['mode'], found['generated'], found['control']) == (chosen, None, None)
+    assert found['why'].startswith('There are too few images to probe')
+
+
+def test_pooled_features(real, reader):
+    """Each image by itself through the network in eval mode; draws depend on the seed alone."""
+    model = tiny_classifier().train()
+    plain = pooled_features(model, real, [7, 3, 5], reader, batch_size=2)
+    assert plain.shape == (3, 64) and plain.dtype == np.float32
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    )
+    model.eval()
+    for row, i in zip(plain, [7, 3, 5], strict=True):
+        pixels = np.array(Image.open(real.get_data_info(i)['img_path'])).transpose(2, 0, 1)
+        with torch.no_grad():
+            seen = model.backbone(((torch.from_numpy(pixels) - mean) / std)[None])[-1]
+        assert np.allclose(row, seen.mean(dim=(2, 3))[0].numpy(), atol=1e-4)
+    drawn = [
+        pooled_features(model, real, [7, 3], real.pipeline, seed, batch_size=size)
+        for seed, size in ((0, 2), (0, 1), (1, 2))
+    ]
+    assert np.allclose(drawn[0], drawn[1], atol=1e-4)
+    assert not np.allclose(drawn[0], drawn[2], atol=1e-2)
+    assert not np.allclose(drawn[0], plain[:2], atol=1e-2)
