@@ -66,7 +66,9 @@ custom_hooks = [
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.001)),
         ),
         synthesis=dict(num_inference_steps=10, batch_size=40, aim=0.5),
-        injection=dict(ratio=0.25, steps=20),  # with a half clear days suffer: 7 % worse instead of 3 on val
+        injection=dict(
+            ratio=0.25, steps=20
+        ),  # with a half clear days suffer: 7 % worse instead of 3 on val
         start=6,
         budget=400,
     )

@@ -78,6 +78,8 @@ class InjectionHook(Hook):
         seed: int | None = None,
         report: bool = True,
     ) -> None:
+        if budget is not None and budget < 1:
+            raise ValueError(f'budget must be at least 1, or None for the whole pool, got {budget}')
         self.injection = build_settings(InjectionSettings, injection or {}, 'injection')
         self.pool = pool
         self.budget = budget
@@ -191,6 +193,11 @@ class InjectionHook(Hook):
             and self.injection.mode in ('mix', 'refit', 'auto')
         ):
             self.injection = replace(self.injection, ratio=self._mix.ratio)
+        if self._mix.mode == 'extend' and self.injection.mode in ('staged', 'replace'):
+            raise ValueError(
+                f'injection mode {self.injection.mode!r} needs a SyntheticMixDataset with '
+                "mode='replace', the config has mode='extend'"
+            )
 
     def _try_out(self, runner: Runner, label_type: str) -> None:
         """Find what does not fit before the first epoch, not after the last."""

@@ -84,7 +84,8 @@ class Refit:
         self.settings = settings
         self.seed = seed
         self.last = settings.layers == 'last'
-        self.prefix = settings.last_layer or LAST_LAYERS[label_type]
+        # Of a module: its own parameters and those of its parts.
+        self.prefix = (settings.last_layer or LAST_LAYERS[label_type]).rstrip('.') + '.'
         check_refit(self.model, settings, label_type)
         self.weights = SampleWeights(self.model) if settings.real else None
         self.cells = _cells(images)
@@ -318,7 +319,8 @@ def check_refit(model: nn.Module, settings: InjectionSettings, label_type: str) 
     """
     prefix = settings.last_layer or LAST_LAYERS[label_type]
     names = [name for name, _ in model.named_parameters()]
-    if settings.layers == 'last' and not any(name.startswith(prefix) for name in names):
+    path = prefix.rstrip('.')
+    if settings.layers == 'last' and not any(name.startswith(f'{path}.') for name in names):
         raise ValueError(
             f'injection last_layer={prefix!r} names no parameter of the model; those at its end '
             f'are {names[-2:]}'

@@ -25,20 +25,22 @@ class InjectionSettings:
     """How generated images enter training.
 
     - ``mix``: each training sample is a generated one with probability ``ratio``.
-    - ``refit``: training stays as it is; when it ends, and before the search of each further round,
-      the model is trained on generated images alone, balanced over classes and prompts. For models
-      that tell generated images from real ones, and so learn nothing for the latter from a mix.
+    - ``refit``: as ``mix``; when training ends, and before the search of each further round, the
+      last layer begins anew and is fitted to generated images, balanced over classes and prompts,
+      with a little weight on real ones: see :class:`~mmgap.injection.Refit`. For models that tell
+      generated images from real ones, and learn little for the latter from a mix. In between
+      rounds training goes on from the weights before the refit.
     - ``staged``: images alone for ``share`` of the training that is left, then ``ratio``.
     - ``replace``: a real sample gives way, with probability ``ratio``, to an image that was drawn
       around it; one that has none stays.
     - ``auto``: ``mix`` or ``refit``, by how the model sees the images: see
-      :func:`~mmgap.injection.choose_mode`.
+      :func:`~mmgap.injection.judge_images`.
 
     Attributes:
         mode: One of these.
         ratio: Share of generated samples, in [0, 1]; or its course over the training that is left,
-            as pairs of (progress, ratio), linear in between. None is ½ for ``mix``, 1 for
-            ``replace``, and 0, real samples alone, for ``refit`` and for the second part of
+            as pairs of (progress, ratio), linear in between. None is ½ for ``mix`` and
+            ``refit``, 1 for ``replace``, and 0, real samples alone, for the other part of
             ``staged``.
         weight: Factor of the loss of generated samples, in training and not in a refit.
         norm_eval: Keep statistics of batch normalisation as they are as long as there are generated

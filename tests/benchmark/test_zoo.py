@@ -15,6 +15,7 @@ from mmpretrain.registry import MODELS
 from safetensors.torch import save_file
 
 from mmgap.benchmark.models import check_weights, with_model
+from mmgap.weights import without_pretrained
 from tests.support.benchmarks import BIRDS, ROOT
 from tests.support.commands import run_command
 
@@ -42,8 +43,7 @@ def test_every_model_of_the_zoo_builds_and_learns_two_classes(config):
     init_default_scope('mmpretrain')
     sizes = {}
     for name in config.zoo:
-        settings = with_model(config, name).model
-        settings.backbone.init_cfg = None
+        settings = without_pretrained(with_model(config, name).model)
         model = MODELS.build(settings)
         assert model.head.num_classes == 2
         sizes[name] = sum(p.numel() for p in model.parameters())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -156,6 +157,8 @@ def test_all_layers_as_written_out(norm_eval, real_weight, images, real):
 
 class Maps:
     """Pictures with depth, at hand."""
+
+    metainfo: ClassVar[dict] = {}
 
     def __init__(self, count: int, far: float) -> None:
         self.rng = torch.Generator().manual_seed(int(far))

@@ -20,6 +20,7 @@ QUICK = [
     'custom_hooks.0.synthesis.num_inference_steps=2',
     'custom_hooks.0.synthesis.batch_size=2',
     'custom_hooks.0.start=1',
+    'custom_hooks.0.injection.mode=mix',
     'train_dataloader.dataset.size=24',
     'test_dataloader.dataset.size=16',
     'benchmark.steps=2',
