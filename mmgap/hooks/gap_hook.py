@@ -111,9 +111,9 @@ class GAPHook(InjectionHook):
             seed=self.seed,
             features=self.folder / 'features',
         )
-        self._try_out(runner, loop.sources.label_type)
         target = loop.target(model=runner.model)
         loop.try_out(target, self.state['rounds_done'], draw=not self._resumed)
+        self._try_out(runner, loop.sources.label_type)
         loop.make_room(None)
         return loop
 

@@ -105,8 +105,33 @@ def test_cells_of_other_settings_are_refused(out, cells):
     assert ended.code == 1 and "was made with other settings of 'gap'; choose" in ended.output
     changed = [*OPTIONS, '--cfg-options', *BIRDS, 'benchmark.steps=9']
     ended = run_benchmark(out, *changed)
+    assert ended.code == 1 and "was made with other settings of 'none'; choose" in ended.output
+    changed = [*OPTIONS, '--cfg-options', *BIRDS, 'train_dataloader.batch_size=9']
+    ended = run_benchmark(out, *changed)
     assert ended.code == 1 and f'{out} holds results of another config' in ended.output
     assert json.loads((out / 'results.json').read_text()) == cells
+
+
+def test_ways_for_images_to_enter_training(out):
+    """On the same pools; a refit's step is one of the cell's two."""
+    options = ['--methods', 'none', 'gap', '--budgets', 4, '--seeds', 0, '--layers', 'last']
+    options += ['--injections', 'refit', 'auto']
+    quick = [*BIRDS, 'custom_hooks.0.injection.steps=1']
+    pools = {path: path.stat().st_mtime_ns for path in out.glob('pools/*/about.json')}
+    output = run_benchmark(out, *options, '--cfg-options', *quick).check()
+    assert '[3/3] gap 4 images, seed 0, last, auto: worst group' in output
+    text = (out / 'results.md').read_text()
+    assert all(f'## Fine-tuning the last layer, {name}' in text for name in ('refit', 'auto'))
+    assert text.count('| none | 0 | 0 |') == 2, 'it stands beside each'
+    none, refit, auto = json.loads((out / 'results.json').read_text())
+    assert 'probe' not in none and refit['probe']['mode'] == 'refit'
+    assert auto['probe']['mode'] in ('mix', 'refit')
+    assert 0.5 <= auto['probe']['generated'] <= 1
+    assert pools == {path: path.stat().st_mtime_ns for path in out.glob('pools/*/about.json')}
+    ended = run_benchmark(out, '--injections', 'add', '--cfg-options', *quick)
+    assert (
+        ended.code == 1 and "unknown --injections ['add']; the config has ['mix'," in ended.output
+    )
 
 
 @pytest.mark.slow  # 30 s: four methods that make images, and a training between two rounds
