@@ -14,9 +14,11 @@ from mmgap.benchmark.training import (
     LastLayerOnly,
     base_config,
     cell_config,
+    inject,
     is_by_epoch,
     measure,
 )
+from mmgap.injection import InjectionSettings
 
 
 class Net(nn.Module):
@@ -93,6 +95,21 @@ def test_all_methods_train_alike(prefix, birds, tmp_path):
     (layout,) = cells['all'].custom_hooks
     assert layout.type == 'ChannelsLast' and cells['last'].custom_hooks[0] == layout
     assert cells['last'].custom_hooks[1:] == [dict(type='LastLayerOnly', prefix=prefix)]
+
+
+def test_a_refit_takes_its_steps_from_the_training(birds, tmp_path):
+    steps = birds.benchmark.steps
+    for mode, left in (('mix', steps), ('staged', steps), ('refit', steps - 20)):
+        cell = cell_config(birds, 1, changes={}, layers='last', base=tmp_path / 'base.pth')
+        inject(cell, tmp_path, images=5, settings=InjectionSettings(mode=mode, steps=20))
+        assert cell.train_cfg.max_iters == cell.param_scheduler.T_max == left
+        hook = cell.custom_hooks[-1]
+        assert hook['type'] == 'mmgap.InjectionHook' and hook['budget'] == 5
+        assert hook['injection']['mode'] == mode and not hook['report']
+        assert hook['injection']['optim_wrapper']['type'] == 'AutocastOptimWrapper'
+    cell = cell_config(birds, 1, changes={}, layers='last', base=tmp_path / 'base.pth')
+    with pytest.raises(ValueError, match=f'a refit of {steps} steps leaves nothing of the {steps}'):
+        inject(cell, tmp_path, images=5, settings=InjectionSettings(mode='refit', steps=steps))
 
 
 def test_depth_is_measured_in_two_ways():
