@@ -85,8 +85,8 @@ benchmark = dict(
     injections=dict(
         mix=dict(mode='mix'),
         refit=dict(mode='refit'),
-        staged=dict(mode='staged'),
-        replace=dict(mode='replace'),
+        staged=dict(mode='staged', ratio=None),
+        replace=dict(mode='replace', ratio=None),
         auto=dict(mode='auto'),
     ),
     optimizers=dict(

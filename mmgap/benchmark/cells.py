@@ -114,7 +114,10 @@ class Benchmark:
         """Name what a method's images depend on: with another key they are others."""
         own = self.methods[method]
         # Its rounds train in between, as cells do.
-        return own.key(self._shared + self._cells if own.rounds > 1 else self._shared)
+        if own.rounds > 1:
+            between = plain(vars(self.injections[None]))
+            return own.key(fingerprint([self._shared, self._cells, between]))
+        return own.key(self._shared)
 
     def cell_key(self, method: str, injection: str | None = None) -> str:
         """Name what a method's cells depend on."""

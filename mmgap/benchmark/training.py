@@ -169,7 +169,9 @@ def inject(config: Config, pool: Path, *, images: int, settings: InjectionSettin
                 'of a cell; lower injection steps, or raise benchmark.steps'
             )
         config.train_cfg.max_iters = config.param_scheduler.T_max = left
-    if settings.optim_wrapper is None and config.optim_wrapper.get('dtype'):
+    # A last layer on stored features is nothing to speed up.
+    low = settings.layers == 'all' and config.optim_wrapper.get('dtype')
+    if settings.optim_wrapper is None and low:
         wrapper = dict(settings.refit_optimizer, type='AutocastOptimWrapper')
         settings = replace(settings, optim_wrapper=dict(wrapper, dtype=config.optim_wrapper.dtype))
     config.custom_hooks.append(

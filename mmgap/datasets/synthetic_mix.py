@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS as ROOT_DATASETS
 
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.images import described
-from mmgap.pool import SamplePool
+from mmgap.pool import REAL, SamplePool
 from mmgap.registry import DATASETS
 from mmgap.seeds import derive_seed, seeded
 from mmgap.wrappers import Distinct, innermost, parts_of
@@ -223,6 +223,22 @@ class SyntheticMixDataset:
             'SyntheticMixDataset does not support get_subset; put what takes the subset inside of '
             'it: dict(type="mmgap.SyntheticMixDataset", dataset=dict(type="KFoldDataset", …))'
         )
+
+    def pair(self) -> None:
+        """Put images in the place of their own sources from here on, see ``paired``.
+
+        Raises:
+            ValueError: If the pool's images were not drawn around samples of this dataset.
+        """
+        if any(
+            self.generated.get_data_info(i)['prompt_id'] == REAL for i in range(len(self.generated))
+        ):
+            raise ValueError(
+                f'pool={self.pool!r} has real images, which were not drawn around anything; '
+                "injection mode='replace' needs generated ones"
+            )
+        self.paired = True
+        self._redraws_of(0)  # in this process, not in each worker
 
     def _redraws_of(self, idx: int) -> list[int]:
         """The pool's samples that were drawn around the real sample of a place."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from mmengine import dist
+from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -24,13 +25,14 @@ from mmgap.compat import (
 )
 from mmgap.configs import build_settings
 from mmgap.distributed import broadcast_object
-from mmgap.files import write_json
+from mmgap.files import fingerprint, plain, write_json
 from mmgap.hooks import runner_access
 from mmgap.hooks.schedule import Position
 from mmgap.injection import (
     InjectionSettings,
     Refit,
     SampleWeights,
+    check_classes,
     check_refit,
     judge_images,
     keep_statistics,
@@ -80,13 +82,14 @@ class InjectionHook(Hook):
     ) -> None:
         if budget is not None and budget < 1:
             raise ValueError(f'budget must be at least 1, or None for the whole pool, got {budget}')
-        self.injection = build_settings(InjectionSettings, injection or {}, 'injection')
+        self.asked = build_settings(InjectionSettings, injection or {}, 'injection')
+        self.injection = self.asked
         self.pool = pool
         self.budget = budget
         self.given_seed = seed
         self.reports = report
         self.state: dict[str, Any] = dict(
-            images=0, since=None, ratio=None, injection=None, refit=None
+            images=0, since=None, ratio=None, injection=None, asked=None, refit=None
         )
         self.seconds = dict(total=0.0, evaluation=0.0, injection=0.0)
         self._weights: SampleWeights | None = None
@@ -119,7 +122,13 @@ class InjectionHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Wrap the training data, and read the pool."""
         self._begin(runner)
-        if self.pool is not None:
+        self.pool = self.pool or self._mix.pool
+        if self.pool is None:
+            raise ValueError(
+                'InjectionHook needs the pool: its own, or that of a SyntheticMixDataset in the '
+                'training data'
+            )
+        else:
             images = self.budget or len(SamplePool(self.pool).kept)
             if not images:
                 raise FileNotFoundError(f'pool={self.pool!r} has no samples')
@@ -187,16 +196,24 @@ class InjectionHook(Hook):
         self._waiting = {}
         self._mix, named = runner_access.mix_in(runner.train_loop.dataloader)
         self._mix.seed = self.seed
+        self.injection = self.asked
         if (
             named
             and self.injection.ratio is None
             and self.injection.mode in ('mix', 'refit', 'auto')
         ):
             self.injection = replace(self.injection, ratio=self._mix.ratio)
-        if self._mix.mode == 'extend' and self.injection.mode in ('staged', 'replace'):
+        elif self._mix.mode == 'extend':
             raise ValueError(
-                f'injection mode {self.injection.mode!r} needs a SyntheticMixDataset with '
-                "mode='replace', the config has mode='extend'"
+                f'injection mode {self.injection.mode!r}, ratio={self.injection.ratio} needs a '
+                "SyntheticMixDataset with mode='replace'; with mode='extend' its own ratio counts"
+            )
+        outermost = self._mix is runner.train_loop.dataloader.dataset
+        if self.injection.mode == 'replace' and not outermost:
+            raise ValueError(
+                "injection mode='replace' needs the SyntheticMixDataset to be the outermost "
+                'dataset: inside of another, its places are not those that the images were drawn '
+                'around'
             )
 
     def _try_out(self, runner: Runner, label_type: str) -> None:
@@ -204,10 +221,17 @@ class InjectionHook(Hook):
         model = runner_access.plain_model(runner)
         if self.injection.mode in ('refit', 'auto'):
             check_refit(model, self.injection, label_type)
+        real, reader = self._mix.dataset, runner_access.test_pipeline(runner)
         if self.injection.weight != 1:
             SampleWeights(model)
-        real, reader = self._mix.dataset, runner_access.test_pipeline(runner)
-        if reader is not None and not self._resumed:
+            if getattr(runner_access.plain_model(runner).data_preprocessor, 'batch_augments', None):
+                raise ValueError(
+                    'injection weight does not go with batch_augments as Mixup and CutMix, which '
+                    'make one sample of a real and a generated one'
+                )
+            with preserved_rng():
+                runner_access.from_folder(pseudo_collate([real[0]]), '')
+        if self.injection.mode == 'auto' and reader is not None and not self._resumed:
             with preserved_rng():
                 pooled_features(model, real, [0, len(real) - 1], reader)
 
@@ -217,10 +241,12 @@ class InjectionHook(Hook):
             return
         self._mix.budget = images
         self._mix.refresh(str(self.pool or self.folder / 'pool'))
+        asked = fingerprint(plain(vars(self.injection)))
         if self.state['since'] is None:
             position = Position.of(runner, self._by_epoch)
             self.state['since'] = position.done if done is None else done
-        if self.state['injection'] is None or self.state['images'] != images:
+        known = self.state['injection'] is not None and self.state['asked'] == asked
+        if not known or self.state['images'] != images:
             began = time.time()
             self.state['injection'] = judge_images(
                 runner_access.plain_model(runner),
@@ -230,10 +256,14 @@ class InjectionHook(Hook):
                 runner_access.test_pipeline(runner),
                 seed=self.seed,
             )
+            self.state['asked'] = asked
             self.seconds['injection'] += time.time() - began
+        if self.mode == 'refit':
+            check_classes(self._mix.generated, self.injection)
         runner.message_hub.update_info('gap_injection', self.state['injection'])
         self.state['images'] = images
-        self._mix.paired = self.mode == 'replace'
+        if self.mode == 'replace':
+            self._mix.pair()
 
     @property
     def mode(self) -> str:
@@ -289,6 +319,8 @@ class InjectionHook(Hook):
         if due and self.state['refit'] is None:
             position = dict(epoch=runner.epoch, iter=runner.iter)
             runner_access.save_run(runner, 'gap_trained.pth', position)
+            for buffer in runner.model.buffers():  # those of the checkpoint, in each process
+                dist.broadcast(buffer)
             with runner_access.averaged(runner):
                 report = self._refit(runner, 'end')
             self.state['refit'] = report

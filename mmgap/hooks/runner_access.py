@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What GAPHook does with the Runner: evaluate, seed, save, mix data in."""
+"""What the hooks do with the Runner: evaluate, seed, save, mix data in."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def mix_in(loader: Any) -> tuple[SyntheticMixDataset, bool]:
     found = mixes_in(outer)
     if len(found) > 1:
         raise ValueError(
-            f'the training data has {len(found)} SyntheticMixDatasets; GAPHook fills one'
+            f'the training data has {len(found)} SyntheticMixDatasets; one can be filled'
         )
     if not found:
         made = SyntheticMixDataset(outer)

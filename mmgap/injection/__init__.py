@@ -3,7 +3,7 @@
 
 from mmgap.injection.judge import judge_images, pooled_features
 from mmgap.injection.probe import separability
-from mmgap.injection.refit import Refit, check_refit, keep_statistics
+from mmgap.injection.refit import Refit, check_classes, check_refit, keep_statistics
 from mmgap.injection.settings import InjectionSettings
 from mmgap.injection.weighting import SampleWeights
 
@@ -11,6 +11,7 @@ __all__ = [
     'InjectionSettings',
     'Refit',
     'SampleWeights',
+    'check_classes',
     'check_refit',
     'judge_images',
     'keep_statistics',

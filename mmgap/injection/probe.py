@@ -7,7 +7,7 @@ import numpy as np
 
 from mmgap.seeds import derive_rng
 
-# Of standardised features, as a share of the number of samples.
+# Added to the diagonal of the mean products of standardised features.
 RIDGE = 0.1
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mmgap.datasets.synthetic import SyntheticDataset
-from mmgap.distributed import all_gather_list, shard
+from mmgap.distributed import all_gather_list, broadcast_object, shard
 from mmgap.files import fingerprint, plain, weights_fingerprint, write_bytes
 from mmgap.injection.settings import InjectionSettings
 from mmgap.injection.weighting import SampleWeights
@@ -37,6 +37,8 @@ REAL_SHARE = 0.5
 REAL_FEATURES = 1000
 # Times that the training pipeline shows it each generated image.
 VIEWS = 2
+# Images of each class, over all steps, below which a refit warns.
+FEW = 100
 LAST_LAYERS = dict(classes='head.', depth='decode_head.conv_seg.')
 
 
@@ -49,7 +51,7 @@ class Refit:
     shortcut). Real samples with a weight of a hundredth keep it right on what training is like.
 
     Each batch has as many images of every class, and within a class of every prompt; for depth, of
-    every prompt.
+    every prompt. With more classes than images in a batch, they take turns.
 
     The last layer begins anew, on features that are computed once: what it knew before is the
     shortcut, and steps are too few to forget it. The network as a whole goes on from what it is.
@@ -89,12 +91,12 @@ class Refit:
         check_refit(self.model, settings, label_type)
         self.weights = SampleWeights(self.model) if settings.real else None
         self.cells = _cells(images)
-        missing = missing_classes(images)
-        if missing and self.last and settings.reset:
-            raise ValueError(
-                f'a refit begins the last layer anew, and there are no images of {missing[:5]} '
-                f'({len(missing)} classes), which it would forget; draw images of all classes, or '
-                'set injection reset=False, or another mode'
+        check_classes(images, settings)
+        shown = settings.steps * settings.batch_size / max(1, len(self.cells))
+        if shown < FEW:
+            _log(
+                f'a refit of {settings.steps} steps shows {shown:.0f} images of each class, which '
+                'is few for a layer: raise injection steps or batch_size'
             )
 
     def run(self, checkpoint: Path | None = None) -> dict[str, Any]:
@@ -123,7 +125,8 @@ class Refit:
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group['lr'] = rate * factor
                     torch.manual_seed(derive_seed(self.seed, 'refit', step))  # dropout
-                    loss = loss_of(step)
+                    with optimizer.optim_context(self.wrapped):
+                        loss = loss_of(step)
                     optimizer.update_params(loss)
                     losses = [*losses, float(loss.detach())][-EVERY:]
                     if not math.isfinite(losses[-1]):
@@ -166,9 +169,12 @@ class Refit:
         rng = derive_rng(self.seed, 'refit', step)
         count = self.settings.batch_size
         offset = int(rng.integers(len(self.cells)))
+        order = range(len(self.cells))
+        if len(self.cells) > count:  # a class's turn comes once in a pass over all
+            offset, order = step * count, self._order(step * count // len(self.cells))
         images = []
         for i in range(count):
-            prompts = self.cells[(offset + i) % len(self.cells)]
+            prompts = self.cells[order[(offset + i) % len(self.cells)]]
             cell = prompts[int(rng.integers(len(prompts)))]
             images.append(cell[int(rng.integers(len(cell)))])
         if not self.settings.real:
@@ -177,6 +183,9 @@ class Refit:
         both = count + len(real)  # a loss is divided by it
         weights = [both / count] * count + [self.settings.real * both / len(real)] * len(real)
         return images, real, weights
+
+    def _order(self, turn: int) -> Any:
+        return derive_rng(self.seed, 'refit', 'classes', turn).permutation(len(self.cells))
 
     @property
     def _num_real(self) -> int:
@@ -197,15 +206,22 @@ class Refit:
 
         def loss_of(step: int) -> Tensor:
             images, real, weights = self._draw(step)
-            own = shard(len(images) + len(real))
             drawn = [(self.images, i) for i in images] + [(self.real, i) for i in real]
+            # The wrapper for several processes was made for all parameters, so each process does
+            # all of what the last layer alone needs.
+            places: Sequence[int] = range(len(drawn))
+            model = self.model
+            if not self.last:  # each process has a part of both kinds
+                order = derive_rng(self.seed, 'refit', step, 'order').permutation(len(drawn))
+                places, model = order[shard(len(drawn))].tolist(), self.wrapped
             batch = []
-            for place in range(len(drawn))[own]:
+            for place in places:
                 dataset, i = drawn[place]
                 with seeded(derive_seed(self.seed, 'refit', step, place)):
                     batch.append(dataset[i])
             data = self.model.data_preprocessor(pseudo_collate(batch), False)
-            return self._weighted(weights[own], lambda: self.wrapped(**data, mode='loss'))
+            own = [weights[place] for place in places]
+            return self._weighted(own, lambda: model(**data, mode='loss'))
 
         return loss_of
 
@@ -283,32 +299,51 @@ class Refit:
         tensors, state = optimizer_state(optimizer.optimizer)
         tensors.update({f'model/{name}': value for name, value in self._trained().items()})
         tensors = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
-        meta = dict(state, identity=identity, step=step, losses=list(losses))
+        scaler = getattr(optimizer, 'loss_scaler', None)  # of AmpOptimWrapper
+        meta = dict(
+            state,
+            identity=identity,
+            step=step,
+            losses=list(losses),
+            scaler=None if scaler is None else scaler.state_dict(),
+        )
         write_bytes(path, save(tensors, metadata={'refit': json.dumps(meta, sort_keys=True)}))
 
     def _load(
         self, path: Path | None, identity: Mapping[str, Any], optimizer: OptimWrapper
     ) -> tuple[int, list[float]]:
         """Steps that are done and their losses; weights and optimiser are put in place."""
-        if path is None or not path.is_file():
+        # The main process alone may see the file, and all must go the same way.
+        saved = broadcast_object(_read(path, identity) if dist.is_main_process() else None)
+        if saved is None:
             return 0, []
-        try:
-            with safe_open(path, framework='pt') as file:
-                meta = json.loads(file.metadata()['refit'])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, TypeError, KeyError, ValueError):
-            _log(f'{path} is damaged or of another version of mmgap; the refit begins anew')
-            return 0, []
-        if meta['identity'] != identity:
-            _log(f'{path} is of another refit; it begins anew')
-            return 0, []
+        meta, tensors = saved
         trained = self._trained()
         with torch.no_grad():
             for name, value in trained.items():
                 value.copy_(tensors[f'model/{name}'])
         load_optimizer_state(optimizer.optimizer, tensors, meta)
+        if meta['scaler'] is not None and hasattr(optimizer, 'loss_scaler'):
+            optimizer.loss_scaler.load_state_dict(meta['scaler'])
         _log(f'the refit goes on after step {meta["step"]} of {self.settings.steps}')
         return meta['step'], meta['losses']
+
+
+def _read(path: Path | None, identity: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]] | None:
+    """What a refit's checkpoint holds; None, with the reason in the log, if it is of no use."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework='pt') as file:
+            meta = json.loads(file.metadata()['refit'])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, TypeError, KeyError, ValueError):
+        _log(f'{path} is damaged or of another version of mmgap; the refit begins anew')
+        return None
+    if meta['identity'] != identity:
+        _log(f'{path} is of another refit; it begins anew')
+        return None
+    return meta, tensors
 
 
 def check_refit(model: nn.Module, settings: InjectionSettings, label_type: str) -> None:
@@ -327,6 +362,21 @@ def check_refit(model: nn.Module, settings: InjectionSettings, label_type: str) 
         )
     if settings.real:
         SampleWeights(model)
+
+
+def check_classes(images: SyntheticDataset, settings: InjectionSettings) -> None:
+    """See that a last layer that begins anew does not forget a class.
+
+    Raises:
+        ValueError: If there is a class without images.
+    """
+    missing = missing_classes(images)
+    if missing and settings.layers == 'last' and settings.reset:
+        raise ValueError(
+            f'a refit begins the last layer anew, and there are no images of {missing[:5]} '
+            f'({len(missing)} classes), which it would forget; draw images of all classes, or set '
+            'injection reset=False, or another mode'
+        )
 
 
 def keep_statistics(model: nn.Module) -> None:
@@ -356,18 +406,18 @@ def _cells(images: SyntheticDataset) -> list[list[list[int]]]:
 
 
 def _begin_anew(part: nn.Module, seed: int) -> None:
-    """Give a layer the weights that a model of its kind begins with."""
-    with seeded(seed):
-        if isinstance(part, BaseModule):
-            for module in part.modules():
-                if isinstance(module, BaseModule):
-                    module._is_init = False  # MMEngine initialises a module only once
-            part.init_weights()
-            return
+    """Give a layer the weights that layers of its kind, and then the head itself, begin with."""
+    with seeded(seed):  # many heads have no init_cfg
         for module in part.modules():
             reset = getattr(module, 'reset_parameters', None)
             if reset is not None:
                 reset()
+    if isinstance(part, BaseModule):
+        for module in part.modules():
+            if isinstance(module, BaseModule):
+                module._is_init = False  # MMEngine initialises a module only once
+        with seeded(seed):
+            part.init_weights()
 
 
 def _rows(features: Any, rows: Sequence[int]) -> Any:

@@ -91,8 +91,13 @@ class GAPSettings:
                 FutureWarning,
                 stacklevel=2,
             )
-            ratio = settings.pop('ratio')
-            settings['injection'] = {'ratio': ratio, **(settings.get('injection') or {})}
+            ratio, injection = settings.pop('ratio'), settings.get('injection') or {}
+            if 'ratio' in injection:
+                raise ValueError(
+                    f'GAPHook has ratio={ratio} and injection=dict(ratio={injection["ratio"]}); '
+                    'leave the first out'
+                )
+            settings['injection'] = {**injection, 'ratio': ratio}
         kinds: dict[str, type] = dict(
             search=SearchSettings, synthesis=SynthesisSettings, injection=InjectionSettings
         )

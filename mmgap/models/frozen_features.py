@@ -30,7 +30,7 @@ class FrozenFeatures(BaseModule):
 
     Args:
         backbone: Config of any backbone of a toolbox, with an ``init_cfg`` of its own.
-        neck: Config of the pooling; the classifier then has no neck.
+        neck: Config of the pooling, of maps; the classifier then has no neck.
         size: Images to remember; the longest unused are forgotten.
     """
 
@@ -74,7 +74,8 @@ class FrozenFeatures(BaseModule):
 
     def _features(self, images: Tensor) -> Tensor:
         # Faster on CPUs and on tensor cores.
-        return self.neck(self.backbone(images.contiguous(memory_format=torch.channels_last)))[-1]
+        features = self.backbone(images.contiguous(memory_format=torch.channels_last))[-1]
+        return features if features.ndim == 2 else self.neck((features,))[-1]
 
     def _memory(self) -> OrderedDict[bytes, Tensor]:
         """The memory of these weights in this precision."""

@@ -101,7 +101,8 @@ def test_a_refit_takes_its_steps_from_the_training(birds, tmp_path):
     steps = birds.benchmark.steps
     for mode, left in (('mix', steps), ('staged', steps), ('refit', steps - 20)):
         cell = cell_config(birds, 1, changes={}, layers='last', base=tmp_path / 'base.pth')
-        inject(cell, tmp_path, images=5, settings=InjectionSettings(mode=mode, steps=20))
+        settings = InjectionSettings(mode=mode, steps=20, layers='all')
+        inject(cell, tmp_path, images=5, settings=settings)
         assert cell.train_cfg.max_iters == cell.param_scheduler.T_max == left
         hook = cell.custom_hooks[-1]
         assert hook['type'] == 'mmgap.InjectionHook' and hook['budget'] == 5

@@ -50,7 +50,7 @@ def test_strange_images_are_for_a_refit(pools, many, reader):
     }
     strange, same = found['strange'], found['same']
     assert (strange['mode'], same['mode']) == ('refit', 'mix')
-    assert strange['generated'] == 1.0 and same['generated'] < 0.75
+    assert strange['generated'] > 0.95 and same['generated'] < 0.75
     assert strange['control'] == same['control'] < 0.8
     for about, side in ((strange, 'at or above'), (same, 'below')):
         said = f'generated from real images with accuracy {about["generated"]:.2f}, and two draws '
@@ -64,7 +64,7 @@ def test_a_mode_that_is_set_stays(mode, pools, many, reader):
         settings = InjectionSettings(mode=mode)
         found = judge_images(tiny_classifier(), pools[kind], many, settings, reader)
         assert found['mode'] == mode and found['why'].startswith('On its features a linear probe')
-        assert (found['generated'] == 1.0) == (kind == 'strange')
+        assert (found['generated'] > 0.95) == (kind == 'strange')
         assert 'teach the one kind' not in found['why']
 
 
@@ -98,3 +98,29 @@ def test_pooled_features(real, reader):
     assert np.allclose(drawn[0], drawn[1], atol=1e-4)
     assert not np.allclose(drawn[0], drawn[2], atol=1e-2)
     assert not np.allclose(drawn[0], plain[:2], atol=1e-2)
+
+
+def test_the_probe_sees_as_many_of_each_class(pools, many, reader, monkeypatch):
+    """Else it would tell classes apart."""
+    seen = []
+
+    def spy(model, dataset, indices, *others):
+        seen.append([dataset.get_data_info(i)['gt_label'] for i in indices])
+        return pooled_features(model, dataset, indices, *others)
+
+    monkeypatch.setattr('mmgap.injection.judge.pooled_features', spy)
+    uneven = [*range(0, 40, 2), 1, 3, 5, 7]
+    few = SyntheticDataset(pools['strange'].pool, pipeline=reader.transforms, indices=uneven)
+    judge_images(tiny_classifier(), few, many, InjectionSettings(), reader)
+    assert [sum(labels) for labels in seen[1:]] == [4, 4]
+    assert [len(labels) for labels in seen[1:]] == [24, 24]
+
+
+def test_what_cannot_be_probed(pools, many, reader):
+    model = tiny_classifier()
+    model.extract_feat = lambda inputs: [][0]
+    found = judge_images(model, pools['same'], many, InjectionSettings(), reader)
+    assert (found['mode'], found['generated']) == ('mix', None)
+    assert 'is not known (IndexError: list index out of range)' in found['why']
+    with pytest.raises(ValueError, match="mode='auto' needs features .* choose a mode"):
+        judge_images(model, pools['same'], many, InjectionSettings(mode='auto'), reader)

@@ -16,6 +16,7 @@ from mmengine.structures import PixelData
 from torch.nn import functional
 
 from mmgap.injection import InjectionSettings, Refit, keep_statistics
+from mmgap.injection.refit import _begin_anew
 from mmgap.seeds import derive_rng, derive_seed, seeded
 from tests.support.tiny import tiny_classifier, tiny_depth_model
 
@@ -370,3 +371,15 @@ def test_own_optimizer(images, real):
     settings = dict(reset=False, steps=2, batch_size=4, optim_wrapper=wrapper)
     refit_of(model, images, real, **settings).run()
     assert torch.equal(model.head.fc.weight, expected.head.fc.weight)
+
+
+def test_a_head_without_init_cfg_begins_anew_too():
+    """As those of Swin and ConvNeXt."""
+    head = classifier().head
+    head.init_cfg = None
+    torch.nn.init.constant_(head.fc.weight, 5.0)
+    _begin_anew(head, 0)
+    first = head.fc.weight.detach().clone()
+    assert first.abs().max() < 1
+    _begin_anew(head, 0)
+    assert torch.equal(first, head.fc.weight)
