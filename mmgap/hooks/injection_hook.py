@@ -190,8 +190,8 @@ class InjectionHook(Hook):
         self.folder = Path(runner.work_dir) / 'gap'
         self._by_epoch = not hasattr(runner.train_loop, 'dataloader_iterator')
         position = Position.of(runner, self._by_epoch)
-        if position.done < position.length:  # training goes on after a refit that was its end
-            self.state['refit'] = None
+        if self.state['refit'] is not None and position.done < position.length:
+            self._take_back_refit(runner)
         runner_access.put_back_gradient(runner, self._waiting)
         self._waiting = {}
         self._mix, named = runner_access.mix_in(runner.train_loop.dataloader)
@@ -215,6 +215,17 @@ class InjectionHook(Hook):
                 'dataset: inside of another, its places are not those that the images were drawn '
                 'around'
             )
+
+    def _take_back_refit(self, runner: Runner) -> None:
+        """Training that was at its end goes on: from the weights before the refit."""
+        before = Path(runner.work_dir, 'gap_trained.pth')
+        if before.is_file():
+            runner.load_checkpoint(str(before))
+        else:
+            runner.logger.warning(
+                f'[gap] training goes on from the refitted model: there is no {before}'
+            )
+        self.state['refit'] = None
 
     def _try_out(self, runner: Runner, label_type: str) -> None:
         """Find what does not fit before the first epoch, not after the last."""

@@ -344,6 +344,25 @@ def test_resumed_after_its_end_it_does_not_refit_again(refitted, data, pool, tmp
         assert summaries[0][key] == summaries[1][key]
 
 
+@pytest.mark.parametrize('ema', [False, True])
+def test_training_that_goes_on_takes_its_refit_back(ema, data, pool, tmp_path):
+    for name, lengths in dict(whole=[2], longer=[1, 2]).items():
+        for length in lengths:
+            config = refit_config(data, tmp_path / name, pool, ema)
+            config.train_cfg.max_epochs = length
+            config.param_scheduler = None  # MMEngine's would keep the end that it had
+            config.resume = len(lengths) == length
+            train(config)
+    allow_checkpoint_history()
+    for name in ('gap_trained.pth', 'gap_refit.pth'):
+        whole, longer = (
+            torch.load(tmp_path / run / name, weights_only=True)['state_dict']
+            for run in ('whole', 'longer')
+        )
+        for key, value in whole.items():
+            assert torch.equal(value, longer[key]), key
+
+
 def test_killed_in_the_refit_and_resumed_equals_uninterrupted(
     refitted, data, pool, tmp_path, monkeypatch
 ):

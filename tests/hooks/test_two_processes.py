@@ -20,7 +20,8 @@ def test_two_processes_train_with_what_one_finds(tmp_path, tiny_sd, on_cpu):
     for name in ('one', 'two'):
         config = small_config(data, tiny_sd, tmp_path / name)
         config.train_cfg.max_epochs = 2
-        config.custom_hooks[0].update(start=0, rounds=1, budget=9)
+        refit = dict(mode='refit', steps=3, batch_size=6)
+        config.custom_hooks[0].update(start=0, rounds=1, budget=9, injection=refit)
         config.dump(tmp_path / f'{name}.py')
     finish(start(tmp_path / 'one.py'))
     done = torchrun('tools/train.py', str(tmp_path / 'two.py'), '--launcher', 'pytorch')
@@ -43,7 +44,8 @@ def test_two_processes_train_with_what_one_finds(tmp_path, tiny_sd, on_cpu):
     assert summaries[1]['before'] == summaries[0]['before']
     assert summaries[1]['after']['groups'].keys() == summaries[0]['after']['groups'].keys()
     assert summaries[1]['images'] == 9
-    # Stopped after the first epoch and gone on with: as if nothing had happened.
+    assert summaries[1]['injection']['refit']['steps'] == 3
+    # Stopped after the first epoch, with a refit, and gone on with: as if nothing had happened.
     resumed = tmp_path / 'resumed'
     command = ('tools/train.py', str(tmp_path / 'two.py'), '--launcher', 'pytorch')
     command = (*command, '--work-dir', str(resumed))
