@@ -55,7 +55,7 @@ def write_report(
         total: How many cells there will be.
     """
     write_json(folder / 'results.json', list(cells))
-    cells = of_each_injection(cells)
+    number, cells = len(cells), of_each_injection(cells)
     lines = [
         '# Methods at equal image budgets',
         '',
@@ -64,7 +64,7 @@ def write_report(
         f'Seeds: {sorted({c["seed"] for c in cells})}. {_measured(cells)} on {meta["test"]}: '
         'mean over seeds ± standard deviation. "vs none" is the paired difference over seeds in '
         'the worst group with its 95 % interval (Student). Budgets count kept images.',
-        *incomplete(len(cells), total),
+        *incomplete(number, total),
     ]
     for layers in dict.fromkeys(c['layers'] for c in cells):
         part = [c for c in cells if c['layers'] == layers]
@@ -78,7 +78,7 @@ def write_report(
     # A figure takes 0.2 to 0.4 s on one core, and the first of a process one more: too much for
     # each of many short cells.
     figure = folder / 'curves.png'
-    if len(cells) == total or not figure.exists() or time.time() - figure.stat().st_mtime > 30:
+    if number == total or not figure.exists() or time.time() - figure.stat().st_mtime > 30:
         _curves(figure, cells, methods)
 
 

@@ -123,6 +123,7 @@ def test_ways_for_images_to_enter_training(out):
     text = (out / 'results.md').read_text()
     assert all(f'## Fine-tuning the last layer, {name}' in text for name in ('refit', 'auto'))
     assert text.count('| none | 0 | 0 |') == 2, 'it stands beside each'
+    assert 'Incomplete' not in text
     none, refit, auto = json.loads((out / 'results.json').read_text())
     assert 'probe' not in none and refit['probe']['mode'] == 'refit'
     assert auto['probe']['mode'] in ('mix', 'refit')
