@@ -115,14 +115,14 @@ class Benchmark:
         own = self.methods[method]
         # Its rounds train in between, as cells do.
         if own.rounds > 1:
-            between = plain(vars(self.injections[None]))
+            between = plain(self.injections[None].counted)
             return own.key(fingerprint([self._shared, self._cells, between]))
         return own.key(self._shared)
 
     def cell_key(self, method: str, injection: str | None = None) -> str:
         """Name what a method's cells depend on."""
         own = self.methods[method].makes_images
-        settings = plain(vars(self.injections[injection])) if own else None
+        settings = plain(self.injections[injection].counted) if own else None
         return fingerprint([self.key(method), self._cells, settings])
 
     def cell(

@@ -13,6 +13,14 @@ MODES = ('mix', 'refit', 'staged', 'replace', 'auto')
 LAYERS = ('last', 'all')
 # Share of generated samples where ``ratio`` is None.
 RATIOS = dict(mix=0.5, refit=0.5, staged=0.0, replace=1.0, auto=0.5)
+# Settings that count in each mode.
+REFIT = ('layers', 'last_layer', 'reset', 'real', 'steps', 'batch_size', 'optim_wrapper')
+COUNTED = dict(
+    all=('mode', 'ratio', 'weight', 'norm_eval'),
+    refit=REFIT,
+    auto=REFIT,
+    staged=('share', 'reverse'),
+)
 # Of the network as a whole the rate is small: it shall be repaired, not trained anew.
 OPTIMIZERS = dict(
     last=dict(type='Adam', lr=1e-2),
@@ -122,6 +130,12 @@ class InjectionSettings:
                 return 1.0
         places, ratios = zip(*self._points(), strict=True)
         return float(np.interp(progress, places, ratios))
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        """The settings that mean something in this mode."""
+        names = [*COUNTED['all'], *COUNTED.get(self.mode, ())]
+        return {name: getattr(self, name) for name in names}
 
     def in_mode(self, mode: str) -> InjectionSettings:
         """The same settings in a mode that ``auto`` has chosen."""

@@ -77,3 +77,10 @@ def test_optimizer_of_a_refit():
 def test_out_of_range(wrong, words):
     with pytest.raises(ValueError, match=f'^injection .*{words}'):
         InjectionSettings(**wrong)
+
+
+def test_what_a_mode_does_not_use_does_not_count():
+    assert InjectionSettings(steps=3).counted == InjectionSettings(steps=9, share=0.1).counted
+    refit = InjectionSettings(mode='refit', steps=3).counted
+    assert refit != InjectionSettings(mode='refit', steps=9).counted
+    assert refit == InjectionSettings(mode='refit', steps=3, share=0.1).counted
