@@ -9,6 +9,18 @@ generator = dict(
     eta=1.0,
     autocast='bfloat16',
 )
+adversarial_search = dict(
+    prompts_per_class=4,
+    tokens=5,
+    steps=20,
+    num_inference_steps=5,
+    images_per_prompt=3,
+    batch_size=24,
+    stop_loss=0.05,  # driven further, the look around the bird breaks
+    stop_window=2,
+    holdout=8,
+    optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
+)
 # What a user says of the place where the model will be used: `prompts`, `guided` and `gap` get it.
 descriptions = [
     'a bird in a forest',

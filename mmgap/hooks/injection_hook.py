@@ -128,13 +128,12 @@ class InjectionHook(Hook):
                 'InjectionHook needs the pool: its own, or that of a SyntheticMixDataset in the '
                 'training data'
             )
-        else:
-            images = self.budget or len(SamplePool(self.pool).kept)
-            if not images:
-                raise FileNotFoundError(f'pool={self.pool!r} has no samples')
-            self._take_images(runner, images)
-            depth = images and self._mix.generated.depth_unit is not None
-            self._try_out(runner, 'depth' if depth else 'classes')
+        images = self.budget or len(SamplePool(self.pool).kept)
+        if not images:
+            raise FileNotFoundError(f'pool={self.pool!r} has no samples')
+        self._take_images(runner, images)
+        depth = self._mix.generated.depth_unit is not None
+        self._try_out(runner, 'depth' if depth else 'classes')
         self._set_ratio(runner)
         if not self._by_epoch:
             restart_infinite_iterator(runner.train_loop, 0)
@@ -235,7 +234,7 @@ class InjectionHook(Hook):
         real, reader = self._mix.dataset, runner_access.test_pipeline(runner)
         if self.injection.weight != 1:
             SampleWeights(model)
-            if getattr(runner_access.plain_model(runner).data_preprocessor, 'batch_augments', None):
+            if getattr(model.data_preprocessor, 'batch_augments', None):
                 raise ValueError(
                     'injection weight does not go with batch_augments as Mixup and CutMix, which '
                     'make one sample of a real and a generated one'
