@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.distributed import broadcast_object, raise_on_all_ranks
+from mmgap.injection.batches import missing_classes
 from mmgap.injection.probe import separability
-from mmgap.injection.refit import missing_classes
 from mmgap.injection.settings import InjectionSettings
 from mmgap.seeds import derive_rng, derive_seed, seeded
 

@@ -111,7 +111,7 @@ def test_last_layer_as_written_out(reset, real_weight, images, real):
             return expected.backbone(picture[None])[-1].mean(dim=(2, 3))[0]
 
     def loss_of(step):
-        drawn, numbers, _ = refit._draw(step)
+        drawn, numbers, _ = refit.batches.draw(step)
         assert len(drawn) == 10 and len(numbers) == (5 if real_weight else 0)
         views = derive_rng(SEED, 'refit', step, 'view').integers(2, size=10)
         rows = [features(images, i, 'image', int(v)) for i, v in zip(drawn, views, strict=True)]
@@ -138,7 +138,7 @@ def test_all_layers_as_written_out(norm_eval, real_weight, images, real):
     refit.run()
 
     def loss_of(step):
-        drawn, shown, _ = refit._draw(step)
+        drawn, shown, _ = refit.batches.draw(step)
         both = [(images, i) for i in drawn] + [(real, i) for i in shown]
         batch = [pixels(*one, step, place) for place, one in enumerate(both)]
         features = expected.backbone(torch.stack(batch))[-1].mean(dim=(2, 3))
@@ -188,7 +188,7 @@ def test_depth_as_written_out():
     refit.run()
 
     def loss_of(step):
-        drawn, shown, _ = refit._draw(step)
+        drawn, shown, _ = refit.batches.draw(step)
         seen = torch.cat([images.pictures[drawn], real.pictures[shown]]).flip(1)
         depth = torch.cat([images.depth[drawn], real.depth[shown]])
         told = expected.decode_head(expected.extract_feat((seen - 127.5) / 127.5))
@@ -207,7 +207,7 @@ def test_as_many_of_each_class_and_of_each_prompt(images, real):
     refit = refit_of(classifier(), images, real, batch_size=8, real=0.01)
     counts, shown = np.zeros(14), np.zeros(24)
     for step in range(400):
-        drawn, others, weights = refit._draw(step)
+        drawn, others, weights = refit.batches.draw(step)
         assert sum(labels_of(images, drawn)) == 4
         assert weights == [1.5] * 8 + [pytest.approx(0.01 * 12 / 4)] * 4
         np.add.at(counts, drawn, 1)
@@ -218,10 +218,10 @@ def test_as_many_of_each_class_and_of_each_prompt(images, real):
     assert np.abs(counts[:8].sum() - 800) < 5 * 400**0.5
     assert np.abs(shown - 1600 / 24).max() < 5 * (1600 / 24) ** 0.5
     odd = refit_of(classifier(), images, real, batch_size=7)
-    ones = [sum(labels_of(images, odd._draw(step)[0])) for step in range(200)]
+    ones = [sum(labels_of(images, odd.batches.draw(step)[0])) for step in range(200)]
     assert set(ones) == {3, 4} and np.mean(ones) == pytest.approx(3.5, abs=0.15)
     for_depth = refit_of(classifier(), Maps(6, 3.0), real, batch_size=8)
-    few = [i == 2 for step in range(400) for i in for_depth._draw(step)[0]]
+    few = [i == 2 for step in range(400) for i in for_depth.batches.draw(step)[0]]
     assert np.mean(few) == pytest.approx(0.5, abs=4 * 0.5 / 3200**0.5)
 
 
