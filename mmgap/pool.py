@@ -69,7 +69,13 @@ class Sample:
         round: Round that made it.
         agreement: How far a critic finds that the image agrees with its label; None without one.
         critic: Fingerprint of that critic.
-        kept: Whether it is trained on; False where the critic dropped it.
+        kept: Whether it is trained on; False where the critic dropped it, or others were more
+            useful.
+        usefulness: How useful the target finds it, where more images are drawn than are kept; see
+            :class:`~mmgap.synthesis.selection.Keep`. None elsewhere.
+        useful_by: By which measure, and a fingerprint of target and feedback.
+        evaluations: Network evaluations that it cost, see
+            :class:`~mmgap.generators.evaluations.Evaluations`; None where nobody counted.
         depth_file: Depth map, a 16-bit PNG relative to the pool's folder; None where labels are
             classes. 0 is unknown.
         depth_bytes: Its size.
@@ -93,6 +99,9 @@ class Sample:
     agreement: float | None = None
     critic: str | None = None
     kept: bool = True
+    usefulness: float | None = None
+    useful_by: str | None = None
+    evaluations: float | None = None
     depth_file: str | None = None
     depth_bytes: int | None = None
     depth_unit: float | None = None

@@ -20,6 +20,7 @@ from mmgap.configs import refuse_old_names
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.generators.compilation import compile_blocks
 from mmgap.generators.denoising import denoising_loss
+from mmgap.generators.evaluations import Evaluations
 from mmgap.generators.gradient import GradientPolicy
 from mmgap.generators.loading import dtype_of
 from mmgap.generators.lora import merge_lora
@@ -67,6 +68,7 @@ class DiffusionGenerator:
         home: That device.
         device: Where it is now; see :meth:`to`.
         compiled: Whether its blocks are compiled.
+        evaluations: Counts what is drawn, see :class:`~mmgap.generators.evaluations.Evaluations`.
 
     Raises:
         FileNotFoundError: If there are no such LoRA weights.
@@ -131,6 +133,7 @@ class DiffusionGenerator:
             [*self._denoisers(), pipe.vae.decoder], self.device
         )
         self.gradient.prepare([*self._denoisers(), pipe.vae])
+        self.evaluations = Evaluations(self._denoisers(), pipe.vae, guided=self._guided)
         own_size = pipe.unet.config.sample_size * pipe.vae_scale_factor
         self.size = (size, size) if isinstance(size, int) else tuple(size or (own_size, own_size))
         step = pipe.vae_scale_factor
@@ -271,8 +274,7 @@ class DiffusionGenerator:
             if not torch.is_grad_enabled():
                 return pipe(**arguments).images
             calls = self._num_calls(num_inference_steps)
-            guided = self.guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
-            with self.gradient.applied(self._denoisers(), pipe.vae.decoder, calls, guided):
+            with self.gradient.applied(self._denoisers(), pipe.vae.decoder, calls, self._guided):
                 return differentiable_call(pipe)(**arguments).images
 
     def to(self, device: str | torch.device) -> None:
@@ -329,6 +331,12 @@ class DiffusionGenerator:
         check_scheduler(scheduler, self._schedule, self.strength, self.eta)
         keep_timesteps_on_cpu(scheduler, self._denoisers())
         self.pipeline.scheduler = scheduler
+
+    @property
+    def _guided(self) -> bool:
+        """Whether classifier-free guidance draws with and without the prompt."""
+        distilled = self.pipeline.unet.config.time_cond_proj_dim is not None
+        return self.guidance_scale > 1 and not distilled
 
     def _denoisers(self) -> list[Any]:
         return [getattr(self.pipeline, name) for name in self.denoisers]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -72,8 +73,9 @@ def round_report(
         limit: The diversity is that of the first so many kept images.
 
     Returns:
-        ``images`` (kept), ``dropped``, ``agreement`` (mean over all drawn, None without a critic)
-        and ``diversity`` (mean cosine distance of two images in CLIP's space, None without CLIP).
+        ``images`` (kept), ``dropped``, ``agreement`` (mean over all drawn, None without a critic),
+        ``diversity`` (mean cosine distance of two images in CLIP's space, None without CLIP), and
+        network ``evaluations`` of the images, those to aim by and dropped ones included.
     """
     drawn = [sample for sample in pool.samples if sample.round == round_index]
     kept = [sample for sample in drawn if sample.kept]
@@ -88,7 +90,16 @@ def round_report(
         dropped=len(drawn) - len(kept),
         agreement=float(np.mean(agreements)) if agreements else None,
         diversity=spread,
+        evaluations=drawing_evaluations(pool, round_index),
     )
+
+
+def drawing_evaluations(pool: SamplePool, round_index: int) -> float:
+    """Network evaluations that a round's images cost; those of older versions count nothing."""
+    aim = pool.folder / f'aim_{round_index}.json'
+    aiming = json.loads(aim.read_text()).get('evaluations', 0) if aim.exists() else 0
+    drawn = [s.evaluations or 0 for s in pool.samples if s.round == round_index]
+    return round(aiming + sum(drawn), 6)
 
 
 def effect(prompt: Mapping[str, Any]) -> str:
@@ -179,6 +190,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
             f'round {round_index}: {len(round_["prompts"])} prompts, {round_["images"]} images'
             f'{_of_the_critic(round_)}; search '
             f'{seconds["search"]:.1f} s, synthesis {seconds["synthesis"]:.1f} s'
+            f'{_cost(round_)}'
         )
         for prompt in round_['prompts']:
             lines.append(f'  {prompt["id"]:<26}{effect(prompt)}')
@@ -197,6 +209,14 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     stages = ', '.join(f'{name} {value:.1f}' for name, value in summary['seconds'].items())
     lines.append(f'seconds: {stages}')
     return '\n'.join(lines)
+
+
+def _cost(round_: Mapping[str, Any]) -> str:
+    searched = sum(prompt.get('evaluations', 0) for prompt in round_['prompts'])
+    drawn = round_.get('evaluations', 0)
+    if not (drawn and round_['images']):
+        return ''
+    return f'; {(searched + drawn) / round_["images"]:.0f} network evaluations an image'
 
 
 def _of_the_critic(round_: Mapping[str, Any]) -> str:

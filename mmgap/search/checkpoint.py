@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ class RunningSearch:
         progress: One entry for each prompt.
         optimizer: MMEngine's optimiser wrapper.
         schedulers: MMEngine's parameter schedulers.
+        calls: Calls of the generator's networks so far, by the main process.
     """
 
     progress: list[PromptProgress]
     optimizer: OptimWrapper
     schedulers: list[Any]
+    calls: dict[str, int] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -77,6 +79,7 @@ def save_search(path: str | Path, identity: Mapping[str, Any], search: RunningSe
     meta = dict(
         identity=identity,
         states=states,
+        calls=search.calls,
         **plain,
         schedulers=[_plain(scheduler.state_dict()) for scheduler in search.schedulers],
     )
@@ -132,6 +135,7 @@ def load_search(
         progress.snapshots = dict(sorted(snapshots.items()))
         for name in PLAIN:
             setattr(progress, name, state[name])
+    search.calls = meta.get('calls', {})  # nobody counted in older versions
     load_optimizer_state(search.optimizer.optimizer, tensors, meta)
     for scheduler, state in zip(search.schedulers, meta['schedulers'], strict=True):
         scheduler.load_state_dict(state)

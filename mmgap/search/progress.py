@@ -59,6 +59,8 @@ class FoundPrompt:
         snapshots: Embeddings at some steps, in order, the first and the found ones included.
         alarm: Why an alignment alarm did not let the found embeddings pass; None if it did.
         kept_step: The step whose embeddings are kept then.
+        evaluations: Its part of the network evaluations of the search; see
+            :class:`~mmgap.generators.evaluations.Evaluations`.
     """
 
     prompt: SoftPrompt
@@ -71,6 +73,7 @@ class FoundPrompt:
     snapshots: dict[int, Tensor]
     alarm: str | None = None
     kept_step: int | None = None
+    evaluations: float = 0.0
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
         """The facts for ``summary.json`` and the prompt's provenance."""
@@ -86,4 +89,5 @@ class FoundPrompt:
             'restarts': self.restarts,
             'alarm': self.alarm,
             'kept_step': self.kept_step,
+            'evaluations': self.evaluations,
         }

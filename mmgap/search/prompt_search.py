@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,18 @@ class PromptSearch:
         self.evaluator = PromptEvaluator(generator, target, sources, **drawing, seed=seed)
         self._score = SearchStep(generator, target, self.feedback, sources, **drawing)
         self._ahead: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
+        self._before: dict[str, int] = {}  # of an interrupted run
+        self._began = generator.evaluations.counts()
+
+    def calls(self) -> dict[str, int]:
+        """Calls of the generator's networks since the search was made, and before a resume."""
+        own = Counter(self.generator.evaluations.since(self._began))
+        return dict(own + Counter(self._before))
+
+    @property
+    def evaluations(self) -> float:
+        """Network evaluations by all processes, which share the work."""
+        return dist.get_world_size() * self.generator.evaluations.total(self.calls())
 
     def provenance(self) -> dict[str, Any]:
         """Settings, seed and terms that decide the found prompts, as plain data."""
@@ -135,6 +148,8 @@ class PromptSearch:
             saved = load_search(checkpoint, identity, running) if checkpoint else None
             if saved is not None:
                 _log(f'search goes on from {checkpoint}')
+                self._before = running.calls
+                self._began = self.generator.evaluations.counts()
             if len(set(all_gather_list([running.step]))) > 1:
                 raise ValueError(
                     f'not every process can read {checkpoint}, from which the search would go on; '
@@ -145,6 +160,8 @@ class PromptSearch:
                 for prompt in prompts:
                     dist.broadcast(prompt.embeddings.data)
                 found = self._evaluate_all(running.progress)
+                for result in found:
+                    result.evaluations = round(self.evaluations / len(found), 6)
             except NonFiniteLossError:
                 if bank is not None and saves:
                     for prompt in prompts:
@@ -217,6 +234,7 @@ class PromptSearch:
                 self._log_step(step, active, (time.time() - began) / max(1, step - first))
             due = over or step % settings.checkpoint_interval == 0
             if checkpoint and due and dist.is_main_process():
+                running.calls = self.calls()
                 save_search(checkpoint, identity, running)
 
     def _take(self, progress: PromptProgress, score: StepScore, optimizer: OptimWrapper) -> None:

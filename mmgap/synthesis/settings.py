@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from mmgap.configs import build_settings
+from mmgap.synthesis.selection import Keep
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,10 @@ class SynthesisSettings:
             fails on their images of this class; the rest is divided equally. 0 asks no target.
         aim_images: Images per prompt and class that are drawn to find that out, and not kept.
         attempts: How often an image may be drawn until the critic keeps it.
+        overdraw: Images drawn for each one that is kept; above 1, :attr:`keep` says which, in each
+            ``overdraw`` batches by itself. What the critic drops is then not drawn again.
+        keep: Which are kept, arguments of :class:`~mmgap.synthesis.selection.Keep`:
+            ``dict(by='loss', rank=1.0)``. Needs a target.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -32,10 +39,14 @@ class SynthesisSettings:
     aim: float = 0.0
     aim_images: int = 8
     attempts: int = 4
+    overdraw: int = 1
+    keep: Keep = field(default_factory=Keep)
 
     def __post_init__(self) -> None:
-        for name in ('num_inference_steps', 'batch_size', 'aim_images', 'attempts'):
+        for name in ('num_inference_steps', 'batch_size', 'aim_images', 'attempts', 'overdraw'):
             if getattr(self, name) < 1:
                 raise ValueError(f'synthesis {name} must be at least 1, got {getattr(self, name)}')
         if not 0 <= self.aim <= 1:
             raise ValueError(f'synthesis aim must be in [0, 1], got {self.aim}')
+        if not isinstance(self.keep, Keep):
+            object.__setattr__(self, 'keep', build_settings(Keep, self.keep, 'synthesis keep'))

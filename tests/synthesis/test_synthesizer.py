@@ -39,85 +39,10 @@ def prompts(generator):
     return [encoder.random_prompt(2, i, f'p{i}', label=i % 2) for i in range(4)]
 
 
-def planner(sources, seed=0, **settings):
-    return Synthesizer(None, sources, SynthesisSettings(**settings), seed=seed)
-
-
 def synthesizer(generator, sources, critic=None, **settings):
     """With two steps and batches of four images."""
     settings = SynthesisSettings(**(dict(num_inference_steps=2, batch_size=4) | settings))
     return Synthesizer(generator, sources, settings, critic, seed=1)
-
-
-def blank(*labels):
-    return [SoftPrompt(torch.zeros(1, 4), f'p{i}', label=label) for i, label in enumerate(labels)]
-
-
-@pytest.mark.parametrize('cross', [True, False])
-def test_plan_of_fewer_is_the_beginning_of_more(sources, cross):
-    make = planner(sources, cross=cross, seed=3)
-    plan = make.plan(blank(0, 1, 0, 1), 60)
-    for count in (0, 1, 7, 24, 59):
-        assert make.plan(blank(0, 1, 0, 1), count) == plan[:count]
-    assert plan != planner(sources, cross=cross, seed=4).plan(blank(0, 1, 0, 1), 60)
-    assert plan != make.plan(blank(0, 1, 0, 1), 60, round=1)
-    assert len({image.seed for image in plan}) == 60
-
-
-@pytest.mark.parametrize('count', [5, 24, 25, 41])
-def test_classes_prompts_and_sources_take_turns(sources, count):
-    plan = planner(sources).plan(blank(0, 1, 0), count)
-    labels = [int(sources.labels[image.source]) for image in plan]
-    assert labels == [i % 2 for i in range(count)]
-    for label in (0, 1):
-        own = [image for image in plan if sources.labels[image.source] == label]
-        used = Counter(image.prompt_index for image in own)
-        assert max(used.values()) - min(used.get(i, 0) for i in range(3)) <= 1
-        deck = len(sources.of_class(label))
-        for start in range(0, len(own), deck):  # no source again before all were used
-            part = [image.source for image in own[start : start + deck]]
-            assert len(set(part)) == len(part)
-        if len(own) >= 3 * deck:
-            first, second = ([d.source for d in own[i * deck :][:deck]] for i in (0, 1))
-            assert first != second
-
-
-def test_crossed_or_not(sources):
-    def pairs(cross, *labels):
-        plan = planner(sources, cross=cross).plan(blank(*labels), 48)
-        return {(labels[d.prompt_index], int(sources.labels[d.source])) for d in plan}
-
-    assert pairs(True, 0, 1) == {(0, 0), (0, 1), (1, 0), (1, 1)}
-    assert pairs(False, 0, 1) == {(0, 0), (1, 1)}
-    assert pairs(False, 0, None) == {(0, 0), (None, 0), (None, 1)}
-
-
-def test_bad_input(sources):
-    with pytest.raises(ValueError, match='no prompt for class b: with cross=False'):
-        planner(sources, cross=False).plan(blank(0, 0), 4)
-    with pytest.raises(ValueError, match='no prompt for class a'):
-        planner(sources).plan([], 4)
-    with pytest.raises(ValueError, match='must not be negative, got -1'):
-        planner(sources).plan(blank(0), -1)
-    with pytest.raises(ValueError, match='num_inference_steps must be at least 1, got 0'):
-        planner(sources, num_inference_steps=0)
-    with pytest.raises(ValueError, match=r'aim must be in \[0, 1\], got 2'):
-        planner(sources, aim=2)
-    with pytest.raises(ValueError, match='aim=0.5 needs a target'):
-        planner(sources, aim=0.5).run(blank(0), 4, None)
-
-
-def test_aim_goes_where_the_target_fails(sources):
-    rates = np.array([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
-    make = planner(sources, aim=0.5)
-    plan = make.plan(blank(0, 1, 0), 120, rates=rates)
-    assert plan[:31] == make.plan(blank(0, 1, 0), 31, rates=rates)
-    used = Counter((int(sources.labels[d.source]), d.prompt_index) for d in plan)
-    expected = {(0, 0): 10, (0, 1): 40, (0, 2): 10, (1, 0): 25, (1, 1): 10, (1, 2): 25}
-    assert used == expected
-    assert planner(sources).plan(blank(0, 1, 0), 120, rates=rates) == planner(sources).plan(
-        blank(0, 1, 0), 120
-    )
 
 
 def test_aimed_run_follows_its_own_rates(tmp_path, run, generator, sources, prompts):
