@@ -96,6 +96,10 @@ class Benchmark:
         loop = self.loop(0)
         world = loop.sources.dataset.metainfo.get('world_version')
         self._shared = fingerprint([shared, loop.generator.fingerprint(), world])
+        self.injections = {
+            name: injection.for_labels(loop.sources.label_type)
+            for name, injection in self.injections.items()
+        }
         self._cells = fingerprint(cells)
         known = out / 'base' / 'key.json'
         if known.exists() and json.loads(known.read_text()) != self._shared:

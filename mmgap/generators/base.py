@@ -31,6 +31,7 @@ from mmgap.generators.schedulers import (
     check_scheduler,
     check_steps,
 )
+from mmgap.generators.steering import Steering, check_followed
 from mmgap.prompts import PromptEncoder, PromptEncoderPair
 from mmgap.sources import Condition, Sources
 
@@ -212,6 +213,7 @@ class DiffusionGenerator:
         prompt_embeds: Tensor,
         seeds: Sequence[int],
         num_inference_steps: int,
+        steering: Steering | None = None,
     ) -> Tensor:
         """Draw images.
 
@@ -223,11 +225,34 @@ class DiffusionGenerator:
             seeds: One seed per image; an image depends on its own seed only.
             num_inference_steps: Denoising steps of the full chain; at ``strength`` below 1 only
                 that share of them runs.
+            steering: Moves the latents on their way.
 
         Returns:
             ``(B, 3, H, W)`` RGB in [0, 1].
         """
-        return self.draw(condition, prompt_embeds, seeds, num_inference_steps)
+        condition = condition.to(self.device)
+        with self._steered(steering, condition, num_inference_steps):
+            return self.finish(
+                self.draw(condition, prompt_embeds, seeds, num_inference_steps), condition
+            )
+
+    def finish(self, images: Tensor, condition: Condition) -> Tensor:
+        """What becomes of the images that the pipeline draws: nothing, here.
+
+        Args:
+            images: ``(B, 3, H, W)`` in [0, 1].
+            condition: Theirs, on the same device.
+        """
+        return images
+
+    def _steered(
+        self, steering: Steering | None, condition: Condition, num_inference_steps: int
+    ) -> AbstractContextManager[None]:
+        if steering is None:
+            return nullcontext()
+        check_followed(self.pipeline.scheduler)
+        calls = self._num_calls(num_inference_steps)
+        return steering.applied(self.pipeline, calls, lambda images: self.finish(images, condition))
 
     def draw(
         self,

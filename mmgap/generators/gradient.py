@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
+from mmgap.generators.patching import patched
+
 MODES = ('full', 'last_k', 'shortcut')
 CHECKPOINTS = (False, True, 'steps', 'blocks')
 
@@ -95,10 +97,10 @@ class GradientPolicy:
                 # would be computed again at once.
                 known = bool(self.checkpoint) and network is denoisers[0]
                 stepped = self._stepped(network, num_calls, guided, known)
-                stack.enter_context(_patched_forward(network, stepped))
+                stack.enter_context(patched(network, 'forward', stepped))
             if self.checkpoint:
                 again = _one_by_one(_checkpointed(decoder.forward))
-                stack.enter_context(_patched_forward(decoder, again))
+                stack.enter_context(patched(decoder, 'forward', again))
             yield
 
     def _stepped(
@@ -162,17 +164,3 @@ def _joined(first: Any, second: Any) -> Any:
     if isinstance(first, Tensor):
         return torch.cat([first, second])
     return type(first)(_joined(*pair) for pair in zip(first, second, strict=True))
-
-
-@contextmanager
-def _patched_forward(network: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    missing = object()
-    before = network.__dict__.get('forward', missing)
-    network.forward = forward
-    try:
-        yield
-    finally:
-        if before is missing:
-            del network.forward
-        else:
-            network.forward = before

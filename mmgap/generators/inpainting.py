@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,19 +80,8 @@ class InpaintingGenerator(DiffusionGenerator):
             strength=self.strength,
         )
 
-    def __call__(
-        self,
-        condition: Condition,
-        prompt_embeds: Tensor,
-        seeds: Sequence[int],
-        num_inference_steps: int,
-    ) -> Tensor:
-        """Draw images with the condition's foreground pasted back; there it is the source.
-
-        Arguments as in :meth:`DiffusionGenerator.__call__`.
-        """
-        condition = condition.to(self.device)
-        drawn = self.draw(condition, prompt_embeds, seeds, num_inference_steps)
+    def finish(self, images: Tensor, condition: Condition) -> Tensor:
+        """The condition's foreground pasted back; there the image is the source."""
         # Half precision cannot hold 256 levels: what is kept would not come back exactly.
-        drawn = drawn.to(torch.promote_types(drawn.dtype, torch.float32))
-        return torch.where(condition.masks, condition.images.to(drawn.dtype) / 255, drawn)
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        return torch.where(condition.masks, condition.images.to(images.dtype) / 255, images)

@@ -36,6 +36,7 @@ from mmgap.injection import (
     check_refit,
     judge_images,
     keep_statistics,
+    label_type_of,
     pooled_features,
 )
 from mmgap.loop.report import run_summary, summary_table
@@ -229,7 +230,8 @@ class InjectionHook(Hook):
     def _try_out(self, runner: Runner, label_type: str) -> None:
         """Find what does not fit before the first epoch, not after the last."""
         model = runner_access.plain_model(runner)
-        if self.injection.mode in ('refit', 'auto'):
+        refits = ('refit', 'auto') if label_type == 'classes' else ('refit',)
+        if self.injection.mode in refits:
             check_refit(model, self.injection, label_type)
         real, reader = self._mix.dataset, runner_access.test_pipeline(runner)
         if self.injection.weight != 1:
@@ -318,7 +320,7 @@ class InjectionHook(Hook):
             images,
             self._mix.dataset,
             self.injection,
-            label_type='classes' if images.depth_unit is None else 'depth',
+            label_type=label_type_of(images),
             seed=self.seed,
         ).run(self.folder / 'refit' / f'{name}.safetensors')
         self.seconds['injection'] += time.time() - began

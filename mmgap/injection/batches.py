@@ -182,6 +182,11 @@ def missing_classes(images: SyntheticDataset) -> list[str]:
     return [] if None in labels else [c for i, c in enumerate(classes) if i not in labels]
 
 
+def label_type_of(images: SyntheticDataset) -> str:
+    """``'classes'`` or ``'depth'``."""
+    return 'classes' if images.depth_unit is None else 'depth'
+
+
 def infos_of(images: SyntheticDataset) -> list[dict[str, Any]]:
     """The data info of each generated image."""
     return [images.get_data_info(i) for i in range(len(images))]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.distributed import broadcast_object, raise_on_all_ranks
-from mmgap.injection.batches import missing_classes
+from mmgap.injection.batches import label_type_of, missing_classes
 from mmgap.injection.probe import separability
 from mmgap.injection.settings import InjectionSettings
 from mmgap.seeds import derive_rng, derive_seed, seeded
@@ -101,8 +101,11 @@ def _judge(
             )
     if settings.mode != 'auto':
         return dict(mode=settings.mode, why=f'{said}.', **probes)
+    label_type = label_type_of(images)
+    if label_type == 'depth':
+        return dict(mode='mix', why=f'{said}. For depth a mix was best in each trial.', **probes)
     missing = missing_classes(images)
-    if missing and settings.layers == 'last' and settings.reset:
+    if missing and settings.layers == 'last' and settings.for_labels(label_type).reset:
         why = f'{said}. No images of {len(missing)} classes, which a refit would forget'
         return dict(mode='mix', why=f'{why}.', **probes)
     apart = probes['generated'] is not None and probes['generated'] >= SEPARABLE

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.distributed import broadcast_object
 from mmgap.files import fingerprint, plain, weights_fingerprint, write_bytes
-from mmgap.injection.batches import RefitBatches, infos_of, missing_classes
+from mmgap.injection.batches import RefitBatches, infos_of, label_type_of, missing_classes
 from mmgap.injection.settings import InjectionSettings
 from mmgap.injection.weighting import SampleWeights
 from mmgap.optimizer_state import load_optimizer_state, optimizer_state
@@ -72,6 +72,7 @@ class Refit:
     ) -> None:
         self.wrapped = model
         inner: Any = model.module if is_model_wrapper(model) else model
+        settings = settings.for_labels(label_type)
         self.model = inner
         self.images = images
         self.settings = settings
@@ -234,6 +235,7 @@ def check_refit(model: nn.Module, settings: InjectionSettings, label_type: str) 
     Raises:
         ValueError: If the last layer's name names no parameter, or its loss takes no weights.
     """
+    settings = settings.for_labels(label_type)
     prefix = settings.last_layer or LAST_LAYERS[label_type]
     names = [name for name, _ in model.named_parameters()]
     path = prefix.rstrip('.')
@@ -252,8 +254,8 @@ def check_classes(images: SyntheticDataset, settings: InjectionSettings) -> None
     Raises:
         ValueError: If there is a class without images.
     """
-    missing = missing_classes(images)
-    if missing and settings.layers == 'last' and settings.reset:
+    missing, reset = missing_classes(images), settings.for_labels(label_type_of(images)).reset
+    if missing and settings.layers == 'last' and reset:
         raise ValueError(
             f'a refit begins the last layer anew, and there are no images of {missing[:5]} '
             f'({len(missing)} classes), which it would forget; draw images of all classes, or set '

@@ -42,7 +42,7 @@ class InjectionSettings:
     - ``replace``: a real sample gives way, with probability ``ratio``, to an image that was drawn
       around it; one that has none stays.
     - ``auto``: ``mix`` or ``refit``, by how the model sees the images: see
-      :func:`~mmgap.injection.judge_images`.
+      :func:`~mmgap.injection.judge_images`. ``mix`` for depth.
 
     Attributes:
         mode: One of these.
@@ -58,9 +58,10 @@ class InjectionSettings:
         layers: What a refit trains: ``'last'`` layer or ``'all'`` of the network.
         last_layer: What the names of the last layer's parameters begin with. None is ``'head.'``
             for classifiers and ``'decode_head.conv_seg.'`` for depth models.
-        reset: Whether a refit's last layer begins anew.
+        reset: Whether a refit's last layer begins anew. None is yes for classes, and no for depth,
+            which has no shortcut in it to forget.
         real: Weight of the loss of real samples in a refit, that of images being 1. With 0 it sees
-            images alone.
+            images alone. None is 0.01 for classes, and 1 for depth.
         steps: Optimiser steps of a refit.
         batch_size: Images in each of them, on all processes together.
         optim_wrapper: Config of MMEngine's optimiser wrapper, for a refit. None is Adam with a rate
@@ -78,8 +79,8 @@ class InjectionSettings:
     reverse: bool = False
     layers: str = 'last'
     last_layer: str | None = None
-    reset: bool = True
-    real: float = 0.01
+    reset: bool | None = None
+    real: float | None = None
     steps: int = 100
     batch_size: int = 64
     optim_wrapper: Mapping[str, Any] | None = None
@@ -95,7 +96,7 @@ class InjectionSettings:
                 raise ValueError(f'injection {name} must be at least 1, got {getattr(self, name)}')
         if not self.weight > 0:
             raise ValueError(f'injection weight must be positive, got {self.weight}')
-        if not self.real >= 0:
+        if self.real is not None and not self.real >= 0:
             raise ValueError(f'injection real must not be negative, got {self.real}')
         if not 0 < self.share <= 1:
             raise ValueError(f'injection share must be in (0, 1], got {self.share}')
@@ -140,6 +141,19 @@ class InjectionSettings:
     def in_mode(self, mode: str) -> InjectionSettings:
         """The same settings in a mode that ``auto`` has chosen."""
         return replace(self, mode=mode)
+
+    def for_labels(self, label_type: str) -> InjectionSettings:
+        """The same settings with what depends on the type of the labels filled in.
+
+        Args:
+            label_type: ``'classes'`` or ``'depth'``.
+        """
+        reset, real = (True, 0.01) if label_type == 'classes' else (False, 1.0)
+        return replace(
+            self,
+            reset=reset if self.reset is None else self.reset,
+            real=real if self.real is None else self.real,
+        )
 
     @property
     def refit_optimizer(self) -> dict[str, Any]:

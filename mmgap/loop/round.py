@@ -33,7 +33,7 @@ from mmgap.registry import HOOKS, TASK_UTILS
 from mmgap.search import FoundPrompt, PromptSearch, aimed_starts, check_ids, initial_prompts
 from mmgap.seeds import derive_seed, preserved_rng
 from mmgap.sources import Sources
-from mmgap.synthesis import Synthesizer
+from mmgap.synthesis import SampleGuidance, Synthesizer
 from mmgap.targets import TargetModel, build_target, load_model
 from mmgap.wrappers import Distinct, parts_of
 
@@ -159,11 +159,27 @@ class Loop:
             ValueError: If a guidance image is among the evaluation images, the evaluation has other
                 classes, or a term is for another type of labels.
         """
-        wanted = [list(self.settings.feedback), self.features, len(self.evaluation)]
-        return self._once(f'feedback {wanted}', self._prepare_feedback)
+        return self._terms(self.settings.feedback)
 
-    def _prepare_feedback(self) -> list[Feedback]:
-        terms = [TASK_UTILS.build(dict(config)) for config in self.settings.feedback]
+    @property
+    def guidance(self) -> SampleGuidance | None:
+        """What steers images while they are drawn; None for nothing.
+
+        Raises:
+            ValueError: As for :attr:`feedback`, or if no term looks at images.
+        """
+        settings = self.settings.synthesis.guidance
+        if settings is None:
+            return None
+        terms = self.feedback if settings.feedback is None else self._terms(settings.feedback)
+        return SampleGuidance(terms, settings)
+
+    def _terms(self, configs: Sequence[Mapping[str, Any]]) -> list[Feedback]:
+        wanted = [list(configs), self.features, len(self.evaluation)]
+        return self._once(f'feedback {wanted}', lambda: self._prepare_feedback(configs))
+
+    def _prepare_feedback(self, configs: Sequence[Mapping[str, Any]]) -> list[Feedback]:
+        terms = [TASK_UTILS.build(dict(config)) for config in configs]
         evaluation = [
             DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
             for dataset in self.evaluation
@@ -195,7 +211,7 @@ class Loop:
 
     def prepare(self) -> None:
         """Load what feedback and critic need; else that is done when they are first asked for."""
-        _ = self.feedback, self.critic
+        _ = self.feedback, self.guidance, self.critic
 
     def target(self, checkpoint: str | None = None, model: nn.Module | None = None) -> TargetModel:
         """The config's model, seen from the image.
@@ -260,7 +276,9 @@ class Loop:
         Raises:
             ValueError: If the settings do not fit the generator.
         """
-        check_label_types([self.critic], self.sources)
+        guidance = self.guidance
+        judges = [self.critic, *(guidance.feedback if guidance else ())]
+        check_label_types(judges, self.sources)
         self.generator.check_steps(self.settings.synthesis.num_inference_steps, 'synthesis')
         return Synthesizer(
             self.generator,
@@ -268,6 +286,7 @@ class Loop:
             self.settings.synthesis,
             critic=self.critic,
             seed=derive_seed(self.seed, 'round', round_index),
+            guidance=guidance,
         )
 
     def search(

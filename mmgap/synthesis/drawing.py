@@ -15,6 +15,7 @@ from mmgap.feedback import Critic, Feedback, FeedbackBatch, total_feedback
 from mmgap.generators import DiffusionGenerator
 from mmgap.pool import Recipe
 from mmgap.sources import Condition, ImageSpec, Sources
+from mmgap.synthesis.guidance import SampleGuidance
 from mmgap.synthesis.pool_writer import GeneratedImage
 from mmgap.synthesis.selection import usefulness
 from mmgap.synthesis.settings import SynthesisSettings
@@ -58,6 +59,7 @@ class Drawing:
         sources: Labelled samples.
         settings: How to draw.
         critic: Prepared critic.
+        guidance: Steers images while they are drawn.
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class Drawing:
         sources: Sources,
         settings: SynthesisSettings,
         critic: Critic | None,
+        guidance: SampleGuidance | None = None,
     ) -> None:
         self.generator = generator
         self.sources = sources
         self.settings = settings
         self.critic = critic
+        self.guidance = guidance
 
     def __call__(self, batch: Sequence[ImageSpec], context: RoundContext) -> list[GeneratedImage]:
         """Draw a batch; what the critic drops is marked so.
@@ -82,10 +86,15 @@ class Drawing:
         indices, seeds = [image.prompt_index for image in batch], [image.seed for image in batch]
         counter = self.generator.evaluations
         hidden, before = context.embeds[indices], counter.counts()
-        images = self.generator(condition, hidden, seeds, self.settings.num_inference_steps)
-        each = counter.total(counter.since(before)) / len(batch)
         turns = [context.turns[i] for i in indices]
-        seen = FeedbackBatch(hidden, condition.labels, seeds, turns, images)
+        seen = FeedbackBatch(hidden, condition.labels, seeds, turns)
+        steering = None
+        if self.guidance is not None:
+            steering = self.guidance.steering(seen, condition, context.target)
+        images = seen.images = self.generator(
+            condition, hidden, seeds, self.settings.num_inference_steps, steering
+        )
+        each = counter.total(counter.since(before)) / len(batch)
         measures = self._measure(condition, images, seen, context)
         _check_finite(batch, images, measures)
         pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -105,6 +114,13 @@ class Drawing:
             depth = self.sources.stored_depth(condition, i)
             generated.append(GeneratedImage(pixels[i], depth, fields))
         return generated
+
+    def identity(self, target: TargetModel | None) -> dict[str, Any]:
+        """What decides images beside their recipes, as plain data."""
+        settings = self.generator.settings()
+        if self.guidance is None:
+            return settings
+        return dict(settings, guidance=self.guidance.identity(target))
 
     def recipe(self, image: ImageSpec, context: RoundContext) -> Recipe:
         """What decides an image of the plan."""

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmgap.configs import build_settings
+from mmgap.synthesis.guidance import GuidanceSettings
 from mmgap.synthesis.selection import Keep
 
 
@@ -28,6 +30,9 @@ class SynthesisSettings:
             ``overdraw`` batches by itself. What the critic drops is then not drawn again.
         keep: Which are kept, arguments of :class:`~mmgap.synthesis.selection.Keep`:
             ``dict(by='loss', rank=1.0)``. Needs a target.
+        guidance: Steers each image while it is drawn, arguments of
+            :class:`~mmgap.synthesis.guidance.GuidanceSettings`:
+            ``dict(feedback=[…], weight=0.1, every=1)``. None steers nothing.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -41,6 +46,7 @@ class SynthesisSettings:
     attempts: int = 4
     overdraw: int = 1
     keep: Keep = field(default_factory=Keep)
+    guidance: GuidanceSettings | None = None
 
     def __post_init__(self) -> None:
         for name in ('num_inference_steps', 'batch_size', 'aim_images', 'attempts', 'overdraw'):
@@ -48,5 +54,8 @@ class SynthesisSettings:
                 raise ValueError(f'synthesis {name} must be at least 1, got {getattr(self, name)}')
         if not 0 <= self.aim <= 1:
             raise ValueError(f'synthesis aim must be in [0, 1], got {self.aim}')
-        if not isinstance(self.keep, Keep):
-            object.__setattr__(self, 'keep', build_settings(Keep, self.keep, 'synthesis keep'))
+        for name, kind in (('keep', Keep), ('guidance', GuidanceSettings)):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                made = build_settings(kind, value, f'synthesis {name}')
+                object.__setattr__(self, name, made)

@@ -21,6 +21,7 @@ from mmgap.prompts import SoftPrompt
 from mmgap.seeds import derive_seed
 from mmgap.sources import ImageSpec, Sources
 from mmgap.synthesis.drawing import Drawing, RoundContext
+from mmgap.synthesis.guidance import SampleGuidance
 from mmgap.synthesis.plan import Planner
 from mmgap.synthesis.pool_writer import GeneratedImage, PoolWriter
 from mmgap.synthesis.progress import Progress
@@ -47,6 +48,7 @@ class Synthesizer:
         critic: Prepared :class:`~mmgap.feedback.Critic`; what it drops is drawn again with another
             source and seed.
         seed: Seed of every draw.
+        guidance: Steers images while they are drawn.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Synthesizer:
         settings: SynthesisSettings,
         critic: Critic | None = None,
         seed: int = 0,
+        guidance: SampleGuidance | None = None,
     ) -> None:
         self.generator = generator
         self.sources = sources
@@ -63,7 +66,7 @@ class Synthesizer:
         self.critic = critic
         self.seed = seed
         self.planner = Planner(generator, sources, settings, critic, seed)
-        self._drawing = Drawing(generator, sources, settings, critic)
+        self._drawing = Drawing(generator, sources, settings, critic, guidance)
 
     def run(
         self,
@@ -109,7 +112,7 @@ class Synthesizer:
         rates = self.planner.rates(prompts, prompt_ids, target, pool, round, known=keep_drawn)
         overdraw = self.settings.overdraw
         plan = self.planner.plan(prompts, count * overdraw, round, rates)
-        drawing, size = self.generator.settings(), self.settings.batch_size * overdraw
+        drawing, size = self._drawing.identity(target), self.settings.batch_size * overdraw
         progress = Progress(len(plan))
         with torch.no_grad(), PoolWriter(pool, fingerprint(drawing), drawing) as writer:
             context = self._context(prompts, prompt_ids, round, target, feedback)
@@ -161,7 +164,7 @@ class Synthesizer:
             embeds=self.generator.prompts.encode(prompts),
             prompt_ids=prompt_ids,
             turns=[prompt.turn for prompt in prompts],
-            generator=broadcast_object(self.generator.fingerprint()),
+            generator=broadcast_object(fingerprint(self._drawing.identity(target))),
             critic=broadcast_object(None if self.critic is None else self.critic.fingerprint()),
             useful_by=broadcast_object(self._useful_by(target, feedback)),
             target=target,
