@@ -21,6 +21,7 @@ from mmgap.files import plain, write_bytes, write_json
 MANIFEST = 'manifest.jsonl'
 GENERATORS = 'generators.json'
 REAL = 'real'  # prompt and generator of an image that was not generated
+SOMETIMES = ('usefulness', 'useful_by', 'evaluations')
 IMAGE = re.compile(r'images/(\d{6,})\.png')
 
 
@@ -113,11 +114,12 @@ class Sample:
         return Recipe(**{name: getattr(self, name) for name in names})
 
     def line(self) -> str:
-        """The manifest's line; it names depth only where there is depth."""
+        """The manifest's line; it names depth, usefulness and cost only where there are some."""
         fields = asdict(self)
+        left_out = {name for name in SOMETIMES if fields[name] is None}
         if self.depth_file is None:
-            fields = {name: value for name, value in fields.items() if name[:6] != 'depth_'}
-        return json.dumps(fields) + '\n'
+            left_out |= {name for name in fields if name[:6] == 'depth_'}
+        return json.dumps({k: v for k, v in fields.items() if k not in left_out}) + '\n'
 
 
 class SamplePool:

@@ -103,7 +103,7 @@ def test_late_nan_costs_nothing_that_was_paid_for(data, tiny_sd, tmp_path, monke
     """With other steps for synthesis and another eta a resumed run goes on where it stopped."""
     draw, searched = InpaintingGenerator.__call__, []
 
-    def broken(self, condition, embeds, seeds, steps):
+    def broken(self, condition, embeds, seeds, steps, steering=None):
         images = draw(self, condition, embeds, seeds, steps)
         if torch.is_grad_enabled():
             searched.append(len(seeds))

@@ -210,7 +210,7 @@ def test_target_is_left_alone_and_may_be_missing(tmp_path, run, generator, sourc
 def test_not_finite(tmp_path, run, generator, monkeypatch):
     draw = type(generator).__call__
 
-    def broken(self, condition, embeds, seeds, steps):
+    def broken(self, condition, embeds, seeds, steps, steering=None):
         images = draw(self, condition, embeds, seeds, steps)
         if len(seeds) == 2:  # the last batch
             images[1, 0, 0, 0] = float('nan')
