@@ -7,6 +7,7 @@ import copy
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from mmengine.registry import DATASETS
 
 from mmgap.benchmark.images import Folders, draw_images, put_real
 from mmgap.benchmark.methods import read_methods
+from mmgap.benchmark.pools import counts_of, evaluations_of
 from mmgap.benchmark.training import base_config, cell_config, inject, train_and_test
 from mmgap.compat import name_pretrained
-from mmgap.configs import build_settings, gap_hooks, is_gap_hook
+from mmgap.configs import build_settings, change_settings, gap_hooks, is_gap_hook
 from mmgap.datasets import SyntheticDataset
 from mmgap.files import fingerprint, plain, write_json
 from mmgap.injection import InjectionSettings, judge_images
@@ -153,15 +155,19 @@ class Benchmark:
                     'delete it'
                 )
             return cell
-        pool = self.pool(method, seed) if self.methods[method].makes_images else None
+        pool, images, dropped, evaluations = None, budget, 0, None
+        if self.methods[method].makes_images:
+            pool, images = self.images(method, seed, budget)
+            evaluations = evaluations_of(pool, images)
+            images, dropped = counts_of(pool, images)
         began = time.time()
-        images, dropped = (budget, 0) if pool is None else self.counts(pool, budget)
         config = self.training(method, seed, layers, pool, images, injection)
         report, others = train_and_test(config, evaluate=self.settings.get('evaluate') or {})
         cell = dict(method=method, budget=budget, seed=seed, layers=layers, injection=injection)
         report.pop('metrics')
         cell.update(report)
-        cell.update(images=images, dropped=dropped, seconds=time.time() - began)
+        cell.update(images=images, dropped=dropped, evaluations=evaluations)
+        cell.update(seconds=time.time() - began)
         cell['val_worst_group'] = others['val']['worst_group'] if 'val' in others else None
         cell['others'] = others
         write_json(path, dict(cell, key=self.cell_key(method, injection)))
@@ -214,17 +220,6 @@ class Benchmark:
         found = judge_images(target.model, data, real, settings, pipeline, seed)
         return settings.in_mode(found['mode'])
 
-    @staticmethod
-    def counts(pool: Path, budget: int) -> tuple[int, int]:
-        """Images kept and dropped until the budget was full, or all where it never is."""
-        kept = dropped = 0
-        for sample in SamplePool(pool).samples:
-            if kept == budget:
-                break
-            kept += sample.kept
-            dropped += not sample.kept
-        return kept, dropped
-
     def base(self, seed: int) -> Path:
         """The checkpoint that all methods of a seed start from: the config without its hook."""
         path = self.out / 'base' / f'seed_{seed}.pth'
@@ -234,21 +229,70 @@ class Benchmark:
             write_json(path.with_suffix('.json'), report)
         return path
 
-    def pool(self, method: str, seed: int) -> Path:
-        """The images of a method and seed; the pool of the largest budget serves all."""
+    def images(self, method: str, seed: int, budget: int) -> tuple[Path, int]:
+        """The pool of a cell, and how many of its images it trains on at most.
+
+        Those are the budget, but for methods that get the cost of another one.
+        """
+        own = self.methods[method]
+        if own.cost_of is None:
+            return self.pool(method, seed), budget
+        drawn = self._affordable(own.cost_of.name, seed, budget)
+        if own.selects:
+            return self.pool(method, seed, budget, overdraw=max(1, drawn // budget)), budget
+        most = self._affordable(own.cost_of.name, seed, max(self.budgets))
+        return self.pool(method, seed, max(most, drawn)), max(drawn, budget)
+
+    def _affordable(self, method: str, seed: int, budget: int) -> int:
+        """Images that could be drawn, without a search, for what a method's cost."""
+        spent = evaluations_of(self.pool(method, seed), budget)
+        if spent is None:
+            raise ValueError(
+                f'the images of {method!r} were drawn by an older version, which did not count '
+                f'network evaluations; delete {self.folder("pools", method, seed)}'
+            )
+        return int(spent / self._cost_of_one(seed))
+
+    def _cost_of_one(self, seed: int) -> float:
+        """Network evaluations of an image that is drawn with a sentence."""
+        loop = self.loop(seed)
+        counter, before = loop.generator.evaluations, loop.generator.evaluations.counts()
+        count = 2 if loop.generator.compiled else 1
+        prompt = loop.generator.prompts.text_prompt('an image', 'one')
+        synthesis = change_settings(loop.settings.synthesis, dict(guidance=None), 'synthesis')
+        loop.variant(synthesis=synthesis).synthesizer().try_out([prompt])
+        return counter.total(counter.since(before)) / count
+
+    def pool(
+        self, method: str, seed: int, count: int | None = None, overdraw: int | None = None
+    ) -> Path:
+        """The images of a method and seed; the pool of the largest budget serves all.
+
+        Args:
+            method: Name of the method.
+            seed: The seed.
+            count: How many images, the largest budget by default.
+            overdraw: As in ``synthesis``; by default the method's. Each has a pool of its own.
+        """
         folder = self.folder('pools', method, seed)
-        count, file = max(self.budgets), folder / 'about.json'
+        if overdraw is not None:
+            folder = folder.with_name(f'{folder.name}-x{overdraw}')
+        count, file = count or max(self.budgets), folder / 'about.json'
         if file.exists() and json.loads(file.read_text())['images'] >= count:
             return folder
         began = time.time()
-        facts = self._fill(SamplePool(folder), method, seed, count)
+        facts = self._fill(SamplePool(folder), method, seed, count, overdraw)
         facts.update(method=method, seed=seed, images=count, key=self.key(method))
         write_json(file, dict(facts, seconds=time.time() - began))
         return folder
 
-    def _fill(self, pool: SamplePool, name: str, seed: int, count: int) -> dict[str, Any]:
+    def _fill(
+        self, pool: SamplePool, name: str, seed: int, count: int, overdraw: int | None = None
+    ) -> dict[str, Any]:
         """Make the images of a method; returns what is to be known of them."""
         method, evaluation = self.methods[name], self.evaluation()
+        if overdraw is not None:
+            method = replace(method, synthesis={**(method.synthesis or {}), 'overdraw': overdraw})
         if method.dataset is not None:
             settings = copy.deepcopy(dict(method.dataset))
             if 'type' not in settings:

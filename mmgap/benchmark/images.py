@@ -116,11 +116,12 @@ def draw_images(
     # Whole batches: then the pool of a small budget is the beginning of a larger one's.
     size = drawing.settings.synthesis.batch_size
     per_round = size * -(-count // (method.rounds * size))
-    prompts, seconds = [], 0.0
+    prompts, seconds, evaluations = [], 0.0, 0.0
     for round_index in range(method.rounds):
         began = time.time()
         target = base if round_index == 0 else loop.target(str(checkpoint(round_index)))
-        of_round = _find_prompts(method.finder, finding, target, round_index, folders)
+        of_round, cost = _find_prompts(method.finder, finding, target, round_index, folders)
+        evaluations += cost
         seconds += time.time() - began
         drawing.synthesize(of_round, per_round, pool, target, round_index)
         prompts += of_round
@@ -139,6 +140,7 @@ def draw_images(
         held_out={name: float(np.mean([one[name] for one in scores])) for name in scores[0]},
         pool_target_loss=float(np.mean([loss for loss in losses if loss is not None])),
         search_seconds=seconds,
+        search_evaluations=evaluations,
     )
 
 
@@ -166,21 +168,29 @@ def _finding(
 
 def _find_prompts(
     method: Method, loop: Loop, target: TargetModel, round_index: int, folders: Folders
-) -> list[SoftPrompt]:
-    """The prompts of a round; those that are searched for or drawn come before sentences."""
+) -> tuple[list[SoftPrompt], float]:
+    """The prompts of a round, and the network evaluations that they cost.
+
+    Those that are searched for or drawn come before sentences.
+    """
     prompts: list[SoftPrompt] = []
+    counter, cost = loop.generator.evaluations, 0.0
     if method.search is not None:
         # Goes on from its checkpoint, which knows whether it is still the same search.
         path = folders.search / f'{round_index}.safetensors'
         found = loop.search(target, round_index, path, PromptBank(folders.prompts))
         prompts = [result.prompt for result in found]
+        cost = sum(result.evaluations for result in found)
     elif method.initial is not None:
+        before = counter.counts()
         prompts = loop.initial_prompts(loop.prompt_search(target, round_index), round_index)
+        cost = counter.total(counter.since(before))
     texts = method.sentences()
     if not texts:
-        return prompts
+        return prompts, cost
     count = loop.settings.search.prompts_per_class * len(loop.sources.classes)
-    return prompts + [
+    sentences = [
         loop.generator.prompts.text_prompt(texts[i % len(texts)], f'{method.name}-{i}')
         for i in range(count - len(prompts))
     ]
+    return prompts + sentences, cost

@@ -33,6 +33,9 @@ class Method:
         texts: Sentences to draw, in a list or in a file. Beside prompts that are found they fill up
             the number.
         synthesis: Changes to the hook's ``synthesis``.
+        cost_of: The method whose network evaluations it gets, at each budget; the fragment has its
+            name. With ``keep`` in ``synthesis`` it draws so many more images for each one that it
+            keeps; else all are trained on, more than the budget.
         rounds: Number of rounds that the search is spread over. Each is against the model that has
             been trained with the images of the rounds before.
         generator: Changes to the hook's ``generator``.
@@ -51,6 +54,7 @@ class Method:
     initial: Mapping[str, Any] | None = None
     texts: str | Sequence[str] | None = None
     synthesis: Mapping[str, Any] | None = None
+    cost_of: Method | None = None
     rounds: int = 1
     generator: Mapping[str, Any] | None = None
     critic: Mapping[str, Any] | bool | None = None
@@ -59,7 +63,11 @@ class Method:
 
     @classmethod
     def from_fragment(
-        cls, name: str, fragment: Mapping[str, Any], finders: Mapping[str, Method]
+        cls,
+        name: str,
+        fragment: Mapping[str, Any],
+        finders: Mapping[str, Method],
+        others: Mapping[str, Method] | None = None,
     ) -> Method:
         """Check a fragment.
 
@@ -67,6 +75,7 @@ class Method:
             name: Name of the method.
             fragment: What it changes, by the names of the attributes.
             finders: Methods whose prompts may be taken.
+            others: Methods whose cost may be taken.
 
         Raises:
             ValueError: If the fragment has unknown keys, or values that do not fit each other.
@@ -88,13 +97,31 @@ class Method:
         if parent is not None and parent not in finders:
             raise ValueError(f'method {name!r} takes the prompts of {parent!r}, which finds none')
         prompts_of = None if parent is None else finders[parent]
-        return cls(name=name, fragment=fragment, prompts_of=prompts_of, **settings)
+        paid = settings.pop('cost_of', None)
+        drawing = [key for key, method in (others or {}).items() if method.draws]
+        if paid is not None and paid not in drawing:
+            raise ValueError(
+                f'method {name!r} has cost_of={paid!r}; there are {drawing}, which draw images and '
+                'have no cost_of themselves'
+            )
+        cost_of = None if paid is None else (others or {})[paid]
+        return cls(name=name, fragment=fragment, prompts_of=prompts_of, cost_of=cost_of, **settings)
 
     @property
     def makes_images(self) -> bool:
         """Whether budgets mean anything to it."""
         ways = (self.search, self.prompts_of, self.initial, self.texts, self.dataset)
         return any(way is not None for way in ways)
+
+    @property
+    def draws(self) -> bool:
+        """Whether its images are drawn by the generator."""
+        return self.makes_images and self.dataset is None
+
+    @property
+    def selects(self) -> bool:
+        """Whether it keeps some of the images that it draws."""
+        return 'keep' in (self.synthesis or {})
 
     @property
     def finder(self) -> Method:
@@ -128,7 +155,8 @@ class Method:
         fragment.pop('about', None)
         if 'texts' in fragment:
             fragment['texts'] = self.sentences()
-        return fingerprint([shared, fragment, self.prompts_of and self.prompts_of.key(shared)])
+        parts = [shared, fragment, self.prompts_of and self.prompts_of.key(shared)]
+        return fingerprint(parts + ([self.cost_of.key(shared)] if self.cost_of else []))
 
 
 KEYS = tuple(field.name for field in fields(Method) if field.name not in ('name', 'fragment'))
@@ -146,9 +174,16 @@ def read_methods(fragments: Mapping[str, Mapping[str, Any]]) -> dict[str, Method
     finders = {
         name: Method.from_fragment(name, fragment, {})
         for name, fragment in fragments.items()
-        if fragment.get('prompts_of') is None and {'search', 'initial'} & set(fragment)
+        if fragment.get('prompts_of') is None
+        and fragment.get('cost_of') is None
+        and {'search', 'initial'} & set(fragment)
+    }
+    free = {
+        name: finders.get(name) or Method.from_fragment(name, fragment, finders)
+        for name, fragment in fragments.items()
+        if fragment.get('cost_of') is None
     }
     return {
-        name: finders.get(name) or Method.from_fragment(name, fragment, finders)
+        name: free.get(name) or Method.from_fragment(name, fragment, finders, free)
         for name, fragment in fragments.items()
     }

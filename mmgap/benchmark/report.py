@@ -63,7 +63,11 @@ def write_report(
         '',
         f'Seeds: {sorted({c["seed"] for c in cells})}. {_measured(cells)} on {meta["test"]}: '
         'mean over seeds ± standard deviation. "vs none" is the paired difference over seeds in '
-        'the worst group with its 95 % interval (Student). Budgets count kept images.',
+        'the worst group with its 95 % interval (Student). Budgets count kept images; in brackets '
+        'how many a method trains on that gets the cost of another one as more images. '
+        "Evaluations are calls of the generator's networks for each image of the budget, search, "
+        'aim and dropped images included: a call of the UNet on one image counts 1, with gradient '
+        '3, the others by their operations.',
         *incomplete(number, total),
     ]
     for layers in dict.fromkeys(c['layers'] for c in cells):
@@ -130,8 +134,9 @@ def _measured(cells: Sequence[Cell]) -> str:
 
 def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
     lines = [
-        '| method | images | dropped | worst group | vs none | mean of groups | seconds a cell |',
-        '|---|---|---|---|---|---|---|',
+        '| method | images | dropped | evaluations an image | worst group | vs none | mean of '
+        'groups | seconds a cell |',
+        '|---|---|---|---|---|---|---|---|',
     ]
     baseline = select(cells, method='none')
     for method in methods:
@@ -145,12 +150,23 @@ def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
                 if seed in baseline
             ]
             versus = spread(gains, '+.1f', interval) if gains else ''
+            trained = np.mean([c['images'] for c in row.values()])
+            more = f' ({trained:.0f})' if round(trained) != budget else ''
             lines.append(
-                f'| {method} | {budget} | {np.mean([c["dropped"] for c in row.values()]):.0f} | '
+                f'| {method} | {budget}{more} | '
+                f'{np.mean([c["dropped"] for c in row.values()]):.0f} | {_cost(row)} | '
                 f'{spread(worst)} | {versus if method != "none" else ""} | {spread(mean)} | '
                 f'{np.mean([c["seconds"] for c in row.values()]):.1f} |'
             )
     return lines
+
+
+def _cost(row: Mapping[int, Cell]) -> str:
+    """Network evaluations for each kept image; nothing where they were not counted."""
+    costs = [cell.get('evaluations') for cell in row.values()]
+    if None in costs or not all(cell['budget'] for cell in row.values()):
+        return ''
+    return f'{np.mean([c["evaluations"] / c["budget"] for c in row.values()]):.0f}'
 
 
 def _paired(cells: Sequence[Cell], methods: Mapping[str, str], own: str) -> list[str]:

@@ -31,6 +31,7 @@ from PIL import Image
 from mmgap.benchmark.cells import Benchmark
 from mmgap.benchmark.jobs import run_jobs, wait_for
 from mmgap.benchmark.models import check_weights, with_model
+from mmgap.benchmark.pools import counts_of
 from mmgap.benchmark.run import Cells, check_config, finish_arguments, read_config, run_cells
 from mmgap.benchmark.training import train_and_test
 from mmgap.benchmark.zoo_report import write_report
@@ -148,7 +149,7 @@ class Zoo:
         if images_of == model:
             report = column.cell(args.transfer, args.budget, seed, args.layers)
         else:
-            images, _ = column.counts(folder, args.budget)
+            images, _ = counts_of(folder, args.budget)
             config = column.training(args.transfer, seed, args.layers, folder, images)
             report, _ = train_and_test(config)
         cell = dict(images_of=images_of, model=model, seed=seed, loss=loss, accuracy=accuracy)

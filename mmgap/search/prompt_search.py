@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import Counter
@@ -194,7 +195,12 @@ class PromptSearch:
                 self._score([progress], [ImageSpec(source, 0, seed)] * count)
 
     def _begin(self, prompts: Sequence[SoftPrompt]) -> RunningSearch:
-        optimizer = build_optim_wrapper(nn.ModuleList(prompts), dict(self.settings.optim_wrapper))
+        config = copy.deepcopy(dict(self.settings.optim_wrapper))
+        if self.settings.rate is not None:
+            words = self.generator.prompts.vocabulary().float()
+            deviation = float(words.std(dim=0).square().mean().sqrt())
+            config['optimizer']['lr'] = self.settings.rate * deviation
+        optimizer = build_optim_wrapper(nn.ModuleList(prompts), config)
         return RunningSearch(
             [PromptProgress(prompt, prompt.embeddings.detach().clone()) for prompt in prompts],
             optimizer,
