@@ -55,4 +55,19 @@ custom_hooks = [
     )
 ]
 
-benchmark = dict(steps=200, train={'_delete_': True})
+paste = dict(type='mmgap.PasteObject', images=dict(type='mmgap.ToyBirds', split='train'))
+benchmark = dict(
+    steps=200,
+    train={'_delete_': True},
+    methods=dict(
+        paste=dict(
+            train={
+                'train_dataloader.dataset.pipeline': [
+                    train_pipeline[0],
+                    paste,
+                    *train_pipeline[1:],
+                ]
+            }
+        )
+    ),
+)

@@ -185,6 +185,21 @@ benchmark = dict(
                 ]
             },
         ),
+        paste=dict(
+            about='birds pasted on training images of the other class, half of each batch; no new '
+            'images',
+            train={
+                'train_dataloader.dataset.pipeline': [
+                    dict(type='LoadImageFromFile'),
+                    dict(
+                        type='mmgap.PasteObject',
+                        images=dict(type='mmgap.ToyBirds', split='train'),
+                    ),
+                    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+                    dict(type='PackInputs'),
+                ]
+            },
+        ),
         real=dict(
             about='real images of the target distribution: the upper bound',
             dataset=dict(type='mmgap.ToyBirds', split='val', size=400),

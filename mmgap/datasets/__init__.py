@@ -5,6 +5,7 @@ from mmgap.datasets.amplitude_mix import AmplitudeMix
 from mmgap.datasets.iwildcam import IWildCam
 from mmgap.datasets.load_depth import LoadDepth
 from mmgap.datasets.masked_folders import MaskedFolders, share_classes
+from mmgap.datasets.paste_object import PasteObject
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.datasets.synthetic_mix import SyntheticMixDataset
 from mmgap.datasets.taskonomy import Taskonomy
@@ -15,6 +16,7 @@ __all__ = [
     'IWildCam',
     'LoadDepth',
     'MaskedFolders',
+    'PasteObject',
     'SyntheticDataset',
     'SyntheticMixDataset',
     'Taskonomy',
