@@ -22,10 +22,9 @@ class ToyBirds(BaseDataset):
     days. ``val``, ``test`` and ``test_final`` are balanced over the four groups under the same
     conditions; ``test_shift`` is balanced, at night and in fog. A published table reads splits of
     its own, once: ``test_final_2``, ``test_shift_2`` and, distributed like ``train``,
-    ``test_id_2``. ``guidance`` and
-    ``guidance_shift`` are unlabelled pictures like ``test`` and ``test_shift``. No two splits
-    share a scene. Pictures are read through MMEngine's file client (``toybirds://`` paths), so
-    stock pipelines work unchanged.
+    ``test_id_2``, or those with ``_3``. ``guidance`` and ``guidance_shift`` are unlabelled pictures
+    like ``test`` and ``test_shift``. No two splits share a scene. Pictures are read through
+    MMEngine's file client (``toybirds://`` paths), so stock pipelines work unchanged.
 
     Args:
         split: One of ``splits.SIZES``.

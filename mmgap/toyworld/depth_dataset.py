@@ -17,6 +17,7 @@ from mmgap.toyworld.renderer import WORLD_VERSION
 IN_TURN = {
     'test': tuple(f'test_{shift}' for shift in SHIFTS),
     'test_2': tuple(f'test_{shift}_2' for shift in SHIFTS),
+    'test_3': tuple(f'test_{shift}_3' for shift in SHIFTS),
 }
 
 
@@ -26,15 +27,15 @@ class ToyDepth(BaseDataset):
 
     ``train`` and ``test_clear`` are clear days; ``test_night`` is clear nights, ``test_fog`` foggy
     days, ``test_corruptions`` clear days under the fifteen common corruptions; ``test`` is these
-    four in turn; ``test_2`` and its parts are the same with other scenes, read once for a
-    published table. ``val`` is clear days, clear nights and foggy days in turn. ``guidance`` is
-    unlabelled pictures of nights and of foggy days. No two splits share a scene.
+    four in turn; ``test_2``, ``test_3`` and their parts are the same with other scenes, each
+    read once for a published table. ``val`` is clear days, clear nights and foggy days in turn.
+    ``guidance`` is unlabelled pictures of nights and of foggy days. No two splits share a scene.
 
     Depth maps are 16-bit PNGs in millimetres, 0 where unknown: the sky, and 60 m and more. To load
     them: ``dict(type='LoadDepthAnnotation', depth_rescale_factor=1e-3)``.
 
     Args:
-        split: One of ``depth_splits.DEPTH_SIZES``, or 'test' or 'test_2'.
+        split: One of ``depth_splits.DEPTH_SIZES``, or 'test', 'test_2' or 'test_3'.
         size: Number of records; None for the split's own (see ``depth_splits.DEPTH_SIZES``). Record
             ``i`` is the same at every size.
         **kwargs: As for :class:`mmengine.dataset.BaseDataset`.

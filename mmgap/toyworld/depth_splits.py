@@ -23,6 +23,10 @@ DEPTH_SIZES = {
     'test_night_2': 300,
     'test_fog_2': 300,
     'test_corruptions_2': 300,
+    'test_clear_3': 300,
+    'test_night_3': 300,
+    'test_fog_3': 300,
+    'test_corruptions_3': 300,
 }
 DEPTH_UNLABELLED = ('guidance',)
 # Time, weather and whether the picture is corrupted.
@@ -76,7 +80,7 @@ class DepthRecord:
 def shift_of(split: str, index: int) -> str:
     """The shift of a record: by the split's name, or in turn where a split has several."""
     several = {'train': ('clear',), 'val': ('clear', 'night', 'fog'), 'guidance': ('night', 'fog')}
-    shifts = several.get(split) or (split.removeprefix('test_').removesuffix('_2'),)
+    shifts = several.get(split) or (split.removeprefix('test_').rstrip('_23'),)
     return shifts[index % len(shifts)]
 
 

@@ -23,10 +23,13 @@ SIZES = {
     'test_final_2': 1000,
     'test_shift_2': 1000,
     'test_id_2': 1000,
+    'test_final_3': 1000,
+    'test_shift_3': 1000,
+    'test_id_3': 1000,
 }
 GROUPS = tuple(f'{bird}-{place}' for bird in BIRDS for place in ('land', 'water'))
-_CORRELATED = ('train', 'val_id', 'test_id_2')
-_SHIFTED = ('guidance_shift', 'test_shift', 'test_shift_2')
+_CORRELATED = ('train', 'val_id', 'test_id_2', 'test_id_3')
+_SHIFTED = ('guidance_shift', 'test_shift', 'test_shift_2', 'test_shift_3')
 UNLABELLED = ('guidance', 'guidance_shift')
 CLEAR_DAY = 0.85  # share of clear days wherever the conditions are those of training
 _STRIDE = 10_000_000  # scene seeds per split

@@ -34,8 +34,8 @@ def test_sizes_and_groups(split):
         assert all('gt_label' not in i and 'group' not in i for i in infos)
         return
     groups = collections.Counter(i['group'] for i in infos)
-    share = len(dataset) // (2 if split in ('train', 'val_id', 'test_id_2') else 4)
-    expected = (0, 3) if split in ('train', 'val_id', 'test_id_2') else (0, 1, 2, 3)
+    share = len(dataset) // (2 if split in ('train', 'val_id', 'test_id_2', 'test_id_3') else 4)
+    expected = (0, 3) if split in ('train', 'val_id', 'test_id_2', 'test_id_3') else (0, 1, 2, 3)
     assert groups == {g: share for g in expected}
     for info in infos:
         label, place = divmod(info['group'], 2)
@@ -58,11 +58,11 @@ def test_metainfo():
 
 
 def test_conditions():
-    for split in ('train', 'val', 'test', 'test_final_2', 'test_id_2', 'guidance'):
+    for split in ('train', 'val', 'test', 'test_final_2', 'test_final_3', 'test_id_2', 'guidance'):
         scenes = [record(split, i).scene for i in range(2000)]
         clear_days = np.mean([(s.time, s.weather) == ('day', 'clear') for s in scenes])
         assert abs(clear_days - 0.85) < 0.03
-    for split in ('test_shift', 'test_shift_2', 'guidance_shift'):
+    for split in ('test_shift', 'test_shift_2', 'test_shift_3', 'guidance_shift'):
         assert {(s.time, s.weather) for s in (record(split, i).scene for i in range(50))} == {
             ('night', 'fog')
         }
