@@ -56,3 +56,16 @@ def test_two_processes_train_with_what_one_finds(tmp_path, tiny_sd, on_cpu):
     assert 'resumed epoch: 1' in done.stdout
     again = json.loads((resumed / 'gap' / 'summary.json').read_text())
     assert again['after'] == summaries[1]['after'] and len(again['rounds']) == 1
+    # A refit of the whole network goes through DDP; images that are steered and selected.
+    whole = [
+        *(*command[:-1], str(tmp_path / 'whole'), '--cfg-options', 'train_cfg.max_epochs=1'),
+        'custom_hooks.0.injection.layers=all',
+        'custom_hooks.0.synthesis.overdraw=2',
+        'custom_hooks.0.synthesis.guidance.every=1',
+    ]
+    done = torchrun(*whole)
+    assert done.returncode == 0, done.stdout[-6000:]
+    summary = json.loads((tmp_path / 'whole' / 'gap' / 'summary.json').read_text())
+    assert summary['injection']['refit']['steps'] == 3
+    (made,) = summary['rounds']
+    assert (made['images'], made['dropped']) == (9, 9) and made['evaluations'] > 0
