@@ -11,9 +11,9 @@ from mmgap.pool import Sample, SamplePool
 
 def counts_of(pool: Path, images: int) -> tuple[int, int]:
     """Images kept and dropped until so many are kept, or all where they never are."""
-    samples = _first(pool, images)
+    samples, share = _first(pool, images)
     kept = sum(sample.kept for sample in samples)
-    return kept, len(samples) - kept
+    return round(share * kept), round(share * (len(samples) - kept))
 
 
 def evaluations_of(pool: Path, images: int) -> float | None:
@@ -25,18 +25,18 @@ def evaluations_of(pool: Path, images: int) -> float | None:
     if about.get('search_evaluations') is None:
         return None
     aims = [json.loads(file.read_text()) for file in sorted(pool.glob('aim_*.json'))]
-    drawn = [sample.evaluations or 0 for sample in _first(pool, images)]
-    total = about['search_evaluations'] + sum(aim['evaluations'] for aim in aims) + sum(drawn)
+    samples, share = _first(pool, images)
+    drawn = share * sum(sample.evaluations or 0 for sample in samples)
+    total = about['search_evaluations'] + sum(aim['evaluations'] for aim in aims) + drawn
     return round(total, 6)
 
 
-def _first(pool: Path, images: int) -> list[Sample]:
-    """All samples up to the last of so many kept ones."""
-    first: list[Sample] = []
-    kept = 0
-    for sample in SamplePool(pool).samples:
-        if kept == images:
-            break
-        kept += sample.kept
-        first.append(sample)
-    return first
+def _first(pool: Path, images: int) -> tuple[list[Sample], float]:
+    """The samples that so many kept ones come from, and the part of them that counts."""
+    samples = SamplePool(pool).samples
+    kept = [i for i, sample in enumerate(samples) if sample.kept]
+    if len(kept) <= images:
+        return samples, 1.0
+    if any(sample.useful_by for sample in samples):  # chosen from whole blocks
+        return samples, images / len(kept)
+    return samples[: kept[images - 1] + 1] if images else [], 1.0

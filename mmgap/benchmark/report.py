@@ -150,7 +150,7 @@ def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
                 if seed in baseline
             ]
             versus = spread(gains, '+.1f', interval) if gains else ''
-            trained = np.mean([c['images'] for c in row.values()])
+            trained = np.mean([c.get('images', budget) for c in row.values()])
             more = f' ({trained:.0f})' if round(trained) != budget else ''
             lines.append(
                 f'| {method} | {budget}{more} | '

@@ -20,6 +20,19 @@ from mmgap.files import fingerprint
             dict(m=dict(prompts_of='n'), n=dict(prompts_of='o', search={}), o=dict(search={})),
             "method 'm' takes the prompts of 'n', which finds none",
         ),
+        (dict(m=dict(texts=['a'], cost_of='n')), r"has cost_of='n'; there are \[\], which draw"),
+        (
+            dict(m=dict(texts=['a'], cost_of='n'), n=dict(dataset={})),
+            "cost_of='n'; there are ",
+        ),
+        (
+            dict(
+                m=dict(texts=['a'], cost_of='n'),
+                n=dict(texts=['a'], cost_of='o'),
+                o=dict(search={}),
+            ),
+            r"method 'm' has cost_of='n'; there are \['o'\], which draw images and have no cost_of",
+        ),
     ],
 )
 def test_bad_fragments(fragments, words):
@@ -53,6 +66,17 @@ def test_methods_know_what_they_do(tmp_path):
     assert methods['guided'].image_folders() == ['a/b']
 
 
+def test_what_a_method_gets_the_cost_of_is_part_of_its_key():
+    fragments = dict(m=dict(texts=['a']), x=dict(texts=['a'], cost_of='n'), n=dict(search={}))
+    methods = read_methods(fragments)
+    assert methods['x'].cost_of is methods['n'] and not methods['x'].selects
+    assert methods['m'].key('') == fingerprint(['', dict(texts=['a']), None])  # as ever
+    fragments['n'] = dict(search=dict(steps=2))
+    changed = read_methods(fragments)
+    assert changed['m'].key('') == methods['m'].key('')
+    assert changed['x'].key('') != methods['x'].key('')
+
+
 def test_a_critic_of_none_is_not_the_hooks():
     methods = read_methods(dict(a={}, b=dict(critic=None), c=dict(critic=False)))
     hook = dict(type='mmgap.ClipCritic')
@@ -80,4 +104,4 @@ def test_the_key_names_what_decides(tmp_path):
 
 
 def test_keys_are_explained():
-    assert len(KEYS) == 12 and all(f'\n        {key}: ' in Method.__doc__ for key in KEYS)
+    assert len(KEYS) == 13 and all(f'\n        {key}: ' in Method.__doc__ for key in KEYS)

@@ -47,7 +47,7 @@ def text(tmp_path) -> str:
 
 def test_an_error_is_called_one(text):
     assert 'AbsRel in percent (lower is better) on test' in text and 'Incomplete' not in text
-    assert '| gap | 4 | 1 | 19.5 ± 6.4 | -5.5 ± 6.4 | 14.6 ± 4.8 | 2.0 |' in text
+    assert '| gap | 4 | 1 |  | 19.5 ± 6.4 | -5.5 ± 6.4 | 14.6 ± 4.8 | 2.0 |' in text
     assert '| none | 0 | all | 12.50 ± 3.54 | 25.00 ± 7.07 |' in text
     # The least error is chosen.
     assert '| real | 4 images, all | 11.0 ± 1.4 | 4 images, all | 11.0 ± 1.4 |' in text

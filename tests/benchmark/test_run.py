@@ -135,6 +135,33 @@ def test_ways_for_images_to_enter_training(out):
     )
 
 
+def test_the_cost_of_another_method(out):
+    """As more images, or as more to choose from; counted, not computed."""
+    options = ['--methods', 'gap', 'more', 'choice', '--budgets', 2, 4, '--seeds', 0]
+    methods = [
+        'benchmark.methods.more.texts=[forest]',
+        'benchmark.methods.more.cost_of=gap',
+        'benchmark.methods.choice.texts=[forest]',
+        'benchmark.methods.choice.cost_of=gap',
+        'benchmark.methods.choice.synthesis.keep.by=entropy',
+    ]
+    run_benchmark(out, *options, '--layers', 'last', '--cfg-options', *BIRDS, *methods).check()
+    cells = json.loads((out / 'results.json').read_text())
+    cells = {(cell['method'], cell['budget']): cell for cell in cells}
+    for budget in (2, 4):
+        gap, more, choice = (cells[name, budget] for name in ('gap', 'more', 'choice'))
+        one = more['evaluations'] / more['images']
+        assert gap['images'] == choice['images'] == budget < more['images']
+        for cell in (more, choice):  # as much as there is room for in whole images
+            assert gap['evaluations'] - budget * one < cell['evaluations'] <= gap['evaluations']
+        assert choice['dropped'] + budget == pytest.approx(more['images'], abs=budget)
+    text = (out / 'results.md').read_text()
+    assert f'| more | 4 ({more["images"]}) | 0 | {more["evaluations"] / 4:.0f} |' in text
+    for file in out.glob('pools/choice-*/manifest.jsonl'):
+        lines = [json.loads(line) for line in file.open()]
+        assert {line['useful_by'].split('@')[0] for line in lines} == {'entropy'}
+
+
 @pytest.mark.slow  # 30 s: four methods that make images, and a training between two rounds
 def test_rounds_and_other_generators(tmp_path):
     """The second round searches against a model that has seen the first round's images."""
@@ -259,7 +286,7 @@ def test_tables_have_what_is_finished_by_whichever_process(tmp_path, monkeypatch
     assert cells.reported() == [('none', 0, 0), ('gap', 4, 0)]
     text = (tmp_path / 'results.md').read_text()
     assert '**Incomplete: 2 of 6 cells.**' in text
-    assert '| gap | 4 | 0 | 1.0 | +1.0 | 50.0 | 1.0 |' in text and '| none | +1.0 |' in text
+    assert '| gap | 4 | 0 |  | 1.0 | +1.0 | 50.0 | 1.0 |' in text and '| none | +1.0 |' in text
     figure = (tmp_path / 'curves.png').stat().st_mtime_ns
 
     def sleep(seconds: float) -> None:
