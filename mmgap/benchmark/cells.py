@@ -25,7 +25,7 @@ from mmgap.datasets import SyntheticDataset
 from mmgap.files import fingerprint, plain, write_json
 from mmgap.injection import InjectionSettings, judge_images
 from mmgap.loop import GAPSettings, Loop
-from mmgap.loop.round import settings_of
+from mmgap.loop.parts import settings_of
 from mmgap.pool import SamplePool
 from mmgap.sources import Sources, SourceSet
 

@@ -32,7 +32,7 @@ from mmgap.configs import gap_hooks, name_of
 from mmgap.datasets import share_classes
 from mmgap.files import fingerprint, weights_fingerprint, write_json
 from mmgap.loop import environment
-from mmgap.loop.round import settings_of
+from mmgap.loop.parts import settings_of
 
 LAYERS = ('last', 'all')
 GROUP_METRICS = ('GroupAccuracy', 'MacroF1', 'GroupDepth')  # mmgap's, by name or class

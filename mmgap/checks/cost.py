@@ -42,7 +42,7 @@ from mmgap.checks.random_sd15 import random_pipeline
 from mmgap.configs import gap_hooks, name_of
 from mmgap.files import fingerprint, write_bytes, write_json
 from mmgap.loop import environment
-from mmgap.loop.round import settings_of
+from mmgap.loop.parts import settings_of
 from mmgap.machine import device_name, memory, peak, reset_peak
 from mmgap.weights import without_pretrained
 

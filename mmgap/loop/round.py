@@ -11,31 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from mmengine import dist
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmengine.runner import set_random_seed
 from torch import nn
 
-from mmgap.configs import gap_hooks, name_of, set_scope
+from mmgap.configs import gap_hooks, set_scope
 from mmgap.datasets.masked_folders import share_classes
-from mmgap.datasets.synthetic_mix import SyntheticMixDataset, real_only
 from mmgap.feedback import Critic, Feedback
 from mmgap.generators import DiffusionGenerator
 from mmgap.loop.contact_sheet import write_contact_sheet
 from mmgap.loop.guards import check_classes, check_guidance_images, check_label_types
+from mmgap.loop.parts import build_critic, build_sources, settings_of, without_pools
 from mmgap.loop.report import round_report
 from mmgap.loop.settings import GAPSettings
 from mmgap.machine import memory, release_memory, training_memory
 from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank, SoftPrompt
-from mmgap.registry import HOOKS, TASK_UTILS
+from mmgap.registry import TASK_UTILS
 from mmgap.search import FoundPrompt, PromptSearch, aimed_starts, check_ids, initial_prompts
 from mmgap.seeds import derive_seed, preserved_rng
 from mmgap.sources import Sources
 from mmgap.synthesis import SampleGuidance, Synthesizer
 from mmgap.targets import TargetModel, build_target, load_model
-from mmgap.wrappers import Distinct, parts_of
 
 
 class Loop:
@@ -451,57 +450,6 @@ class Loop:
             f'{"the GPU" if stays else "the CPU"} until the next round; training takes {peak}, '
             f'the GPU has {memory() / 2**30:.1f} GiB'
         )
-
-
-def build_sources(dataset: Any, generator: DiffusionGenerator) -> Sources:
-    """The sources of the training data: the real samples that its wrappers show, each once.
-
-    Args:
-        dataset: What the model is trained on, with or without a SyntheticMixDataset.
-        generator: Draws images.
-
-    Raises:
-        TypeError: If a wrapper does not tell which samples it shows.
-        ValueError: As for the generator's ``sources``.
-    """
-    if isinstance(dataset, SyntheticMixDataset):
-        dataset = dataset.dataset
-    if parts_of(dataset):
-        with real_only(dataset):
-            dataset = Distinct(dataset)
-    return generator.sources(dataset)
-
-
-def settings_of(hook: Mapping[str, Any]) -> GAPSettings:
-    """The settings of a config of GAPHook, or of a class made from it."""
-    return HOOKS.build(dict(hook)).settings
-
-
-def build_critic(
-    settings: Mapping[str, Any] | bool | None,
-    generator: DiffusionGenerator,
-    classes: Sequence[str],
-) -> Critic | None:
-    """A prepared critic: the settings', or the generator's where they are None; False for none."""
-    if settings is None:
-        settings = generator.critic
-    if not settings:  # False, or the generator has none
-        return None
-    if not isinstance(settings, Mapping):
-        raise ValueError(f'critic must be a config, None or False, got {settings!r}')
-    critic: Critic = TASK_UTILS.build(dict(settings))
-    critic.prepare(classes)
-    return critic
-
-
-def without_pools(dataset: Any) -> Any:
-    """The config of a dataset whose mixes have no pool yet: nothing but real samples."""
-    if isinstance(dataset, Mapping):
-        emptied = {key: without_pools(value) for key, value in dataset.items()}
-        if name_of(dataset.get('type')) == SyntheticMixDataset.__name__:
-            emptied.update(pool=None, budget=None)
-        return ConfigDict(emptied)
-    return [without_pools(part) for part in dataset] if isinstance(dataset, list) else dataset
 
 
 def _log(message: str) -> None:

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from mmengine.device import get_device
 
 from mmgap.generators import ImageToImageGenerator, InpaintingGenerator
-from mmgap.loop.round import build_critic
+from mmgap.loop.parts import build_critic
 from mmgap.prompts import PromptBank
 from mmgap.sources import SourceSet
 

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from mmgap.datasets import SyntheticMixDataset
 from mmgap.loop import Loop
 from mmgap.loop import round as loop_module
-from mmgap.loop.round import build_sources
+from mmgap.loop.parts import build_sources
 from mmgap.sources import SourceSet
 from tests.support.pools import fill_pool
 from tests.support.small_config import small_config

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from mmgap.loop import GAPSettings, Loop
-from mmgap.loop.round import build_critic
+from mmgap.loop.parts import build_critic
 from mmgap.search import SearchSettings
 
 

@@ -7,7 +7,7 @@ from mmgap.feedback import Critic, Feedback
 from mmgap.hooks import GAPHook
 from mmgap.injection import InjectionSettings
 from mmgap.loop import GAPSettings
-from mmgap.loop.round import settings_of
+from mmgap.loop.parts import settings_of
 from mmgap.search import SearchSettings
 from mmgap.synthesis import SynthesisSettings
 
