@@ -52,6 +52,20 @@ def test_manifest_without_a_critics_fields_is_read(tmp_path):
     assert SamplePool(tmp_path).samples == written.samples
 
 
+def test_lines_name_cost_and_usefulness_where_there_are_some(tmp_path):
+    pool = SamplePool(tmp_path)
+    told = dict(usefulness=0.0, useful_by='loss@0', evaluations=0.0)
+    for fields in ({}, told, dict(evaluations=9.5)):
+        pool.append(picture(0), **ABOUT, **fields)
+    lines = [json.loads(line) for line in pool.manifest.read_text().splitlines()]
+    named = [{name: line[name] for name in told if name in line} for line in lines]
+    assert named == [{}, told, dict(evaluations=9.5)]
+    assert not any(name.startswith('depth') for line in lines for name in line)
+    # As those of older versions, whose samples have none.
+    samples = SamplePool(tmp_path).samples
+    assert samples == pool.samples and vars(samples[0]).items() >= dict.fromkeys(told).items()
+
+
 class FullDisk:
     """An open file whose disk fills up after a few bytes."""
 

@@ -24,6 +24,7 @@ from mmgap.generators.evaluations import Evaluations
 from mmgap.generators.gradient import GradientPolicy
 from mmgap.generators.loading import dtype_of
 from mmgap.generators.lora import merge_lora
+from mmgap.generators.patching import patched
 from mmgap.generators.posterior_cache import PosteriorCache
 from mmgap.generators.schedulers import (
     SchedulerError,
@@ -319,7 +320,7 @@ class DiffusionGenerator:
 
     def denoising_loss(self, images: Tensor, prompt_embeds: Tensor, seeds: Sequence[int]) -> Tensor:
         """``(B,)``: how badly prompts explain images; see :mod:`mmgap.generators.denoising`."""
-        with self._autocast():
+        with self._autocast(), patched(self.evaluations, 'guided', False):
             embeds = self.prompts.arguments(prompt_embeds)
             return denoising_loss(self.pipeline, images, seeds, **embeds)
 

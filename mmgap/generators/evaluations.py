@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 # Calls of networks on one sample each, by network and way: those that gradient goes back through
@@ -30,13 +30,16 @@ class Evaluations:
         denoisers: Models of diffusers that are called once per step, the UNet first.
         vae: The VAE.
         guided: Whether batches hold two halves, without and with the prompt.
+
+    Attributes:
+        guided: The same; to be set where calls for a while hold none.
     """
 
     def __init__(self, denoisers: Sequence[Any], vae: Any, guided: bool) -> None:
         self._counts: Counts = {}
         self._examples: dict[str, tuple[int, Any, Any]] = {}
         self._shares: dict[str, float] = {}
-        self._guided = guided
+        self.guided = guided
         # Not the models: they would hold each other alive.
         models = {type(network).__name__: network for network in denoisers}
         self._unet = next(iter(models))
@@ -69,7 +72,7 @@ class Evaluations:
             self._shares[name] = own / unet
         return self._shares[name]
 
-    def _count(self, name: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _count(self, name: str, network: Any, args: Any, kwargs: Any, output: Any) -> None:
         first = args[0] if args else kwargs['sample']
         size = len(first)
         if name not in self._examples:
@@ -77,7 +80,9 @@ class Evaluations:
         self._add(name, 'forward', size)
         if torch.is_grad_enabled() and _has_gradient(output):
             # As in GradientPolicy: the latents are constants yet.
-            halved = self._guided and name != DECODER and not first.requires_grad
+            halved = self.guided and name != DECODER and not first.requires_grad
+            # Such a ControlNet is given the half with the prompt alone.
+            halved = halved and not network.config.get('global_pool_conditions')
             self._add(name, 'backward', size // 2 if halved else size)
 
     def _add(self, name: str, way: str, size: int) -> None:

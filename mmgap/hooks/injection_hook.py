@@ -230,8 +230,8 @@ class InjectionHook(Hook):
     def _try_out(self, runner: Runner, label_type: str) -> None:
         """Find what does not fit before the first epoch, not after the last."""
         model = runner_access.plain_model(runner)
-        refits = ('refit', 'auto') if label_type == 'classes' else ('refit',)
-        if self.injection.mode in refits:
+        probed = self.injection.mode == 'auto' and label_type == 'classes'
+        if self.injection.mode == 'refit' or probed:
             check_refit(model, self.injection, label_type)
         real, reader = self._mix.dataset, runner_access.test_pipeline(runner)
         if self.injection.weight != 1:
@@ -243,7 +243,7 @@ class InjectionHook(Hook):
                 )
             with preserved_rng():
                 runner_access.from_folder(pseudo_collate([real[0]]), '')
-        if self.injection.mode == 'auto' and reader is not None and not self._resumed:
+        if probed and reader is not None and not self._resumed:
             with preserved_rng():
                 pooled_features(model, real, [0, len(real) - 1], reader)
 

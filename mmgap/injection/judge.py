@@ -57,7 +57,7 @@ def judge_images(
         them, the model or the data cannot be probed.
 
     Raises:
-        ValueError: If they cannot, and the mode is to be chosen.
+        ValueError: If they cannot, and the mode is to be chosen by them.
     """
     found: dict[str, Any] | None = None
     with raise_on_all_ranks(ValueError):
@@ -77,6 +77,7 @@ def _judge(
     seed: int,
 ) -> dict[str, Any]:
     probes: dict[str, float | None] = dict(generated=None, control=None)
+    label_type = label_type_of(images)
     generated, first, second = _draw(images, real, seed)
     if min(len(generated), len(first), len(second)) < 2:
         said = 'There are too few images to probe how the model sees them'
@@ -86,7 +87,7 @@ def _judge(
             reals = pooled_features(model, real, first, pipeline, seed)
             others = pooled_features(model, real, second, pipeline, seed)
         except Exception as error:
-            if settings.mode == 'auto':
+            if settings.mode == 'auto' and label_type == 'classes':
                 raise ValueError(
                     "injection mode='auto' needs features of the model on images read by the test "
                     f'pipeline, and there are none ({type(error).__name__}: {error}); choose a mode'
@@ -101,7 +102,6 @@ def _judge(
             )
     if settings.mode != 'auto':
         return dict(mode=settings.mode, why=f'{said}.', **probes)
-    label_type = label_type_of(images)
     if label_type == 'depth':
         return dict(mode='mix', why=f'{said}. For depth a mix was best in each trial.', **probes)
     missing = missing_classes(images)

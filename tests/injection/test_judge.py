@@ -58,6 +58,25 @@ def test_strange_images_are_for_a_refit(pools, many, reader):
     assert all(module.training for module in model.modules())
 
 
+def test_images_with_depth_are_for_a_mix(pools, many, reader, tmp_path):
+    """However well the model tells them from real ones, and if it has no features at all."""
+    for kind in ('strange', 'same'):
+        pool = SamplePool(tmp_path / kind)
+        for i in range(len(many)):
+            image = np.asarray(Image.open(pools[kind].get_data_info(i)['img_path']))
+            pool.append(image, np.full(image.shape[:2], 900, np.uint16), **ABOUT, depth_unit=1e-3)
+    strange, real = (SyntheticDataset(str(tmp_path / kind)) for kind in ('strange', 'same'))
+    for mode, chosen in (('auto', 'mix'), ('refit', 'refit')):
+        settings = InjectionSettings(mode=mode)
+        found = judge_images(tiny_classifier(), strange, real, settings, reader)
+        assert (found['mode'], found['generated'] > 0.95) == (chosen, True)
+        assert ('For depth a mix was best' in found['why']) == (mode == 'auto')
+    model = tiny_classifier()
+    model.extract_feat = None
+    found = judge_images(model, strange, real, InjectionSettings(mode='auto'), reader)
+    assert (found['mode'], found['generated']) == ('mix', None)
+
+
 @pytest.mark.parametrize('mode', ['mix', 'refit', 'staged', 'replace'])
 def test_a_mode_that_is_set_stays(mode, pools, many, reader):
     for kind in ('strange', 'same'):

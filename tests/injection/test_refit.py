@@ -160,6 +160,7 @@ class Maps:
     """Pictures with depth, at hand."""
 
     metainfo: ClassVar[dict] = {}
+    depth_unit = 1.0
 
     def __init__(self, count: int, far: float) -> None:
         self.rng = torch.Generator().manual_seed(int(far))
@@ -179,11 +180,15 @@ class Maps:
         return dict(inputs=self.pictures[i], data_samples=sample)
 
 
-def test_depth_as_written_out():
+@pytest.mark.parametrize(
+    'given, reset, weight',
+    [(dict(reset=False, real=0.2), False, 0.2), ({}, False, 1.0), (dict(reset=True), True, 1.0)],
+)
+def test_depth_as_written_out(given, reset, weight):
     """The last layer of a network whose features the whole network computes."""
     model, images, real = tiny_depth_model().train(), Maps(6, 3.0), Maps(4, 8.0)
     expected = copy.deepcopy(model).eval()
-    settings = InjectionSettings(mode='refit', reset=False, real=0.2, steps=6, batch_size=6)
+    settings = InjectionSettings(mode='refit', steps=6, batch_size=6, **given)
     refit = Refit(model, images, real, settings, label_type='depth', seed=SEED)
     refit.run()
 
@@ -194,9 +199,12 @@ def test_depth_as_written_out():
         told = expected.decode_head(expected.extract_feat((seen - 127.5) / 127.5))
         told = functional.interpolate(told, (32, 32), mode='bilinear')
         each = (told - depth).abs().mean(dim=(1, 2, 3))
-        return each[:6].mean() + 0.2 * each[6:].mean()
+        return each[:6].mean() + weight * each[6:].mean()
 
     last = expected.decode_head.conv_seg
+    if reset:
+        with seeded(derive_seed(SEED, 'refit', 'last layer')):
+            last.reset_parameters()
     before = last.weight.detach().clone()
     run_by_hand(last.parameters(), torch.optim.Adam, 6, loss_of, lr=0.01)
     assert (before - last.weight).abs().max() > 0.02

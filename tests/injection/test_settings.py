@@ -43,6 +43,17 @@ def test_a_mode_that_was_chosen():
     assert InjectionSettings(mode='auto', ratio=0.2).in_mode('replace').ratio_at(0) == 0.2
 
 
+@pytest.mark.parametrize('label_type, reset, real', [('classes', True, 0.01), ('depth', False, 1)])
+def test_what_depends_on_the_labels(label_type, reset, real):
+    given = InjectionSettings(mode='refit', steps=7)
+    made = given.for_labels(label_type)
+    assert made == replace(given, reset=reset, real=real)
+    assert made.for_labels('depth') == made.for_labels('classes') == made
+    assert (given.reset, given.real) == (None, None)
+    own = InjectionSettings(mode='refit', reset=not reset, real=0.0)
+    assert own.for_labels(label_type) == own
+
+
 def test_optimizer_of_a_refit():
     last, every = (InjectionSettings(layers=layers).refit_optimizer for layers in ('last', 'all'))
     assert last == dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-2))

@@ -172,6 +172,35 @@ def test_interrupted_search_goes_on(generator, sources, tmp_path, monkeypatch):
         assert_same(embeddings(prompts), expected)
 
 
+def test_evaluations_are_those_that_the_generator_counts(generator, sources, tmp_path):
+    counter = generator.evaluations
+    search, prompts = make(generator, sources, steps=4, checkpoint_interval=1)
+    before = counter.counts()
+    found = search.run(prompts)
+    counted = counter.since(before)
+    # Two prompts, two images each a step; then two held-out sources as the search began and ended.
+    images, evaluated, steps = 4 * 2 * 2, 2 * 2 * 2, search.settings.num_inference_steps
+    assert counted == {
+        'UNet2DConditionModel forward': 2 * steps * (images + evaluated),
+        'UNet2DConditionModel backward': (2 * steps - 1) * images,
+        'decoder forward': images + evaluated,
+        'decoder backward': images,
+    }
+    each = [result.evaluations for result in found]
+    assert each == pytest.approx([counter.total(counted) / 2] * 2, abs=1e-5)
+    assert found[0].summary('ab')['evaluations'] == each[0]
+    # Calls of an interrupted run count once, and what it had not saved does not.
+    file = tmp_path / 'search.safetensors'
+    search, prompts = make(generator, sources, steps=4, checkpoint_interval=2)
+    search._take = _raise_at(search, 6)  # two prompts, three steps, the last of them unsaved
+    with pytest.raises(KeyboardInterrupt):
+        search.run(prompts, checkpoint=file)
+    search, prompts = make(generator, sources, steps=4)
+    assert search.calls() == {} and search.evaluations == 0
+    assert [r.evaluations for r in search.run(prompts, checkpoint=file)] == each
+    assert search.calls() == counted
+
+
 def _count_steps(monkeypatch, step):
     counted = []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sample pools of noise, for tests of what reads them."""
+"""Sample pools of noise, for tests of what reads them, and what writes pools otherwise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmgap.feedback import Critic
 from mmgap.pool import SamplePool
 
 ABOUT = dict(
@@ -37,3 +38,34 @@ def fill_pool(folder: Path, count: int) -> SamplePool:
         about = dict(ABOUT, label=i % 2, seed=i, prompt_id=f'p{i % 2}@0')
         pool.append(picture(i), **about)
     return pool
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What is in the files of a pool."""
+    return {p.name: p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+class Interrupted(SamplePool):
+    """A pool in a process that dies after some images."""
+
+    def __init__(self, folder: Path, room: int) -> None:
+        super().__init__(folder)
+        self.room = room
+
+    def append(self, *args, **kwargs):
+        if len(self) >= self.room:
+            raise KeyboardInterrupt
+        return super().append(*args, **kwargs)
+
+
+class EverySecond(Critic):
+    """Drops what a coin of the image's own pixels says."""
+
+    def __init__(self) -> None:
+        super().__init__(threshold=0.5)
+
+    def fingerprint(self) -> str:
+        return 'coin'
+
+    def __call__(self, images, masks, labels):
+        return images.flatten(1).double().sum(dim=1).mul(1e4).frac()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mmgap.datasets import SyntheticDataset
-from mmgap.feedback import AdversarialLoss, Critic
+from mmgap.feedback import AdversarialLoss
 from mmgap.generators import InpaintingGenerator
 from mmgap.pool import SamplePool
 from mmgap.prompts import SoftPrompt
@@ -20,6 +20,7 @@ from mmgap.seeds import derive_rng, derive_seed
 from mmgap.sources import SourceSet
 from mmgap.synthesis import SynthesisSettings, Synthesizer
 from mmgap.targets import TargetModel
+from tests.support.pools import EverySecond, Interrupted, contents
 from tests.support.tiny import tiny_classifier
 
 
@@ -59,23 +60,6 @@ def test_aimed_run_follows_its_own_rates(tmp_path, run, generator, sources, prom
     for label, row in enumerate(rates):
         for prompt, share in zip(prompts, row / row.sum() if row.sum() else row, strict=True):
             assert abs(drawn[label, prompt.id] - 12 * share) < 2 or not row.sum()
-
-
-def contents(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
-
-
-class Interrupted(SamplePool):
-    """A pool in a process that dies after some images."""
-
-    def __init__(self, folder, room):
-        super().__init__(folder)
-        self.room = room
-
-    def append(self, *args, **kwargs):
-        if len(self) >= self.room:
-            raise KeyboardInterrupt
-        return super().append(*args, **kwargs)
 
 
 @pytest.fixture
@@ -227,19 +211,6 @@ def test_not_finite(tmp_path, run, generator, monkeypatch):
     with pytest.raises(FloatingPointError, match="gave {'target_loss_source': nan"):
         run(pool)
     assert len(SamplePool(tmp_path)) == 8
-
-
-class EverySecond(Critic):
-    """Drops what a coin of the image's own pixels says."""
-
-    def __init__(self) -> None:
-        super().__init__(threshold=0.5)
-
-    def fingerprint(self):
-        return 'coin'
-
-    def __call__(self, images, masks, labels):
-        return images.flatten(1).double().sum(dim=1).mul(1e4).frac()
 
 
 def test_what_the_critic_drops_is_drawn_again(tmp_path, generator, sources, prompts):

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images are kept, against plain sorts; the measures, against NumPy and SciPy."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.special import softmax
+from scipy.stats import entropy
+
+from mmgap.feedback import AdversarialLoss, TextGuidance
+from mmgap.generators import InpaintingGenerator
+from mmgap.pool import SamplePool
+from mmgap.sources import SourceSet
+from mmgap.synthesis import Keep, SynthesisSettings, Synthesizer, choose, usefulness
+from mmgap.targets import ClassOutput, TargetModel
+from mmgap.targets.depth import DepthOutput
+from tests.support.datasets import DrawnDataset
+from tests.support.pools import EverySecond, Interrupted, contents
+from tests.support.tiny import tiny_classifier
+
+ANY = (0, None)
+
+
+# The choice
+
+
+@pytest.mark.parametrize('count', [0, 1, 4, 7, 11, 12])
+@pytest.mark.parametrize('rank', [0.0, 0.5, 1.0])
+def test_one_cell_is_a_sort(rank, count):
+    values = np.random.default_rng(count).permutation(11) / 7
+    chosen = choose(values.tolist(), [ANY] * 11, [True] * 11, count, rank)
+    count = min(count, 11)
+    start = {0.0: 0, 0.5: (11 - count) / 2, 1.0: 11 - count}[rank]
+    places = np.sort(np.argsort(np.argsort(values))[chosen])
+    assert len(places) == count and (np.diff(places) == 1).all()
+    assert count == 0 or abs(places[0] - start) <= 0.5
+
+
+def test_equals_are_chosen_the_same_each_time():
+    assert choose([1.0] * 5, [ANY] * 5, [True] * 5, 2) == [False] * 3 + [True] * 2
+
+
+def test_each_class_and_group_keeps_its_share():
+    """Though those of one are the most useful of all."""
+    cells = [(0, 'x')] * 12 + [(0, 'y')] * 6 + [(1, 'x')] * 6
+    values = [*range(100, 112), *range(6), *range(50, 56)]
+    chosen = choose(values, cells, [True] * 24, 8)
+    kept = Counter(cell for cell, is_kept in zip(cells, chosen, strict=True) if is_kept)
+    assert kept == {(0, 'x'): 4, (0, 'y'): 2, (1, 'x'): 2}
+    numbers = [value for value, is_kept in zip(values, chosen, strict=True) if is_kept]
+    assert numbers == [108, 109, 110, 111, 4, 5, 54, 55]
+
+
+def test_what_a_critic_leaves_too_few_of_comes_from_the_class_and_then_from_any():
+    cells = [(0, 'x')] * 4 + [(0, 'y')] * 4 + [(1, 'x')] * 8
+    values = [float(i) for i in range(16)]
+    passes = [False, True, False, False] + [True] * 4 + [True] * 8
+    # A quarter, a quarter and a half; of (0, 'x') one is there, so (0, 'y') gives three.
+    chosen = choose(values, cells, passes, 8)
+    assert np.flatnonzero(chosen).tolist() == [1, 5, 6, 7, 12, 13, 14, 15]
+    passes[4:8] = [False, False, True, False]
+    chosen = choose(values, cells, passes, 8)
+    assert np.flatnonzero(chosen).tolist() == [1, 6, 10, 11, 12, 13, 14, 15]
+    assert choose(values, cells, [False] * 16, 8) == [False] * 16
+
+
+def test_whatever_comes():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        total = int(rng.integers(1, 40))
+        cells = list(zip(rng.integers(3, size=total), rng.integers(2, size=total), strict=True))
+        cells = [(int(label), None if group else 'g') for label, group in cells]
+        values, passes = rng.normal(size=total), rng.random(total) < rng.choice([0.3, 0.8, 1.0])
+        count, rank = int(rng.integers(total + 1)), float(rng.choice([0, 0.3, 1]))
+        chosen = np.array(choose(values.tolist(), cells, passes.tolist(), count, rank))
+        assert chosen.sum() == min(count, passes.sum())
+        assert not (chosen & ~passes).any()
+        for part in (0, 1):  # classes, then classes and groups
+            names = [cell[0] if part == 0 else cell for cell in cells]
+            for name in set(names):
+                inside = np.array([other == name for other in names])
+                share, there = count * inside.sum() / total, (passes & inside).sum()
+                # Rounded by as many cells as a class has, and more only where others had too few.
+                assert (chosen & inside).sum() >= min(int(share) - 1, there)
+                if passes.all():
+                    assert abs((chosen & inside).sum() - share) < 2
+        if rank in (0, 1):
+            best = values if rank else -values
+            for cell in set(cells):
+                inside = passes & np.array([other == cell for other in cells])
+                taken, left = best[chosen & inside], best[~chosen & inside]
+                assert not len(taken) or not len(left) or taken.min() > left.max()
+
+
+# The measures
+
+
+def test_measures_written_out():
+    rng = np.random.default_rng(0)
+    logits, truth = 3 * rng.normal(size=(20, 5)), rng.integers(5, size=20)
+    losses, feedback = rng.normal(size=20), rng.normal(size=20)
+    output = ClassOutput(torch.tensor(logits, requires_grad=True), torch.tensor(losses))
+    probabilities = softmax(logits, axis=1)
+    margins = [
+        max(p for i, p in enumerate(row) if i != label) - row[label]
+        for row, label in zip(probabilities, truth, strict=True)
+    ]
+    assert min(margins) < -0.2 and max(margins) > 0.2
+    expected = dict(
+        loss=losses, entropy=entropy(probabilities, axis=1), margin=margins, feedback=-feedback
+    )
+    for name, values in expected.items():
+        found = usefulness(output, torch.tensor(truth), torch.tensor(feedback), name)
+        assert not found.requires_grad
+        np.testing.assert_allclose(found.numpy(), values, rtol=1e-5, atol=1e-6)
+    certain = ClassOutput(torch.tensor([[1e3, 0.0], [0.0, 1e3]]), torch.zeros(2))
+    assert usefulness(certain, torch.tensor([0, 0]), None, 'entropy').tolist() == [0, 0]
+    assert usefulness(certain, torch.tensor([0, 0]), None, 'margin').tolist() == [-1, 1]
+
+
+def test_measures_that_there_are_not():
+    depth = DepthOutput(torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4), torch.tensor([1.0, 2.0]))
+    assert usefulness(depth, depth.depth, None, 'loss').tolist() == [1, 2]
+    for by in ('entropy', 'margin'):
+        with pytest.raises(ValueError, match=f"by='{by}' needs a classifier; take 'loss'"):
+            usefulness(depth, depth.depth, None, by)
+    with pytest.raises(ValueError, match="by='feedback' needs a term .* looks at images"):
+        usefulness(depth, depth.depth, None, 'feedback')
+    with pytest.raises(ValueError, match=r"keep by must be one of \('loss', .* got 'beauty'"):
+        Keep(by='beauty')
+    for rank in (-0.1, 1.1, float('nan')):
+        with pytest.raises(ValueError, match=r'keep rank must be in \[0, 1\], got'):
+            SynthesisSettings(keep=dict(rank=rank))
+    with pytest.raises(TypeError, match=r"synthesis keep has no settings \['order'\]"):
+        SynthesisSettings(keep=dict(order=1))
+    with pytest.raises(ValueError, match='overdraw must be at least 1, got 0'):
+        SynthesisSettings(overdraw=0)
+
+
+# Synthesis
+
+BATCH, COUNT = 4, 6  # of three times as many are drawn 12, a whole block, and 6
+
+
+@pytest.fixture(scope='module')
+def generator(tiny_sd):
+    return InpaintingGenerator(str(tiny_sd), size=16, guidance_scale=3.0, eta=1.0, device='cpu')
+
+
+@pytest.fixture(scope='module')
+def sources(tmp_path_factory):
+    dataset = DrawnDataset(tmp_path_factory.mktemp('drawn'))
+    for i, info in enumerate(dataset.infos):
+        info['group'] = int(i % 3 == 0)
+    return SourceSet(dataset, (16, 16))
+
+
+@pytest.fixture(scope='module')
+def prompts(generator):
+    return [generator.prompts.random_prompt(2, i, f'p{i}', label=i % 2) for i in range(2)]
+
+
+@pytest.fixture(scope='module')
+def target():
+    return TargetModel(tiny_classifier(), input_size=(32, 32))
+
+
+FEEDBACK = [AdversarialLoss('untargeted', weight=2.0), AdversarialLoss('uniform')]
+
+
+@pytest.fixture(scope='module')
+def run(generator, sources, prompts, target):
+    """Draw into a pool; returns how many were drawn now."""
+
+    def run(pool, count=COUNT, target=target, feedback=FEEDBACK, critic=None, **settings):
+        settings = SynthesisSettings(num_inference_steps=2, batch_size=BATCH, **settings)
+        make = Synthesizer(generator, sources, settings, critic, seed=1)
+        return make.run(prompts, count, pool, target, feedback)
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def thrice(run, tmp_path_factory):
+    """A pool of three times as many, of which a third is kept."""
+    pool = SamplePool(tmp_path_factory.mktemp('thrice'))
+    assert run(pool, overdraw=3) == 3 * COUNT
+    return pool
+
+
+def pngs(pool):
+    return [pool.path(sample).read_bytes() for sample in pool.samples]
+
+
+def without(pool, *names):
+    return [{k: v for k, v in vars(sample).items() if k not in names} for sample in pool.samples]
+
+
+def expected_kept(samples, overdraw, value=lambda sample: sample.target_loss_image):
+    """A sort of each cell of each block, by the largest remainders of shares."""
+    kept = set()
+    for start in range(0, len(samples), BATCH * overdraw):
+        cells, block = {}, samples[start:][: BATCH * overdraw]
+        for place, sample in enumerate(block, start=start):
+            cells.setdefault((sample.label, str(sample.source_group)), []).append((sample, place))
+        count = len(block) // overdraw
+        wanted = {name: len(cell) * count // len(block) for name, cell in cells.items()}
+        left = count - sum(wanted.values())
+        rests = sorted(cells, key=lambda name: (-(len(cells[name]) * count % len(block)), name))
+        for name in rests[:left]:
+            wanted[name] += 1
+        for name, cell in cells.items():
+            cell.sort(key=lambda pair: -value(pair[0]))
+            kept |= {place for _, place in cell[: wanted[name]]}
+    return [place in kept for place in range(len(samples))]
+
+
+def test_nothing_to_choose_from_is_as_before(run, tmp_path):
+    pools = [SamplePool(tmp_path / str(i)) for i in range(2)]
+    run(pools[0])
+    run(pools[1], keep=dict(by='entropy', rank=0.2))
+    assert contents(pools[0].folder) == contents(pools[1].folder)
+    assert b'useful' not in pools[0].manifest.read_bytes() and len(pools[0].kept) == COUNT
+    assert run(pools[0], keep=Keep('margin')) == 0
+
+
+def test_the_most_useful_third_is_kept(run, thrice, tmp_path):
+    assert len(thrice) == 3 * COUNT and len(thrice.kept) == COUNT
+    plain = SamplePool(tmp_path)
+    run(plain, count=3 * COUNT)
+    assert pngs(thrice) == pngs(plain)
+    own = ('kept', 'usefulness', 'useful_by')
+    assert without(thrice, *own) == without(plain, *own)
+    assert [s.usefulness for s in thrice.samples] == [s.target_loss_image for s in plain.samples]
+    assert {s.useful_by.split('@')[0] for s in thrice.samples} == {'loss'}
+    assert [s.kept for s in thrice.samples] == expected_kept(thrice.samples, 3)
+    assert Counter(s.label for s in thrice.kept) == {0: 3, 1: 3}
+    assert len({s.source_group for s in thrice.kept}) == 2
+    # A whole block is the beginning of more.
+    fewer = SamplePool(tmp_path / 'fewer')
+    assert run(fewer, count=BATCH, overdraw=3) == 3 * BATCH
+    assert fewer.samples == thrice.samples[: 3 * BATCH]
+
+
+@pytest.mark.parametrize('by', ['entropy', 'margin', 'feedback'])
+def test_usefulness_is_that_of_the_image(by, run, target, tmp_path):
+    pool = SamplePool(tmp_path)
+    run(pool, overdraw=2, keep=dict(by=by, rank=0.0))
+    pixels = np.stack([np.array(Image.open(pool.path(sample))) for sample in pool.samples])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    labels = torch.tensor([sample.label for sample in pool.samples])
+    with target.frozen(), torch.no_grad():
+        logits = target(images, labels).logits.numpy()
+    told = softmax(logits, axis=1)
+    own, other = told[range(len(told)), labels], told[range(len(told)), 1 - labels]
+    expected = dict(
+        entropy=entropy(told, axis=1),
+        margin=other - own,
+        feedback=-2 * np.log(own) + np.log(told).mean(axis=1),
+    )[by]
+    found = [sample.usefulness for sample in pool.samples]
+    assert found == pytest.approx(expected, abs=1e-2) and len(set(found)) == len(pool)
+    least = expected_kept(pool.samples, 2, lambda sample: -sample.usefulness)
+    assert [s.kept for s in pool.samples] == least
+
+
+def test_interrupted_in_a_block(run, thrice, tmp_path):
+    for room in (3, 11, 12, 15):
+        folder = tmp_path / str(room)
+        with pytest.raises(KeyboardInterrupt):
+            run(Interrupted(folder, room), overdraw=3)
+        assert len(SamplePool(folder)) == room
+        # A block of which a part is there is drawn again: its selection is not known.
+        assert run(SamplePool(folder), overdraw=3) == (18 if room < 12 else 6)
+        assert contents(folder) == contents(thrice.folder)
+    assert run(SamplePool(folder), overdraw=3) == 0
+
+
+def test_another_choice_is_made_anew(run, target, thrice, tmp_path):
+    def fresh(name, **settings):
+        pool = SamplePool(tmp_path / name)
+        run(pool, overdraw=3, **settings)
+        return contents(pool.folder)
+
+    model = tiny_classifier()
+    with torch.no_grad():
+        model.head.fc.weight.mul_(-1)
+    moved = TargetModel(model, input_size=(32, 32))
+    changes = dict(
+        rank=dict(keep=dict(rank=0.0)),
+        measure=dict(keep=dict(by='margin')),
+        target=dict(target=moved),
+        feedback=dict(feedback=FEEDBACK[:1]),
+    )
+    pool = SamplePool(tmp_path / 'pool')
+    run(pool, overdraw=3)
+    before = contents(pool.folder)
+    assert before == contents(thrice.folder)
+    for name, settings in changes.items():
+        drawn = run(pool, overdraw=3, **settings)
+        after = contents(pool.folder)
+        assert drawn > 0 and after == fresh(name, **settings)
+        assert after['manifest.jsonl'] != before['manifest.jsonl']
+        assert all(after[file] == data for file, data in before.items() if file[-3:] == 'png')
+        assert run(pool, overdraw=3, **settings) == 0
+    assert run(pool, overdraw=3) > 0 and contents(pool.folder) == before
+    for overdraw in (1, 2, 3):  # and blocks of another size
+        run(pool, overdraw=overdraw)
+        assert len(pool) == overdraw * COUNT and len(pool.kept) == COUNT
+    assert contents(pool.folder) == before
+
+
+def test_what_the_critic_drops_is_not_kept_and_not_drawn_again(run, thrice, tmp_path):
+    pool = SamplePool(tmp_path / 'whole')
+    assert run(pool, overdraw=3, critic=EverySecond()) == 3 * COUNT == len(pool)
+    passed = [sample.agreement >= 0.5 for sample in pool.samples]
+    for start, size in ((0, 12), (12, 6)):
+        block = slice(start, start + size)
+        kept = [sample.kept for sample in pool.samples[block]]
+        assert sum(kept) == min(size // 3, sum(passed[block]))
+        assert not any(k and not p for k, p in zip(kept, passed[block], strict=True))
+    assert 0 < sum(passed) < len(pool) and pngs(pool) == pngs(thrice)
+    assert [s.kept for s in pool.samples] != [s.kept for s in thrice.samples]
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupted(tmp_path / 'cut', 14), overdraw=3, critic=EverySecond())
+    run(SamplePool(tmp_path / 'cut'), overdraw=3, critic=EverySecond())
+    assert contents(tmp_path / 'cut') == contents(pool.folder)
+
+
+def test_what_a_choice_needs(run, generator, tmp_path):
+    pool = SamplePool(tmp_path)
+    with pytest.raises(ValueError, match='overdraw=3 keeps what is useful to a target, and there'):
+        run(pool, overdraw=3, target=None)
+    words = TextGuidance(['a b'])
+    words.prepare(generator, ('a', 'b'))
+    for feedback in ([], [words]):
+        with pytest.raises(ValueError, match="by='feedback' needs a term"):
+            run(pool, overdraw=3, keep=dict(by='feedback'), feedback=feedback)
+    assert len(pool) == 0
