@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
 
+from mmgap.benchmark.coverage import Coverage
 from mmgap.benchmark.images import Folders, draw_images, put_real
 from mmgap.benchmark.methods import read_methods
 from mmgap.benchmark.pools import counts_of, evaluations_of
@@ -86,11 +87,12 @@ class Benchmark:
         self.out = out
         self.budgets = sorted(budgets)
         self._loops: dict[str, Loop] = {}  # one at most
+        self._coverage: Coverage | None = None
         # What images depend on, and what cells do beside them.
         whole = copy.deepcopy(config.to_dict())
         shared = {name: whole[name] for name in TRAINING if name in whole}
         cells = whole['benchmark']
-        for unrelated in ('methods', 'compare', 'injections'):  # each has a key of its own
+        for unrelated in ('methods', 'compare', 'injections', 'coverage'):  # of no cell, or by key
             cells.pop(unrelated, None)
         cells['test'] = shared['test_dataloader']['dataset'].pop('split', None)
         for hook in gap_hooks(shared):
@@ -283,6 +285,7 @@ class Benchmark:
         began = time.time()
         facts = self._fill(SamplePool(folder), method, seed, count, overdraw)
         facts.update(method=method, seed=seed, images=count, key=self.key(method))
+        facts.update(self._covered(SamplePool(folder)))
         write_json(file, dict(facts, seconds=time.time() - began))
         return folder
 
@@ -320,6 +323,16 @@ class Benchmark:
             ),
             evaluation=evaluation,
         )
+
+    def _covered(self, pool: SamplePool) -> dict[str, float]:
+        """Density and coverage of a pool, where ``benchmark.coverage`` says of what."""
+        settings = self.settings.get('coverage')
+        if settings is None:
+            return {}
+        if self._coverage is None:
+            test, size = self.config.test_dataloader.dataset, self.loop(0).generator.size
+            self._coverage = Coverage(**settings, test=test, size=size)
+        return self._coverage(pool, max(self.budgets))
 
     def _checkpoint(self, method: str, seed: int, round_index: int, pool: Path) -> Path:
         """What a round searches against: later ones a model trained with the images so far."""

@@ -133,7 +133,7 @@ def draw_images(
             'must have as many'
         )
     scores = [search.evaluate(prompt) for prompt in prompts]
-    losses = [sample.target_loss_image for sample in pool.samples]
+    losses = [sample.target_loss_image for sample in pool.kept]
     return dict(
         prompts=[prompt.id for prompt in prompts],
         judged=scores,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -208,22 +209,26 @@ def _pairs(
         budgets = sorted({k[1] for k in settings if k[0] == own and k[2] == layers})
         if not budgets:  # none of its cells is finished
             continue
-        head = ' | '.join(f'{budget} images' for budget in budgets)
-        lines += ['', f'| {_title(layers)}{of} | {head} |', '|---' * (1 + len(budgets)) + '|']
+        heads = [f'{budget} images' for budget in budgets] + ['all budgets'] * (len(budgets) > 1)
+        lines += [
+            '',
+            f'| {_title(layers)}{of} | {" | ".join(heads)} |',
+            '|---' * (1 + len(heads)) + '|',
+        ]
         for other in methods:
             if other == own:
                 continue
-            row = []
+            gains: list[dict[int, float]] = []
             for budget in budgets:
                 mine = settings[own, budget, layers]
                 without_images = settings.get((other, 0, layers), {})
                 theirs = settings.get((other, budget, layers), without_images)
                 both = sorted(set(mine) & set(theirs))
-                if not both:
-                    row.append('')
-                    continue
-                gains = [value(mine[s]) - value(theirs[s]) for s in both]
-                row.append(spread(gains, '+.1f', interval))
+                gains.append({s: value(mine[s]) - value(theirs[s]) for s in both})
+            if len(budgets) > 1:  # of each seed the mean, where it has all
+                every = set.intersection(*map(set, gains))
+                gains.append({s: float(np.mean([one[s] for one in gains])) for s in sorted(every)})
+            row = [spread([*one.values()], '+.1f', interval) if one else '' for one in gains]
             lines.append(f'| {other} | {" | ".join(row)} |')
     return lines
 
@@ -332,15 +337,22 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
         'The probe is linear, on pooled features of the base model: held-out accuracy between '
         'generated and real images, and in brackets between two draws of real ones.',
         '',
-        '| method | | target loss | accuracy | crossed target loss | probe | seconds, search + '
-        'synthesis |',
-        '|---|---|---|---|---|---|---|',
+        'Coverage is the share of real images (`benchmark.coverage`) with a generated one among '
+        "their five nearest in CLIP's space, density how many such balls a generated one lies in, "
+        'over five (arXiv 2002.09797).',
+        '',
+        '| method | | target loss | accuracy | crossed target loss | probe | coverage, density | '
+        'seconds, search + synthesis |',
+        '|---|---|---|---|---|---|---|---|',
     ]
     seeds = sorted({c['seed'] for c in cells})
     for method, text in methods.items():
         files = [file for seed in seeds for file in out.glob(f'pools/{method}-{seed}-*/about.json')]
         facts = [json.loads(file.read_text()) for file in files]
-        facts = [f for f in facts if f['method'] == method and 'held_out' in f]
+        facts = [f for f in facts if f['method'] == method]
+        covered = [(f['coverage'], f['density']) for f in facts if 'coverage' in f]
+        spreads = ', '.join(spread(values, '.2f') for values in zip(*covered, strict=True))
+        facts = [f for f in facts if 'held_out' in f]
         probes = [c['probe'] for c in cells if c['method'] == method and c.get('probe')]
         probe = ''
         if probes and None not in [one['generated'] for one in probes]:
@@ -349,7 +361,7 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
             )
             probe = f'{made:.2f} ({control:.2f})'
         if not facts:
-            lines.append(f'| {method} | {text} | | | | {probe} | |')
+            lines.append(f'| {method} | {text} | | | | {probe} | {spreads} | |')
             continue
         shown = [
             spread(values, '.2f')
@@ -357,12 +369,14 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
             for values in [[f['held_out'][name] for f in facts]]
         ]
         seconds = np.mean([f['seconds'] for f in facts])
-        lines.append(f'| {method} | {text} | {" | ".join(shown)} | {probe} | {seconds:.0f} |')
+        lines.append(
+            f'| {method} | {text} | {" | ".join(shown)} | {probe} | {spreads} | {seconds:.0f} |'
+        )
     return lines
 
 
 def _curves(path: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> None:
-    """Worst group over images: one line per method, bands of the 95 % interval."""
+    """Worst group over images and over evaluations: a line for each method, 95 % intervals."""
     import io
 
     import matplotlib
@@ -371,8 +385,15 @@ def _curves(path: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> No
     from matplotlib import pyplot as plt
 
     kinds = list(dict.fromkeys(c['layers'] for c in cells))
-    figure, axes = plt.subplots(1, len(kinds), figsize=(5.5 * len(kinds) + 1.3, 4), squeeze=False)
-    for axis, layers in zip(axes[0], kinds, strict=True):
+    scales = ['images'] + ['evaluations'] * any(c.get('evaluations') for c in cells)
+    figure, axes = plt.subplots(
+        len(scales),
+        len(kinds),
+        figsize=(5.5 * len(kinds) + 1.3, 4 * len(scales)),
+        squeeze=False,
+    )
+    for (row, scale), (column, layers) in itertools.product(enumerate(scales), enumerate(kinds)):
+        axis = axes[row][column]
         part = [c for c in cells if c['layers'] == layers]
         for i, method in enumerate(methods):
             budgets = sorted({c['budget'] for c in part if c['method'] == method})
@@ -387,13 +408,24 @@ def _curves(path: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> No
             if method == 'none':
                 axis.axhline(middle[0], color='grey', linestyle='--', label='none')
                 continue
-            axis.plot(budgets, middle, marker='o', color=f'C{i}', label=method)
-            axis.fill_between(budgets, middle - half, middle + half, color=f'C{i}', alpha=0.12)
+            places = budgets
+            if scale == 'evaluations':
+                costs: list[list[Any]] = [
+                    [c.get('evaluations') for c in select(part, method=method, budget=b).values()]
+                    for b in budgets
+                ]
+                if any(None in cost for cost in costs):  # of real images, or not counted
+                    continue
+                places = [np.mean(cost) for cost in costs]
+            axis.plot(places, middle, marker='o', color=f'C{i}', label=method)
+            axis.fill_between(places, middle - half, middle + half, color=f'C{i}', alpha=0.12)
+        if scale == 'evaluations':
+            axis.set_xscale('log')
         if not _is_error(cells):
             axis.set_ylim(0, 100)
         axis.set(
             title=_title(layers),
-            xlabel='images',
+            xlabel=dict(images='images', evaluations='network evaluations')[scale],
             ylabel=f'worst group, {_measured(cells)}',
         )
     handles, labels = axes[0][0].get_legend_handles_labels()
