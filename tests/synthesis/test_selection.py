@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -281,38 +282,33 @@ def test_interrupted_in_a_block(run, thrice, tmp_path):
     assert run(SamplePool(folder), overdraw=3) == 0
 
 
-def test_another_choice_is_made_anew(run, target, thrice, tmp_path):
-    def fresh(name, **settings):
-        pool = SamplePool(tmp_path / name)
-        run(pool, overdraw=3, **settings)
-        return contents(pool.folder)
-
+@pytest.mark.parametrize('change', ['rank', 'measure', 'target', 'feedback'])
+def test_another_choice_is_made_anew(change, run, thrice, tmp_path):
     model = tiny_classifier()
     with torch.no_grad():
         model.head.fc.weight.mul_(-1)
-    moved = TargetModel(model, input_size=(32, 32))
-    changes = dict(
+    settings = dict(
         rank=dict(keep=dict(rank=0.0)),
         measure=dict(keep=dict(by='margin')),
-        target=dict(target=moved),
+        target=dict(target=TargetModel(model, input_size=(32, 32))),
         feedback=dict(feedback=FEEDBACK[:1]),
-    )
+    )[change]
+    shutil.copytree(thrice.folder, tmp_path / 'pool')
+    pool, fresh = SamplePool(tmp_path / 'pool'), SamplePool(tmp_path / 'fresh')
+    assert run(pool, overdraw=3, **settings) > 0
+    run(fresh, overdraw=3, **settings)
+    assert contents(pool.folder) == contents(fresh.folder)
+    assert pngs(pool) == pngs(thrice) and pool.samples != thrice.samples
+    assert run(pool, overdraw=3, **settings) == 0
+
+
+def test_blocks_of_another_size(run, thrice, tmp_path):
+    shutil.copytree(thrice.folder, tmp_path / 'pool')
     pool = SamplePool(tmp_path / 'pool')
-    run(pool, overdraw=3)
-    before = contents(pool.folder)
-    assert before == contents(thrice.folder)
-    for name, settings in changes.items():
-        drawn = run(pool, overdraw=3, **settings)
-        after = contents(pool.folder)
-        assert drawn > 0 and after == fresh(name, **settings)
-        assert after['manifest.jsonl'] != before['manifest.jsonl']
-        assert all(after[file] == data for file, data in before.items() if file[-3:] == 'png')
-        assert run(pool, overdraw=3, **settings) == 0
-    assert run(pool, overdraw=3) > 0 and contents(pool.folder) == before
-    for overdraw in (1, 2, 3):  # and blocks of another size
+    for overdraw in (1, 2, 3):
         run(pool, overdraw=overdraw)
         assert len(pool) == overdraw * COUNT and len(pool.kept) == COUNT
-    assert contents(pool.folder) == before
+    assert contents(pool.folder) == contents(thrice.folder)
 
 
 def test_what_the_critic_drops_is_not_kept_and_not_drawn_again(run, thrice, tmp_path):
