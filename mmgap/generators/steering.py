@@ -62,6 +62,8 @@ class Steering:
             out = stock(prediction, timestep, latents, *args, **kw)
             if calls % self.every or calls == num_calls or self.weight == 0:
                 return out
+            if _says_nothing(scheduler, timestep):
+                return out
             clean = predicted_clean(scheduler, prediction, timestep, latents)
             following = scheduler.timesteps[len(scheduler.timesteps) - num_calls + calls]
             scale = _alpha(scheduler, following).sqrt().to(latents)
@@ -75,12 +77,18 @@ class Steering:
     def _direction(
         self, pipeline: Any, clean: Tensor, finish: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """``(B, C, h, w)``: the loss's gradient at the clean latents, of root mean square one."""
+        """``(B, C, h, w)``: the loss's gradient at the clean latents, of root mean square one.
+
+        Raises:
+            FloatingPointError: If it is not finite.
+        """
         with torch.enable_grad():
             latents = clean.detach().requires_grad_()
             loss = self.loss(finish(decode(pipeline, latents)))
             (gradient,) = torch.autograd.grad(loss.sum(), latents)
         gradient = gradient.float()
+        if not torch.isfinite(gradient).all():
+            raise FloatingPointError('the feedback that steers images has a gradient of NaN or Inf')
         size = gradient.flatten(1).square().mean(dim=1).sqrt().view(-1, 1, 1, 1)
         return torch.where(size > 0, gradient / size.clamp(min=1e-30), 0.0)
 
@@ -139,6 +147,12 @@ def decode(pipeline: Any, latents: Tensor) -> Tensor:
     shift = getattr(config, 'shift_factor', None) or 0.0
     decoded = pipeline.vae.decode(latents / config.scaling_factor + shift, return_dict=False)[0]
     return (decoded / 2 + 0.5).clamp(0, 1)
+
+
+def _says_nothing(scheduler: Any, timestep: Any) -> bool:
+    """Whether latents are noise alone, as at zero terminal SNR: the noise in it tells nothing."""
+    kind = scheduler.config.prediction_type
+    return kind == 'epsilon' and float(_alpha(scheduler, timestep)) < 1e-4
 
 
 def _alpha(scheduler: Any, timestep: Any) -> Tensor:

@@ -56,6 +56,8 @@ class SynthesisSettings:
             raise ValueError(f'synthesis aim must be in [0, 1], got {self.aim}')
         for name, kind in (('keep', Keep), ('guidance', GuidanceSettings)):
             value = getattr(self, name)
+            if name == 'keep' and value is None:
+                value = {}
             if isinstance(value, Mapping):
                 made = build_settings(kind, value, f'synthesis {name}')
                 object.__setattr__(self, name, made)
