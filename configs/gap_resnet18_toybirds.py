@@ -59,7 +59,11 @@ benchmark = dict(
         all=dict(type='SGD', lr=0.002, momentum=0.9),
     ),
     # Of these real images, how many are covered by a method's, in CLIP's space?
-    coverage=dict(clip={{_base_.clip}}, images=dict(split='val', size=400, indices=None)),
+    coverage=dict(
+        clip={{_base_.clip}},
+        # Not the first 400, which are those of `real`.
+        images=dict(split='val', size=1000, indices=list(range(400, 800))),
+    ),
     # Beside test; `val` has fresh indices, since `real` takes the first 400.
     evaluate=dict(
         val=dict(split='val', size=1000, indices=list(range(400, 1000))),

@@ -17,7 +17,7 @@ from mmengine.registry import DATASETS
 
 from mmgap.benchmark.coverage import Coverage
 from mmgap.benchmark.images import Folders, draw_images, put_real
-from mmgap.benchmark.methods import read_methods
+from mmgap.benchmark.methods import Method, read_methods
 from mmgap.benchmark.pools import counts_of, evaluations_of
 from mmgap.benchmark.training import base_config, cell_config, inject, train_and_test
 from mmgap.compat import name_pretrained
@@ -88,6 +88,7 @@ class Benchmark:
         self.budgets = sorted(budgets)
         self._loops: dict[str, Loop] = {}  # one at most
         self._coverage: Coverage | None = None
+        self._costs: dict[tuple[str, int], float] = {}
         # What images depend on, and what cells do beside them.
         whole = copy.deepcopy(config.to_dict())
         shared = {name: whole[name] for name in TRAINING if name in whole}
@@ -239,31 +240,39 @@ class Benchmark:
         own = self.methods[method]
         if own.cost_of is None:
             return self.pool(method, seed), budget
-        drawn = self._affordable(own.cost_of.name, seed, budget)
+        drawn = self._affordable(own, seed, budget)
         if own.selects:
             return self.pool(method, seed, budget, overdraw=max(1, drawn // budget)), budget
-        most = self._affordable(own.cost_of.name, seed, max(self.budgets))
-        return self.pool(method, seed, max(most, drawn)), max(drawn, budget)
+        most = self._affordable(own, seed, max(self.budgets))
+        return self.pool(method, seed, max(most, budget)), max(drawn, budget)
 
-    def _affordable(self, method: str, seed: int, budget: int) -> int:
-        """Images that could be drawn, without a search, for what a method's cost."""
-        spent = evaluations_of(self.pool(method, seed), budget)
+    def _affordable(self, method: Method, seed: int, budget: int) -> int:
+        """Images that a method with ``cost_of`` can draw for what the other one's cost."""
+        paid: Any = method.cost_of
+        spent = evaluations_of(self.pool(paid.name, seed), budget)
         if spent is None:
+            folders = [self.folder(kind, paid.name, seed) for kind in ('pools', 'search')]
             raise ValueError(
-                f'the images of {method!r} were drawn by an older version, which did not count '
-                f'network evaluations; delete {self.folder("pools", method, seed)}'
+                f'the prompts or images of {paid.name!r} were made by an older version, which did '
+                f'not count network evaluations; delete {folders[0]} and {folders[1]}'
             )
-        return int(spent / self._cost_of_one(seed))
+        return int(spent / self._cost_of_one(method, seed) + 1e-6)
 
-    def _cost_of_one(self, seed: int) -> float:
-        """Network evaluations of an image that is drawn with a sentence."""
-        loop = self.loop(seed)
-        counter, before = loop.generator.evaluations, loop.generator.evaluations.counts()
-        count = 2 if loop.generator.compiled else 1
-        prompt = loop.generator.prompts.text_prompt('an image', 'one')
-        synthesis = change_settings(loop.settings.synthesis, dict(guidance=None), 'synthesis')
-        loop.variant(synthesis=synthesis).synthesizer().try_out([prompt])
-        return counter.total(counter.since(before)) / count
+    def _cost_of_one(self, method: Method, seed: int) -> float:
+        """Network evaluations of an image that a method draws with a sentence."""
+        if (method.name, seed) not in self._costs:
+            loop = self.loop(seed, method.name)
+            own = dict(method.synthesis or {}, overdraw=1, keep=None)
+            synthesis = change_settings(loop.settings.synthesis, own, 'synthesis')
+            drawing = loop.variant(synthesis=synthesis)
+            guided = drawing.guidance is not None and drawing.guidance.needs_target
+            target = loop.target(str(self.base(seed))) if guided else None
+            counter, before = loop.generator.evaluations, loop.generator.evaluations.counts()
+            prompt = loop.generator.prompts.text_prompt(method.sentences()[0], 'one')
+            drawing.synthesizer().try_out([prompt], target)
+            count = 2 if loop.generator.compiled else 1
+            self._costs[method.name, seed] = counter.total(counter.since(before)) / count
+        return self._costs[method.name, seed]
 
     def pool(
         self, method: str, seed: int, count: int | None = None, overdraw: int | None = None
@@ -280,12 +289,15 @@ class Benchmark:
         if overdraw is not None:
             folder = folder.with_name(f'{folder.name}-x{overdraw}')
         count, file = count or max(self.budgets), folder / 'about.json'
-        if file.exists() and json.loads(file.read_text())['images'] >= count:
+        known = json.loads(file.read_text()) if file.exists() else {}
+        if known.get('images', 0) >= count:
+            if known.get('coverage_of') != self._covering:
+                write_json(file, {**known, **self._covered(folder)})
             return folder
         began = time.time()
         facts = self._fill(SamplePool(folder), method, seed, count, overdraw)
         facts.update(method=method, seed=seed, images=count, key=self.key(method))
-        facts.update(self._covered(SamplePool(folder)))
+        facts.update(self._covered(folder))
         write_json(file, dict(facts, seconds=time.time() - began))
         return folder
 
@@ -295,7 +307,10 @@ class Benchmark:
         """Make the images of a method; returns what is to be known of them."""
         method, evaluation = self.methods[name], self.evaluation()
         if overdraw is not None:
-            method = replace(method, synthesis={**(method.synthesis or {}), 'overdraw': overdraw})
+            own = dict(method.synthesis or {}, overdraw=overdraw)
+            if overdraw == 1:
+                own['keep'] = None
+            method = replace(method, synthesis=own)
         if method.dataset is not None:
             settings = copy.deepcopy(dict(method.dataset))
             if 'type' not in settings:
@@ -324,15 +339,21 @@ class Benchmark:
             evaluation=evaluation,
         )
 
-    def _covered(self, pool: SamplePool) -> dict[str, float]:
-        """Density and coverage of a pool, where ``benchmark.coverage`` says of what."""
+    @property
+    def _covering(self) -> str | None:
+        """Name what coverage is measured of; None for nothing."""
         settings = self.settings.get('coverage')
-        if settings is None:
-            return {}
+        return None if settings is None else fingerprint(plain(settings))
+
+    def _covered(self, pool: Path) -> dict[str, Any]:
+        """Density and coverage of a pool, where ``benchmark.coverage`` says of what."""
+        found: dict[str, Any] = dict(coverage=None, density=None, coverage_of=self._covering)
+        if self._covering is None:
+            return found
         if self._coverage is None:
             test, size = self.config.test_dataloader.dataset, self.loop(0).generator.size
-            self._coverage = Coverage(**settings, test=test, size=size)
-        return self._coverage(pool, max(self.budgets))
+            self._coverage = Coverage(**self.settings.coverage, test=test, size=size)
+        return {**found, **self._coverage(SamplePool(pool))}
 
     def _checkpoint(self, method: str, seed: int, round_index: int, pool: Path) -> Path:
         """What a round searches against: later ones a model trained with the images so far."""

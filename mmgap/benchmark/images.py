@@ -116,12 +116,13 @@ def draw_images(
     # Whole batches: then the pool of a small budget is the beginning of a larger one's.
     size = drawing.settings.synthesis.batch_size
     per_round = size * -(-count // (method.rounds * size))
-    prompts, seconds, evaluations = [], 0.0, 0.0
+    prompts, seconds = [], 0.0
+    evaluations: float | None = 0.0
     for round_index in range(method.rounds):
         began = time.time()
         target = base if round_index == 0 else loop.target(str(checkpoint(round_index)))
         of_round, cost = _find_prompts(method.finder, finding, target, round_index, folders)
-        evaluations += cost
+        evaluations = None if cost is None or evaluations is None else evaluations + cost
         seconds += time.time() - began
         drawing.synthesize(of_round, per_round, pool, target, round_index)
         prompts += of_round
@@ -168,19 +169,21 @@ def _finding(
 
 def _find_prompts(
     method: Method, loop: Loop, target: TargetModel, round_index: int, folders: Folders
-) -> tuple[list[SoftPrompt], float]:
-    """The prompts of a round, and the network evaluations that they cost.
+) -> tuple[list[SoftPrompt], float | None]:
+    """The prompts of a round, and the network evaluations that they cost, if those were counted.
 
     Those that are searched for or drawn come before sentences.
     """
     prompts: list[SoftPrompt] = []
-    counter, cost = loop.generator.evaluations, 0.0
+    counter = loop.generator.evaluations
+    cost: float | None = 0.0
     if method.search is not None:
         # Goes on from its checkpoint, which knows whether it is still the same search.
         path = folders.search / f'{round_index}.safetensors'
         found = loop.search(target, round_index, path, PromptBank(folders.prompts))
         prompts = [result.prompt for result in found]
-        cost = sum(result.evaluations for result in found)
+        costs = [one.evaluations for one in found if one.evaluations is not None]
+        cost = sum(costs) if len(costs) == len(found) else None
     elif method.initial is not None:
         before = counter.counts()
         prompts = loop.initial_prompts(loop.prompt_search(target, round_index), round_index)

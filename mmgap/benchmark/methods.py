@@ -34,8 +34,8 @@ class Method:
             the number.
         synthesis: Changes to the hook's ``synthesis``.
         cost_of: The method whose network evaluations it gets, at each budget; the fragment has its
-            name. With ``keep`` in ``synthesis`` it draws so many more images for each one that it
-            keeps; else all are trained on, more than the budget.
+            name, and ``texts``. With ``keep`` in ``synthesis`` it draws so many more images for
+            each one that it keeps; else all are trained on, more than the budget.
         rounds: Number of rounds that the search is spread over. Each is against the model that has
             been trained with the images of the rounds before.
         generator: Changes to the hook's ``generator``.
@@ -103,6 +103,12 @@ class Method:
             raise ValueError(
                 f'method {name!r} has cost_of={paid!r}; there are {drawing}, which draw images and '
                 'have no cost_of themselves'
+            )
+        alone = fragment.get('texts') and not {'search', 'initial', 'prompts_of'} & set(fragment)
+        if paid is not None and not (alone and 'overdraw' not in fragment.get('synthesis', {})):
+            raise ValueError(
+                f'method {name!r} has cost_of={paid!r}, which goes with texts, without a search, '
+                'and sets overdraw itself'
             )
         cost_of = None if paid is None else (others or {})[paid]
         return cls(name=name, fragment=fragment, prompts_of=prompts_of, cost_of=cost_of, **settings)

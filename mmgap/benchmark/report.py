@@ -65,7 +65,7 @@ def write_report(
         f'Seeds: {sorted({c["seed"] for c in cells})}. {_measured(cells)} on {meta["test"]}: '
         'mean over seeds ± standard deviation. "vs none" is the paired difference over seeds in '
         'the worst group with its 95 % interval (Student). Budgets count kept images; in brackets '
-        'how many a method trains on that gets the cost of another one as more images. '
+        'how many are trained on where that is another number. '
         "Evaluations are calls of the generator's networks for each image of the budget, search, "
         'aim and dropped images included: a call of the UNet on one image counts 1, with gradient '
         '3, the others by their operations.',
@@ -135,7 +135,7 @@ def _measured(cells: Sequence[Cell]) -> str:
 
 def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
     lines = [
-        '| method | images | dropped | evaluations an image | worst group | vs none | mean of '
+        '| method | images | not kept | evaluations an image | worst group | vs none | mean of '
         'groups | seconds a cell |',
         '|---|---|---|---|---|---|---|---|',
     ]
@@ -152,7 +152,7 @@ def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
             ]
             versus = spread(gains, '+.1f', interval) if gains else ''
             trained = np.mean([c.get('images', budget) for c in row.values()])
-            more = f' ({trained:.0f})' if round(trained) != budget else ''
+            more = f' ({trained:.0f})' if budget and round(trained) != budget else ''
             lines.append(
                 f'| {method} | {budget}{more} | '
                 f'{np.mean([c["dropped"] for c in row.values()]):.0f} | {_cost(row)} | '
@@ -347,10 +347,8 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
     ]
     seeds = sorted({c['seed'] for c in cells})
     for method, text in methods.items():
-        files = [file for seed in seeds for file in out.glob(f'pools/{method}-{seed}-*/about.json')]
-        facts = [json.loads(file.read_text()) for file in files]
-        facts = [f for f in facts if f['method'] == method]
-        covered = [(f['coverage'], f['density']) for f in facts if 'coverage' in f]
+        facts = [one for seed in seeds for one in _latest(out, method, seed)]
+        covered = [(f['coverage'], f['density']) for f in facts if f.get('coverage') is not None]
         spreads = ', '.join(spread(values, '.2f') for values in zip(*covered, strict=True))
         facts = [f for f in facts if 'held_out' in f]
         probes = [c['probe'] for c in cells if c['method'] == method and c.get('probe')]
@@ -373,6 +371,14 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
             f'| {method} | {text} | {" | ".join(shown)} | {probe} | {spreads} | {seconds:.0f} |'
         )
     return lines
+
+
+def _latest(out: Path, method: str, seed: int) -> list[dict[str, Any]]:
+    """What is known of a method's pool of a seed: of several the largest, and then the latest."""
+    files = out.glob(f'pools/{method}-{seed}-*/about.json')
+    facts = [(json.loads(file.read_text()), file.stat().st_mtime_ns) for file in files]
+    own = [(one.get('images', 0), time, one) for one, time in facts if one['method'] == method]
+    return [max(own, key=lambda entry: entry[:2])[2]] if own else []
 
 
 def _curves(path: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> None:

@@ -38,6 +38,7 @@ from mmgap.machine import memory, peak, reset_peak
 from mmgap.search.progress import PromptProgress
 from mmgap.search.step import SearchStep
 from mmgap.sources import ImageSpec
+from mmgap.targets import TargetModel
 from mmgap.weights import is_pretrained, without_pretrained
 from mmgap.wrappers import innermost
 
@@ -347,31 +348,28 @@ def duration(seconds: float) -> str:
     return f'{seconds / 3600:.1f} h' if seconds > 5400 else f'{seconds / 60:.1f} min'
 
 
-def one_image(loop: Loop, tiny: bool) -> tuple[None, str]:
+def one_image(loop: Loop, target: TargetModel | None, tiny: bool) -> tuple[None, str]:
     """Draw an image as the synthesis does, and a batch of them to see what they take.
 
     Raises:
-        ValueError: If it has pixels that are NaN.
+        FloatingPointError: If it has pixels that are NaN.
     """
-    settings, generator, budget = loop.settings.synthesis, loop.generator, loop.settings.budget
+    settings, generator = loop.settings.synthesis, loop.generator
+    synthesizer, drawn = loop.synthesizer(), loop.settings.budget * settings.overdraw
     prompt = generator.prompts.random_prompt(4, seed=0, id='check')
-    with torch.no_grad():
-        embeds = generator.prompts.encode([prompt])
-        each = 0.0
-        for images in (1, 1, min(settings.batch_size, budget)):  # the first one warms up
-            if each * images > MOST_SECONDS:
-                break
-            condition = loop.sources.load([i % len(loop.sources) for i in range(images)])
-            hidden = embeds.expand(images, -1, -1)
-            began = time.time()
-            image = generator(condition, hidden, range(images), settings.num_inference_steps).cpu()
-            each = (time.time() - began) / images
-    if not torch.isfinite(image).all():
-        raise ValueError(f'{generator} draws NaN; take another dtype or autocast')
-    size = f'{image.shape[-1]}x{image.shape[-2]}'
+    feedback = loop.feedback if target is not None else ()
+    each = 0.0
+    for images in (1, 1, min(settings.batch_size, drawn)):  # the first one warms up
+        if each * images > MOST_SECONDS:
+            break
+        began = time.time()
+        synthesizer.try_out([prompt], target, feedback, images)
+        each = (time.time() - began) / images
+    size = f'{generator.size[1]}x{generator.size[0]}'
     if tiny:
-        return None, f'{size}'
-    return None, f'{size} in {each:.2f} s; {budget} images take {duration(each * budget)}'
+        return None, size
+    kept = f', of which {loop.settings.budget} are kept,' * (settings.overdraw > 1)
+    return None, f'{size} in {each:.2f} s; {drawn} images{kept} take {duration(each * drawn)}'
 
 
 def main() -> None:
@@ -409,7 +407,7 @@ def main() -> None:
             if check('search', lambda: set_up(loop, target)):
                 check('search step', lambda: one_step(loop, target, args.tiny))
         if critic and check('synthesis', lambda: (loop.synthesizer(), 'can be set up')):
-            check('image', lambda: one_image(loop, args.tiny))
+            check('image', lambda: one_image(loop, target or None, args.tiny))
     if check.failed:
         raise SystemExit(f'{check.failed} things to mend')
     print('ready')

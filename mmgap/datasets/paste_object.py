@@ -36,8 +36,8 @@ class PasteObject(BaseTransform):
             raise ValueError(f'PasteObject prob must be in [0, 1], got {prob}')
         self.images = images
         self.prob = prob
-        self._infos: list[dict[str, Any]] = []
-        self._others: dict[int, list[dict[str, Any]]] = {}
+        self._dataset: Any = None
+        self._labels = np.empty(0)
 
     def transform(self, results: dict) -> dict:
         """Change ``results['img']``, ``(H, W, 3)`` uint8 BGR, as it was loaded.
@@ -52,7 +52,7 @@ class PasteObject(BaseTransform):
             raise ValueError(
                 f'PasteObject needs masks, and {results.get("img_path")} has no mask_path'
             )
-        others = self._of_other_classes(int(results['gt_label']))
+        other = self._of_another_class(int(results['gt_label']))
         height, width = results['img'].shape[:2]
         mask = read_mask(results['mask_path'])
         if mask.shape[:2] != (height, width):
@@ -60,20 +60,22 @@ class PasteObject(BaseTransform):
                 f'mask {results["mask_path"]} is {mask.shape[1]}x{mask.shape[0]}, its image '
                 f'{width}x{height} here: put PasteObject right after loading'
             )
-        other = read_image(others[np.random.randint(len(others))])
-        behind = np.array(Image.fromarray(other).resize((width, height)))[..., ::-1]
+        behind = np.array(Image.fromarray(read_image(other)).resize((width, height)))[..., ::-1]
         results['img'] = np.where(mask[..., None] > 127, results['img'], behind)
         return results
 
-    def _of_other_classes(self, label: int) -> list[dict[str, Any]]:
-        if not self._infos:
-            dataset = DATASETS.build(dict(self.images))
-            self._infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-        if label not in self._others:
-            self._others[label] = [i for i in self._infos if int(i['gt_label']) != label]
-        if not self._others[label]:
+    def _of_another_class(self, label: int) -> dict[str, Any]:
+        """The data info of an image, drawn from all of other classes."""
+        if self._dataset is None:
+            self._dataset = DATASETS.build(dict(self.images))
+            infos = (self._dataset.get_data_info(i) for i in range(len(self._dataset)))
+            self._labels = np.array([int(info['gt_label']) for info in infos])
+        if (self._labels == label).all():
             raise ValueError(f'PasteObject found no image of another class in {self.images}')
-        return self._others[label]
+        place = np.random.randint(len(self._labels))
+        while self._labels[place] == label:
+            place = np.random.randint(len(self._labels))
+        return self._dataset.get_data_info(place)
 
     def __repr__(self) -> str:
         return f'PasteObject(prob={self.prob})'

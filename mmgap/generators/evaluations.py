@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from mmengine import dist
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,6 +59,12 @@ class Evaluations:
         more = {name: count - before.get(name, 0) for name, count in self._counts.items()}
         return {name: count for name, count in more.items() if count}
 
+    def total_of_all(self, counts: Counts) -> float:
+        """The same in all processes, of counts of all: one that has drawn nothing can not tell."""
+        drawn = all(name.partition(' ')[0] in self._examples for name in counts)
+        totals = dist.all_gather_object(self.total(counts) if drawn else None)
+        return next((total for total in totals if total is not None), 0.0)
+
     def total(self, counts: Counts) -> float:
         """The evaluations that calls are worth, of networks that have drawn since it was made."""
         total = 0.0
@@ -99,6 +107,11 @@ class Evaluations:
         with counter, torch.no_grad():
             network(*args, **kwargs)
         return counter.get_total_flops() / size
+
+
+def of_all(counts: Counts) -> Counts:
+    """The sum over all processes, for all of them."""
+    return dict(sum((Counter(own) for own in dist.all_gather_object(counts)), Counter()))
 
 
 def _on_meta(value: Any) -> Any:

@@ -13,6 +13,15 @@ from torch import Tensor
 
 from mmgap.generators.patching import patched
 
+FOLLOWED = (
+    'DDIMScheduler',
+    'DDPMScheduler',
+    'DPMSolverMultistepScheduler',
+    'DEISMultistepScheduler',
+    'LCMScheduler',
+    'TCDScheduler',
+)
+
 
 class Steering:
     """Moves latents by the gradient of a loss of the clean image that a step predicts.
@@ -82,15 +91,36 @@ class Steering:
         Raises:
             FloatingPointError: If it is not finite.
         """
+        images = decode(pipeline, clean)
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
         with torch.enable_grad():
-            latents = clean.detach().requires_grad_()
-            loss = self.loss(finish(decode(pipeline, latents)))
-            (gradient,) = torch.autograd.grad(loss.sum(), latents)
-        gradient = gradient.float()
-        if not torch.isfinite(gradient).all():
-            raise FloatingPointError('the feedback that steers images has a gradient of NaN or Inf')
-        size = gradient.flatten(1).square().mean(dim=1).sqrt().view(-1, 1, 1, 1)
-        return torch.where(size > 0, gradient / size.clamp(min=1e-30), 0.0)
+            leaf = images.detach().requires_grad_()
+            (wanted,) = torch.autograd.grad(self.loss(finish(leaf)).sum(), leaf)
+            # Of size one, half precision holds it; image by image, memory holds the decoder.
+            wanted = _normalised(wanted)
+            parts: list[Tensor] = []
+            for one, up in zip(clean.split(1), wanted.split(1), strict=True):
+                latents = one.detach().requires_grad_()
+                decoded = decode(pipeline, latents)
+                parts += torch.autograd.grad(decoded, latents, up.to(decoded.dtype))
+        return _normalised(torch.cat(parts).to(wanted.dtype))
+
+
+def _normalised(gradient: Tensor) -> Tensor:
+    """``(B, C, H, W)``: each image's gradient at a root mean square of one; 0 stays 0.
+
+    Raises:
+        FloatingPointError: If one is not finite; says which.
+    """
+    bad = [i for i, fine in enumerate(torch.isfinite(gradient).flatten(1).all(dim=1)) if not fine]
+    if bad:
+        raise FloatingPointError(
+            f'the feedback that steers images has a gradient of NaN or Inf at images {bad} of '
+            f'{len(gradient)} in the batch; lower guidance weight, leave out terms of its '
+            "feedback, or take autocast='bfloat16' for the generator"
+        )
+    size = gradient.flatten(1).square().mean(dim=1).sqrt().view(-1, 1, 1, 1)
+    return torch.where(size > 0, gradient / size.clamp(min=1e-30), 0.0)
 
 
 def check_steering(weight: float, every: int) -> None:
@@ -108,14 +138,16 @@ def check_steering(weight: float, every: int) -> None:
 def check_followed(scheduler: Any) -> None:
     """See that a scheduler's latents are a mix of clean ones and noise, in shares that it knows.
 
+    And that it goes on from them as they were moved: PNDM and UniPC step on from earlier ones.
+
     Raises:
-        ValueError: If they are not, as of Euler's schedulers.
+        ValueError: If it is not one of those.
     """
-    mixes = hasattr(scheduler, 'alphas_cumprod') and float(scheduler.init_noise_sigma) == 1
-    if not mixes:
+    name = type(scheduler).__name__
+    if name not in FOLLOWED:
         raise ValueError(
-            f'guidance of samples cannot follow a {type(scheduler).__name__}; give the generator '
-            "scheduler=dict(type='DDIMScheduler'), or one of DDPM, DPMSolverMultistep, LCM"
+            f'guidance of samples cannot follow a {name}; give the generator '
+            f"scheduler=dict(type='DDIMScheduler'), or one of {list(FOLLOWED[1:])}"
         )
 
 

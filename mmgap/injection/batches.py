@@ -71,13 +71,14 @@ class RefitBatches:
         """Numbers of a step's images and real samples, and the weights of both, in this order."""
         rng = derive_rng(self.seed, 'refit', step)
         count = self.settings.batch_size
-        offset = int(rng.integers(len(self.cells)))
-        order = range(len(self.cells))
-        if len(self.cells) > count:  # a class's turn comes once in a pass over all
-            offset, order = step * count, self._order(step * count // len(self.cells))
+        number = len(self.cells)
+        offset = int(rng.integers(number))
+        places = [(offset + i) % number for i in range(count)]
+        if number > count:  # a class's turn comes once in a pass over all
+            places = self._turns(step * count, count)
         images = []
-        for i in range(count):
-            prompts = self.cells[order[(offset + i) % len(self.cells)]]
+        for place in places:
+            prompts = self.cells[place]
             cell = prompts[int(rng.integers(len(prompts)))]
             images.append(cell[int(rng.integers(len(cell)))])
         if not self.settings.real:
@@ -87,8 +88,14 @@ class RefitBatches:
         weights = [both / count] * count + [self.settings.real * both / len(real)] * len(real)
         return images, real, weights
 
-    def _order(self, turn: int) -> Any:
-        return derive_rng(self.seed, 'refit', 'classes', turn).permutation(len(self.cells))
+    def _turns(self, first: int, count: int) -> list[int]:
+        """Classes in turn, in another order in each pass."""
+        number = len(self.cells)
+        passes = {
+            turn: derive_rng(self.seed, 'refit', 'classes', turn).permutation(number)
+            for turn in range(first // number, (first + count - 1) // number + 1)
+        }
+        return [int(passes[i // number][i % number]) for i in range(first, first + count)]
 
     @property
     def _num_real(self) -> int:

@@ -103,7 +103,7 @@ def _judge(
     if settings.mode != 'auto':
         return dict(mode=settings.mode, why=f'{said}.', **probes)
     if label_type == 'depth':
-        return dict(mode='mix', why=f'{said}. For depth a mix was best in each trial.', **probes)
+        return dict(mode='mix', why=f'{said}. For depth no refit was better than a mix.', **probes)
     missing = missing_classes(images)
     if missing and settings.layers == 'last' and settings.for_labels(label_type).reset:
         why = f'{said}. No images of {len(missing)} classes, which a refit would forget'

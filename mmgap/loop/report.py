@@ -73,7 +73,8 @@ def round_report(
         limit: The diversity is that of the first so many kept images.
 
     Returns:
-        ``images`` (kept), ``dropped``, ``agreement`` (mean over all drawn, None without a critic),
+        ``images`` (kept), ``dropped`` (by the critic), ``unselected`` (less useful than others, or
+        dropped), ``agreement`` (mean over all drawn, None without a critic),
         ``diversity`` (mean cosine distance of two images in CLIP's space, None without CLIP), and
         network ``evaluations`` of the images, those to aim by and dropped ones included.
     """
@@ -87,7 +88,8 @@ def round_report(
         spread = diversity(critic.model, images)
     return dict(
         images=len(kept),
-        dropped=len(drawn) - len(kept),
+        dropped=sum(not sample.kept and sample.useful_by is None for sample in drawn),
+        unselected=sum(not sample.kept and sample.useful_by is not None for sample in drawn),
         agreement=float(np.mean(agreements)) if agreements else None,
         diversity=spread,
         evaluations=drawing_evaluations(pool, round_index),
@@ -212,15 +214,15 @@ def summary_table(summary: Mapping[str, Any]) -> str:
 
 
 def _cost(round_: Mapping[str, Any]) -> str:
-    searched = sum(prompt.get('evaluations', 0) for prompt in round_['prompts'])
-    drawn = round_.get('evaluations', 0)
-    if not (drawn and round_['images']):
+    searched = [prompt.get('evaluations') for prompt in round_['prompts']]
+    drawn = round_.get('evaluations')
+    if None in searched or not (drawn and round_['images']):
         return ''
-    return f'; {(searched + drawn) / round_["images"]:.0f} network evaluations an image'
+    return f'; {(sum(searched) + drawn) / round_["images"]:.0f} network evaluations an image'
 
 
 def _of_the_critic(round_: Mapping[str, Any]) -> str:
-    facts = [f'{round_["dropped"]} dropped'] if round_.get('dropped') else []
+    facts = [f'{round_[name]} {name}' for name in ('dropped', 'unselected') if round_.get(name)]
     for name in ('agreement', 'diversity'):
         if round_.get(name) is not None:
             facts.append(f'{name} {round_[name]:.2f}')

@@ -32,13 +32,14 @@ class RunningSearch:
         progress: One entry for each prompt.
         optimizer: MMEngine's optimiser wrapper.
         schedulers: MMEngine's parameter schedulers.
-        calls: Calls of the generator's networks so far, by the main process.
+        calls: Calls of the generator's networks so far, by all processes; None where nobody
+            counted.
     """
 
     progress: list[PromptProgress]
     optimizer: OptimWrapper
     schedulers: list[Any]
-    calls: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] | None = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -135,7 +136,7 @@ def load_search(
         progress.snapshots = dict(sorted(snapshots.items()))
         for name in PLAIN:
             setattr(progress, name, state[name])
-    search.calls = meta.get('calls', {})  # nobody counted in older versions
+    search.calls = meta.get('calls')  # nobody counted in older versions
     load_optimizer_state(search.optimizer.optimizer, tensors, meta)
     for scheduler, state in zip(search.schedulers, meta['schedulers'], strict=True):
         scheduler.load_state_dict(state)

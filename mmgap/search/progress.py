@@ -60,7 +60,7 @@ class FoundPrompt:
         alarm: Why an alignment alarm did not let the found embeddings pass; None if it did.
         kept_step: The step whose embeddings are kept then.
         evaluations: Its part of the network evaluations of the search; see
-            :class:`~mmgap.generators.evaluations.Evaluations`.
+            :class:`~mmgap.generators.evaluations.Evaluations`. None where nobody counted.
     """
 
     prompt: SoftPrompt
@@ -73,7 +73,7 @@ class FoundPrompt:
     snapshots: dict[int, Tensor]
     alarm: str | None = None
     kept_step: int | None = None
-    evaluations: float = 0.0
+    evaluations: float | None = None
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
         """The facts for ``summary.json`` and the prompt's provenance."""

@@ -23,6 +23,7 @@ from mmgap.distributed import all_gather_list, broadcast_object
 from mmgap.feedback import Critic, Feedback, least_attack
 from mmgap.files import fingerprint, plain, weights_fingerprint
 from mmgap.generators import DiffusionGenerator
+from mmgap.generators.evaluations import of_all
 from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.search.alignment import AlignmentAlarm
 from mmgap.search.checkpoint import RunningSearch, load_search, save_search
@@ -95,18 +96,16 @@ class PromptSearch:
         self.evaluator = PromptEvaluator(generator, target, sources, **drawing, seed=seed)
         self._score = SearchStep(generator, target, self.feedback, sources, **drawing)
         self._ahead: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
-        self._before: dict[str, int] = {}  # of an interrupted run
+        self._before: dict[str, int] | None = {}  # of an interrupted run
         self._began = generator.evaluations.counts()
 
-    def calls(self) -> dict[str, int]:
-        """Calls of the generator's networks since the search was made, and before a resume."""
-        own = Counter(self.generator.evaluations.since(self._began))
-        return dict(own + Counter(self._before))
+    def calls(self) -> dict[str, int] | None:
+        """Calls of the generator's networks by all processes, those before a resume included.
 
-    @property
-    def evaluations(self) -> float:
-        """Network evaluations by all processes, which share the work."""
-        return dist.get_world_size() * self.generator.evaluations.total(self.calls())
+        All processes must ask. None where an older version, which did not count, began.
+        """
+        own = of_all(self.generator.evaluations.since(self._began))
+        return None if self._before is None else dict(Counter(own) + Counter(self._before))
 
     def provenance(self) -> dict[str, Any]:
         """Settings, seed and terms that decide the found prompts, as plain data."""
@@ -161,8 +160,11 @@ class PromptSearch:
                 for prompt in prompts:
                     dist.broadcast(prompt.embeddings.data)
                 found = self._evaluate_all(running.progress)
-                for result in found:
-                    result.evaluations = round(self.evaluations / len(found), 6)
+                calls = self.calls()
+                if calls is not None:
+                    total = self.generator.evaluations.total_of_all(calls)
+                    for result in found:
+                        result.evaluations = round(total / len(found), 6)
             except NonFiniteLossError:
                 if bank is not None and saves:
                     for prompt in prompts:
@@ -239,9 +241,10 @@ class PromptSearch:
             if over or step % settings.log_interval == 0:
                 self._log_step(step, active, (time.time() - began) / max(1, step - first))
             due = over or step % settings.checkpoint_interval == 0
-            if checkpoint and due and dist.is_main_process():
+            if checkpoint and due:
                 running.calls = self.calls()
-                save_search(checkpoint, identity, running)
+                if dist.is_main_process():
+                    save_search(checkpoint, identity, running)
 
     def _take(self, progress: PromptProgress, score: StepScore, optimizer: OptimWrapper) -> None:
         """Record a prompt's step: stop it, start it again, or let the optimiser move it."""

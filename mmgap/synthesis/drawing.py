@@ -161,7 +161,7 @@ class Drawing:
         if total is not None:
             measures['feedback'] = total.tolist()
         if context.useful_by is not None:
-            useful = usefulness(seen.output, condition.truth, total, self.settings.keep.by)
+            useful = usefulness(seen.output, condition.truth, total, self.settings.selection.by)
             measures['usefulness'] = useful.tolist()
         return measures
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mmgap.feedback import Feedback, FeedbackBatch, total_feedback
-from mmgap.files import plain, weights_fingerprint
+from mmgap.files import plain
 from mmgap.generators.steering import Steering, check_steering
 from mmgap.sources import Condition
 from mmgap.targets import TargetModel
@@ -69,7 +69,7 @@ class SampleGuidance:
         """
         if target is None and self.needs_target:
             raise ValueError('guidance of samples asks the target; give a checkpoint')
-        asked = weights_fingerprint(target.model) if target and self.needs_target else None
+        asked = target.identity() if target and self.needs_target else None
         terms = [term.settings() for term in self.feedback]
         own = dict(weight=self.settings.weight, every=self.settings.every)
         return plain(dict(own, feedback=terms, target=asked))

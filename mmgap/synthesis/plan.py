@@ -14,6 +14,7 @@ from mmgap.distributed import broadcast_object
 from mmgap.feedback import Critic
 from mmgap.files import write_json
 from mmgap.generators import DiffusionGenerator
+from mmgap.generators.evaluations import of_all
 from mmgap.pool import SamplePool
 from mmgap.prompts import SoftPrompt
 from mmgap.search import PromptEvaluator, allocation, failure_rates, round_robin
@@ -57,9 +58,12 @@ class Planner:
     ) -> list[ImageSpec]:
         """The images of a round; the plan of fewer is the beginning of the plan of more.
 
+        With ``overdraw``, the images of which one is to be kept are of one class and stand
+        together. They are those of a plan without it, in another order.
+
         Args:
             prompts: The prompts.
-            count: How many images.
+            count: How many images are to be kept.
             round: The round.
             rates: ``(classes, prompts)``, failure rates to aim by; None for all alike.
 
@@ -68,6 +72,19 @@ class Planner:
         """
         if count < 0:
             raise ValueError(f'the number of images must not be negative, got {count}')
+        classes, each = len(self.sources.classes), self.settings.overdraw
+        if each > 1:
+            every = self._in_turn(prompts, -(-count // classes) * classes * each, round, rates)
+            return [
+                every[(unit // classes * each + member) * classes + unit % classes]
+                for unit in range(count)
+                for member in range(each)
+            ]
+        return self._in_turn(prompts, count, round, rates)
+
+    def _in_turn(
+        self, prompts: Sequence[SoftPrompt], count: int, round: int, rates: np.ndarray | None
+    ) -> list[ImageSpec]:
         classes, fitting = len(self.sources.classes), self._fitting(prompts)
         if rates is None:
             rates = np.zeros((classes, len(prompts)))
@@ -137,13 +154,13 @@ class Planner:
         counter = self.generator.evaluations
         before = counter.counts()
         rates = self._draw_rates(prompts, target, round)
+        content = dict(
+            prompts=prompt_ids,
+            aim_images=settings.aim_images,
+            rates=rates.tolist(),
+            evaluations=counter.total_of_all(of_all(counter.since(before))),
+        )
         if dist.is_main_process():
-            content = dict(
-                prompts=prompt_ids,
-                aim_images=settings.aim_images,
-                rates=rates.tolist(),
-                evaluations=dist.get_world_size() * counter.total(counter.since(before)),
-            )
             write_json(path, content)
         return rates
 

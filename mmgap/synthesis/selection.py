@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgap.search import round_robin
 from mmgap.targets import ClassOutput, TargetOutput
 
 MEASURES = ('loss', 'entropy', 'margin', 'feedback')
@@ -82,44 +81,44 @@ def choose(
     values: Sequence[float],
     cells: Sequence[tuple[int, Hashable]],
     eligible: Sequence[bool],
-    count: int,
+    overdraw: int,
     rank: float = 1.0,
 ) -> list[bool]:
-    """Choose images by usefulness within classes and groups of sources.
+    """Choose one of ``overdraw`` images by usefulness, within classes and groups of sources.
 
-    Each class and group of sources keeps its share of the images. Where a critic leaves it too few,
-    the rest comes from its class, or else from any.
+    Each class keeps its share of the images, and in it each group of sources the whole images of
+    its share; the rest is chosen among all groups. Where a critic leaves a class too few, others
+    fill up.
 
     Args:
         values: Usefulness of each image.
         cells: Class and group of the source of each image.
         eligible: Whether the critic lets it pass.
-        count: How many to choose; fewer are chosen if no more are eligible.
+        overdraw: Images for each one that is chosen.
         rank: See :class:`Keep`.
 
     Returns:
         Whether each image is chosen.
     """
-    names = sorted(set(cells), key=str)
-    shares = np.array([sum(cell == name for cell in cells) for name in names]) / max(1, len(cells))
-    turns = round_robin(shares, count)
-    wanted = {name: turns.count(i) for i, name in enumerate(names)}
     chosen = [False] * len(values)
 
     def take(fits: Sequence[bool], number: int) -> int:
         """Choose among those that fit and are free; returns how many are still wanted."""
         free = [i for i, fit in enumerate(fits) if fit and eligible[i] and not chosen[i]]
         free.sort(key=lambda i: (values[i], i))
-        number = min(number, len(free))
-        first = round(rank * (len(free) - number))
-        for i in free[first : first + number]:
+        taken = min(number, len(free))
+        first = round(rank * (len(free) - taken))
+        for i in free[first : first + taken]:
             chosen[i] = True
-        return number
+        return number - taken
 
-    for name in names:
-        wanted[name] -= take([cell == name for cell in cells], wanted[name])
-    for label in sorted({label for label, _ in names}):
-        short = sum(number for name, number in wanted.items() if name[0] == label)
-        take([cell[0] == label for cell in cells], short)
-    take([True] * len(cells), min(count, sum(eligible)) - sum(chosen))
+    missing = 0
+    for label, drawn in sorted(Counter(label for label, _ in cells).items()):
+        wanted = drawn // overdraw
+        groups = Counter(group for other, group in cells if other == label)
+        for group, number in sorted(groups.items(), key=str):
+            share = wanted * number // drawn
+            wanted -= share - take([cell == (label, group) for cell in cells], share)
+        missing += take([other == label for other, _ in cells], wanted)
+    take([True] * len(cells), missing)
     return chosen

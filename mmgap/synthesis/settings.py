@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mmgap.configs import build_settings
 from mmgap.synthesis.guidance import GuidanceSettings
@@ -27,9 +27,10 @@ class SynthesisSettings:
         aim_images: Images per prompt and class that are drawn to find that out, and not kept.
         attempts: How often an image may be drawn until the critic keeps it.
         overdraw: Images drawn for each one that is kept; above 1, :attr:`keep` says which, in each
-            ``overdraw`` batches by itself. What the critic drops is then not drawn again.
+            ``overdraw`` batches by itself (of 32 at most, that are held in memory). What the critic
+            drops is then not drawn again.
         keep: Which are kept, arguments of :class:`~mmgap.synthesis.selection.Keep`:
-            ``dict(by='loss', rank=1.0)``. Needs a target.
+            ``dict(by='loss', rank=1.0)``, the default. Needs ``overdraw`` above 1, and a target.
         guidance: Steers each image while it is drawn, arguments of
             :class:`~mmgap.synthesis.guidance.GuidanceSettings`:
             ``dict(feedback=[…], weight=0.1, every=1)``. None steers nothing.
@@ -45,7 +46,7 @@ class SynthesisSettings:
     aim_images: int = 8
     attempts: int = 4
     overdraw: int = 1
-    keep: Keep = field(default_factory=Keep)
+    keep: Keep | None = None
     guidance: GuidanceSettings | None = None
 
     def __post_init__(self) -> None:
@@ -56,8 +57,16 @@ class SynthesisSettings:
             raise ValueError(f'synthesis aim must be in [0, 1], got {self.aim}')
         for name, kind in (('keep', Keep), ('guidance', GuidanceSettings)):
             value = getattr(self, name)
-            if name == 'keep' and value is None:
-                value = {}
             if isinstance(value, Mapping):
                 made = build_settings(kind, value, f'synthesis {name}')
                 object.__setattr__(self, name, made)
+        if self.keep is not None and self.overdraw == 1:
+            raise ValueError(
+                'synthesis keep chooses among more images than are kept: give overdraw=2 or more '
+                'beside it'
+            )
+
+    @property
+    def selection(self) -> Keep:
+        """``keep``, with its default filled in."""
+        return self.keep or Keep()

@@ -29,6 +29,8 @@ from mmgap.synthesis.selection import choose
 from mmgap.synthesis.settings import SynthesisSettings
 from mmgap.targets import TargetModel
 
+# Batches of images at most that are held in memory until some are chosen.
+MOST = 32
 # Where an image is NaN.
 ADVICE = (
     'Take another num_inference_steps for synthesis, or another scheduler or eta for the '
@@ -111,19 +113,23 @@ class Synthesizer:
             )
         rates = self.planner.rates(prompts, prompt_ids, target, pool, round, known=keep_drawn)
         overdraw = self.settings.overdraw
-        plan = self.planner.plan(prompts, count * overdraw, round, rates)
-        drawing, size = self._drawing.identity(target), self.settings.batch_size * overdraw
+        plan = self.planner.plan(prompts, count, round, rates)
+        drawing, size = self._drawing.identity(target), self.settings.batch_size
+        # Whole selections, that are held in memory until they are chosen from.
+        block = overdraw * max(1, min(size, MOST * size // overdraw))
         progress = Progress(len(plan))
         with torch.no_grad(), PoolWriter(pool, fingerprint(drawing), drawing) as writer:
-            context = self._context(prompts, prompt_ids, round, target, feedback)
+            context = self._context(
+                prompts, prompt_ids, round, target, feedback, fingerprint(drawing)
+            )
             if keep_drawn:
                 context = replace(context, accepted=_similar(drawing, pool.generators))
             position = broadcast_object(sum(sample.round < round for sample in pool.samples))
-            for start in range(0, len(plan), size):
-                following = plan[start + size :][:size]
-                batch = plan[start : start + size]
-                position = self._draw(batch, following, position, context, writer, progress)
-                progress.log(min(start + size, len(plan)))
+            for start in range(0, len(plan), block):
+                following = plan[start + block :][:block]
+                part = plan[start : start + block]
+                position = self._draw(part, following, position, context, writer, progress)
+                progress.log(min(start + block, len(plan)))
         if dist.is_main_process():
             _keep(pool, lambda place, _: place < position)
         if progress.missing:
@@ -140,16 +146,26 @@ class Synthesizer:
         prompts: Sequence[SoftPrompt],
         target: TargetModel | None = None,
         feedback: Sequence[Feedback] = (),
+        count: int = 1,
     ) -> None:
-        """Draw and score one image; it goes nowhere. Arguments as in :meth:`run`.
+        """Draw and score an image, or several at once; they go nowhere.
+
+        Args:
+            prompts: The first one is drawn.
+            target: As in :meth:`run`.
+            feedback: As in :meth:`run`.
+            count: How many.
 
         Raises:
             FloatingPointError: If the image or a loss is NaN or Inf.
         """
-        context = self._context(prompts[:1], ['try-out'], 0, target, feedback)
-        image = ImageSpec(0, 0, derive_seed(self.seed, 'try-out'))
+        drawing = fingerprint(self._drawing.identity(target))
+        context = self._context(prompts[:1], ['try-out'], 0, target, feedback, drawing)
         # One alone would be compiled for a batch of one.
-        self._drawing([image] * (2 if self.generator.compiled else 1), context)
+        count = max(count, 2 if self.generator.compiled else 1)
+        seeds = [derive_seed(self.seed, 'try-out', *([i] if i else [])) for i in range(count)]
+        images = [ImageSpec(i % len(self.sources), 0, seed) for i, seed in enumerate(seeds)]
+        self._drawing(images, context)
 
     def _context(
         self,
@@ -158,13 +174,14 @@ class Synthesizer:
         round: int,
         target: TargetModel | None,
         feedback: Sequence[Feedback],
+        drawing: str,
     ) -> RoundContext:
         return RoundContext(
             round=round,
             embeds=self.generator.prompts.encode(prompts),
             prompt_ids=prompt_ids,
             turns=[prompt.turn for prompt in prompts],
-            generator=broadcast_object(fingerprint(self._drawing.identity(target))),
+            generator=broadcast_object(drawing),
             critic=broadcast_object(None if self.critic is None else self.critic.fingerprint()),
             useful_by=broadcast_object(self._useful_by(target, feedback)),
             target=target,
@@ -180,10 +197,9 @@ class Synthesizer:
         writer: PoolWriter,
         progress: Progress,
     ) -> int:
-        """Draw a block of the plan, a batch or ``overdraw`` of them.
+        """Draw a block of the plan: a batch, or with ``overdraw`` what some are chosen from.
 
-        Without ``overdraw``, what the critic drops of it is drawn again; with it, the most useful
-        are kept.
+        Without ``overdraw``, what the critic drops of it is drawn again.
 
         Args:
             block: The images.
@@ -201,7 +217,8 @@ class Synthesizer:
             try:
                 kept = self._draw_once(block, following, position, context, writer, progress)
             except FloatingPointError as error:
-                raise FloatingPointError(f'{error}. {ADVICE}') from error
+                advice = '' if 'guidance weight' in str(error) else f'. {ADVICE}'
+                raise FloatingPointError(f'{error}{advice}') from error
             position += len(block)
             dropped = [image for image, keeps in zip(block, kept, strict=True) if not keeps]
             if not dropped:
@@ -278,8 +295,9 @@ class Synthesizer:
     def _useful_by(self, target: TargetModel | None, feedback: Sequence[Feedback]) -> str | None:
         if not self._selects or target is None:
             return None
-        judges = [weights_fingerprint(target.model), [term.settings() for term in feedback]]
-        return f'{self.settings.keep.by}@{fingerprint(judges)[:8]}'
+        by_feedback = self.settings.selection.by == 'feedback'
+        judges = [target.identity(), [term.settings() for term in feedback if by_feedback]]
+        return f'{self.settings.selection.by}@{fingerprint(judges)[:8]}'
 
     @property
     def _selects(self) -> bool:
@@ -294,8 +312,8 @@ class Synthesizer:
             [sample['usefulness'] for sample in samples],
             [(sample['label'], sample['source_group']) for sample in samples],
             passes,
-            len(samples) // self.settings.overdraw,
-            self.settings.keep.rank,
+            self.settings.overdraw,
+            self.settings.selection.rank,
         )
 
     def _wanted(

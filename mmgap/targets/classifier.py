@@ -14,6 +14,7 @@ from mmengine.model import BaseModel, is_model_wrapper
 from torch import Tensor, nn
 
 from mmgap.configs import name_of
+from mmgap.files import weights_fingerprint
 
 
 class TargetOutput(Protocol):
@@ -131,6 +132,10 @@ class TargetModel:
                 'fixed size; give input=dict(input_size=(height, width))'
             )
         return cls(model, size, order)
+
+    def identity(self) -> list[Any]:
+        """What decides what it says of an image, as plain data."""
+        return [weights_fingerprint(self.model), self.input_size, self.channel_order]
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
