@@ -114,10 +114,10 @@ def choose(
 
     missing = 0
     for label, drawn in sorted(Counter(label for label, _ in cells).items()):
-        wanted = drawn // overdraw
+        wanted = count = drawn // overdraw
         groups = Counter(group for other, group in cells if other == label)
         for group, number in sorted(groups.items(), key=str):
-            share = wanted * number // drawn
+            share = count * number // drawn
             wanted -= share - take([cell == (label, group) for cell in cells], share)
         missing += take([other == label for other, _ in cells], wanted)
     take([True] * len(cells), missing)
