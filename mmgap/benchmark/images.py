@@ -121,7 +121,14 @@ def draw_images(
     for round_index in range(method.rounds):
         began = time.time()
         target = base if round_index == 0 else loop.target(str(checkpoint(round_index)))
-        of_round, cost = _find_prompts(method.finder, finding, target, round_index, folders)
+        of_round, cost = _find_prompts(
+            method.finder,
+            finding,
+            target,
+            round_index,
+            folders,
+            loop.settings.search.prompts_per_class * len(loop.sources.classes),
+        )
         evaluations = None if cost is None or evaluations is None else evaluations + cost
         seconds += time.time() - began
         drawing.synthesize(of_round, per_round, pool, target, round_index)
@@ -168,7 +175,12 @@ def _finding(
 
 
 def _find_prompts(
-    method: Method, loop: Loop, target: TargetModel, round_index: int, folders: Folders
+    method: Method,
+    loop: Loop,
+    target: TargetModel,
+    round_index: int,
+    folders: Folders,
+    count: int,
 ) -> tuple[list[SoftPrompt], float | None]:
     """The prompts of a round, and the network evaluations that they cost, if those were counted.
 
@@ -191,7 +203,6 @@ def _find_prompts(
     texts = method.sentences()
     if not texts:
         return prompts, cost
-    count = loop.settings.search.prompts_per_class * len(loop.sources.classes)
     sentences = [
         loop.generator.prompts.text_prompt(texts[i % len(texts)], f'{method.name}-{i}')
         for i in range(count - len(prompts))

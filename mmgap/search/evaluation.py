@@ -169,12 +169,13 @@ class PromptEvaluator:
         """The prompt as it is now against how its search started."""
         prompt = progress.prompt
         found = prompt.embeddings.detach().clone()
-        loss_after, accuracy_after = self.evaluate(prompt, held_out)
-        try:
-            prompt.embeddings.copy_(progress.initial)
-            loss_before, accuracy_before = self.evaluate(prompt, held_out)
-        finally:
-            prompt.embeddings.copy_(found)
+        loss_after, accuracy_after = loss_before, accuracy_before = self.evaluate(prompt, held_out)
+        if progress.losses:  # else nothing has changed
+            try:
+                prompt.embeddings.copy_(progress.initial)
+                loss_before, accuracy_before = self.evaluate(prompt, held_out)
+            finally:
+                prompt.embeddings.copy_(found)
         return FoundPrompt(
             prompt,
             target_loss_before=loss_before,

@@ -185,6 +185,8 @@ class PromptSearch:
         Raises:
             NonFiniteLossError: If a loss or a gradient is NaN or Inf.
         """
+        if self.settings.steps == 0:
+            return
         prompt = prompts[0]
         seed = derive_seed(self.seed, 'try-out')
         source = int(self.sources.of_class(prompt.label)[0])
@@ -204,7 +206,12 @@ class PromptSearch:
             config['optimizer']['lr'] = self.settings.rate * deviation
         optimizer = build_optim_wrapper(nn.ModuleList(prompts), config)
         return RunningSearch(
-            [PromptProgress(prompt, prompt.embeddings.detach().clone()) for prompt in prompts],
+            [
+                PromptProgress(
+                    prompt, prompt.embeddings.detach().clone(), done=self.settings.steps == 0
+                )
+                for prompt in prompts
+            ],
             optimizer,
             [
                 PARAM_SCHEDULERS.build({'by_epoch': False, 'optimizer': optimizer, **config})

@@ -34,7 +34,8 @@ class SearchSettings:
         scope: ``'class'`` searches each prompt on the sources of one class, ``'all'`` on all.
         template: Text around the tokens, see :class:`~mmgap.prompts.SoftPrompt`; ``{class}`` in it
             becomes the class name.
-        steps: Steps per prompt.
+        steps: Steps per prompt. With 0 nothing is searched for: prompts are drawn as they start,
+            at random or as ``init`` says, and evaluated.
         num_inference_steps: Denoising steps of an image.
         images_per_prompt: Images per prompt and step.
         batch_size: Images drawn at a time, by each process.
@@ -96,7 +97,9 @@ class SearchSettings:
         for name, default in (('optim_wrapper', ADAM), ('param_scheduler', ())):
             if not getattr(self, name):  # None and an empty one mean the default
                 object.__setattr__(self, name, default)
-        counts = ('steps', 'num_inference_steps', 'images_per_prompt', 'stop_window', 'patience')
+        if self.steps < 0:
+            raise ValueError(f'search steps must not be negative, got {self.steps}')
+        counts = ('num_inference_steps', 'images_per_prompt', 'stop_window', 'patience')
         for name in (*counts, 'holdout', *SPEED):
             if getattr(self, name) < 1:
                 raise ValueError(f'search {name} must be at least 1, got {getattr(self, name)}')

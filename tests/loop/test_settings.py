@@ -40,7 +40,7 @@ def test_a_hook_is_told_the_same_in_dicts_and_in_settings():
         (dict(rounds=0), ValueError, 'rounds and interval at least 1, got .* rounds=0'),
         (dict(budget=1, rounds=2), ValueError, 'budget=1 gives not one image to each of 2 rounds'),
         (dict(plateau=0), ValueError, 'plateau must be positive, or None, got 0'),
-        (dict(search=dict(steps=0)), ValueError, 'search steps must be at least 1, got 0'),
+        (dict(search=dict(steps=-1)), ValueError, 'search steps must not be negative, got -1'),
         (dict(search=dict(grow=-1)), ValueError, 'search grow must not be negative, got -1'),
         (dict(synthesis=dict(attempts=0)), ValueError, 'synthesis attempts must be at least 1'),
     ],

@@ -132,6 +132,20 @@ def test_prompts_do_not_influence_each_other(generator, sources):
     assert_same(embeddings(prompts[1:]), embeddings(again[1:]), atol=1e-4)
 
 
+def test_no_steps_take_prompts_as_they_start(generator, sources, tmp_path):
+    search, prompts = make(generator, sources, steps=0)
+    search.try_out(prompts)
+    starts = embeddings(prompts)
+    found = search.run(prompts, tmp_path / 'search.safetensors', PromptBank(tmp_path / 'bank'))
+    assert_same(embeddings(prompts), starts)
+    assert len(list((tmp_path / 'bank').glob('*.safetensors'))) == len(prompts)
+    for result in found:
+        assert (result.steps, list(result.snapshots)) == (0, [0])
+        assert result.target_loss_after == result.target_loss_before
+        held_out = search.split.held_out(result.prompt.label)
+        assert search.evaluator.evaluate(result.prompt, held_out)[0] == result.target_loss_after
+
+
 def test_interrupted_search_goes_on(generator, sources, tmp_path, monkeypatch):
     settings = dict(steps=6, checkpoint_interval=2, param_scheduler=SCHEDULE)
     settings |= dict(max_restarts=1, patience=2, min_drop=0.5)  # with a restart on the way
