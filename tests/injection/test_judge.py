@@ -70,7 +70,7 @@ def test_images_with_depth_are_for_a_mix(pools, many, reader, tmp_path):
         settings = InjectionSettings(mode=mode)
         found = judge_images(tiny_classifier(), strange, real, settings, reader)
         assert (found['mode'], found['generated'] > 0.95) == (chosen, True)
-        assert ('For depth a mix was best' in found['why']) == (mode == 'auto')
+        assert ('For depth no refit was better' in found['why']) == (mode == 'auto')
     model = tiny_classifier()
     model.extract_feat = None
     found = judge_images(model, strange, real, InjectionSettings(mode='auto'), reader)
