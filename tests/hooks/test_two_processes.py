@@ -68,4 +68,5 @@ def test_two_processes_train_with_what_one_finds(tmp_path, tiny_sd, on_cpu):
     summary = json.loads((tmp_path / 'whole' / 'gap' / 'summary.json').read_text())
     assert summary['injection']['refit']['steps'] == 3
     (made,) = summary['rounds']
-    assert (made['images'], made['dropped']) == (9, 9) and made['evaluations'] > 0
+    assert (made['images'], made['unselected'], made['dropped']) == (9, 9, 0)
+    assert made['evaluations'] > 0
