@@ -10,7 +10,7 @@ from mmgap.pool import Sample, SamplePool
 
 
 def counts_of(pool: Path, images: int) -> tuple[int, int]:
-    """Images kept and dropped until so many are kept, or all where they never are."""
+    """Images kept and not kept until so many are kept, or all where they never are."""
     samples, share = _first(pool, images)
     kept = sum(sample.kept for sample in samples)
     return round(share * kept), round(share * (len(samples) - kept))

@@ -99,7 +99,7 @@ class Synthesizer:
                 paid for, whatever was changed since. The manifest says what drew each.
 
         Returns:
-            The number of images drawn now by all processes, those that the critic dropped included.
+            The number of images drawn now by all processes, those that are not kept included.
 
         Raises:
             FloatingPointError: If an image or a loss is NaN or Inf; images before its batch stay.
