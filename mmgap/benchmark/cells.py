@@ -43,6 +43,8 @@ TRAINING = (
     'train_cfg',
     'train_dataloader',
 )
+# What of ``benchmark`` decides no cell, or is in the key of each.
+UNRELATED = ('methods', 'compare', 'injections', 'coverage', 'evaluate_prompts')
 
 
 class Benchmark:
@@ -93,7 +95,7 @@ class Benchmark:
         whole = copy.deepcopy(config.to_dict())
         shared = {name: whole[name] for name in TRAINING if name in whole}
         cells = whole['benchmark']
-        for unrelated in ('methods', 'compare', 'injections', 'coverage'):  # of no cell, or by key
+        for unrelated in UNRELATED:
             cells.pop(unrelated, None)
         cells['test'] = shared['test_dataloader']['dataset'].pop('split', None)
         for hook in gap_hooks(shared):
@@ -337,6 +339,7 @@ class Benchmark:
                 features=self.out / 'features' / str(seed),
             ),
             evaluation=evaluation,
+            evaluate_prompts=self.settings.get('evaluate_prompts', True),
         )
 
     @property

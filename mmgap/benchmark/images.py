@@ -87,6 +87,7 @@ def draw_images(
     checkpoint: Callable[[int], Path],
     folders: Folders,
     evaluation: Sequence[Any],
+    evaluate_prompts: bool = True,
 ) -> dict[str, Any]:
     """Draw a method's images, round by round, and evaluate its prompts on held-out sources.
 
@@ -99,12 +100,14 @@ def draw_images(
             against. Those of the first round are the base checkpoint.
         folders: Where the search keeps its files.
         evaluation: Datasets that the benchmark evaluates on: no guidance image may be in them.
+        evaluate_prompts: Whether prompts are evaluated, which for small budgets takes longer than
+            to draw the images.
 
     Returns:
         What ``about.json`` says of the pool.
 
     Raises:
-        ValueError: If the method has more prompts than the hook, or fewer.
+        ValueError: If there are fewer images than prompts: some would not be drawn.
     """
     base = loop.target(str(checkpoint(0)))
     drawing = loop.variant(
@@ -131,25 +134,26 @@ def draw_images(
         )
         evaluations = None if cost is None or evaluations is None else evaluations + cost
         seconds += time.time() - began
+        if per_round < len(of_round):
+            raise ValueError(
+                f'method {method.name!r} has {len(of_round)} prompts for {per_round} images; lower '
+                'its prompts_per_class, or raise --budgets'
+            )
         drawing.synthesize(of_round, per_round, pool, target, round_index)
         prompts += of_round
-    search = drawing.prompt_search(base)
-    expected = len(drawing.initial_prompts(search, draw=False))
-    if len(prompts) != expected:
-        raise ValueError(
-            f'method {method.name!r} has {len(prompts)} prompts, the hook {expected}; all methods '
-            'must have as many'
-        )
-    scores = [search.evaluate(prompt) for prompt in prompts]
     losses = [sample.target_loss_image for sample in pool.kept]
-    return dict(
+    about = dict(
         prompts=[prompt.id for prompt in prompts],
-        judged=scores,
-        held_out={name: float(np.mean([one[name] for one in scores])) for name in scores[0]},
         pool_target_loss=float(np.mean([loss for loss in losses if loss is not None])),
         search_seconds=seconds,
         search_evaluations=evaluations,
     )
+    if evaluate_prompts:
+        search = drawing.prompt_search(base)
+        scores = [search.evaluate(prompt) for prompt in prompts]
+        means = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+        about.update(judged=scores, held_out=means)
+    return about
 
 
 def _finding(

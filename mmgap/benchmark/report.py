@@ -350,7 +350,8 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
         facts = [one for seed in seeds for one in _latest(out, method, seed)]
         covered = [(f['coverage'], f['density']) for f in facts if f.get('coverage') is not None]
         spreads = ', '.join(spread(values, '.2f') for values in zip(*covered, strict=True))
-        facts = [f for f in facts if 'held_out' in f]
+        drawn = [f for f in facts if 'prompts' in f]
+        facts = [f for f in drawn if 'held_out' in f]
         probes = [c['probe'] for c in cells if c['method'] == method and c.get('probe')]
         probe = ''
         if probes and None not in [one['generated'] for one in probes]:
@@ -358,17 +359,13 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
                 np.mean([p[kind] for p in probes]) for kind in ('generated', 'control')
             )
             probe = f'{made:.2f} ({control:.2f})'
-        if not facts:
-            lines.append(f'| {method} | {text} | | | | {probe} | {spreads} | |')
-            continue
         shown = [
-            spread(values, '.2f')
+            spread([f['held_out'][name] for f in facts], '.2f') if facts else ''
             for name in ('target_loss', 'accuracy', 'crossed_target_loss')
-            for values in [[f['held_out'][name] for f in facts]]
         ]
-        seconds = np.mean([f['seconds'] for f in facts])
+        seconds = f'{np.mean([f["seconds"] for f in drawn]):.0f}' if drawn else ''
         lines.append(
-            f'| {method} | {text} | {" | ".join(shown)} | {probe} | {spreads} | {seconds:.0f} |'
+            f'| {method} | {text} | {" | ".join(shown)} | {probe} | {spreads} | {seconds} |'
         )
     return lines
 
