@@ -148,7 +148,7 @@ def draw_images(
         search_seconds=seconds,
         search_evaluations=evaluations,
     )
-    if evaluate_prompts:
+    if evaluate_prompts and loop.settings.search.holdout:
         search = drawing.prompt_search(base)
         scores = [search.evaluate(prompt) for prompt in prompts]
         means = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}

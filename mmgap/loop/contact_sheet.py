@@ -31,6 +31,7 @@ def write_contact_sheet(
     round: int,
     batch_size: int = 8,
     pairs: int = 16,
+    most: int = 32,
 ) -> None:
     """Draw and write the picture of a round.
 
@@ -44,6 +45,7 @@ def write_contact_sheet(
         round: Number of the round.
         batch_size: Images drawn at a time.
         pairs: Number of source and generated pairs.
+        most: The first so many prompts that were searched for are shown along their search.
     """
     samples = [sample for sample in pool.samples if sample.round == round]
     # At random: even steps would keep meeting the same few prompts.
@@ -58,7 +60,8 @@ def write_contact_sheet(
         made = [np.array(Image.open(pool.path(chosen[i]))) for i in part]
         notes = [sources.classes[chosen[i].label] for i in part]
         rows.append(('generated', made, notes))
-    for result in found:
+    searched = [result for result in found if result.steps]
+    for result in searched[:most]:
         images = _along_the_search(generator, sources, result, num_inference_steps, batch_size)
         title = f'{result.prompt.id}: {effect(result.summary(sources.classes))}'
         rows.append((title, images, ['source'] + [f'step {step}' for step in result.snapshots]))

@@ -106,6 +106,8 @@ def drawing_evaluations(pool: SamplePool, round_index: int) -> float:
 
 def effect(prompt: Mapping[str, Any]) -> str:
     """What a prompt's search changed, from its summary, as text."""
+    if prompt['target_loss_after'] is None:  # search.holdout is 0
+        return 'not evaluated'
     return (
         f'target loss {prompt["target_loss_before"]:.2f} -> {prompt["target_loss_after"]:.2f}, '
         f'accuracy {prompt["accuracy_before"]:.2f} -> {prompt["accuracy_after"]:.2f}'
@@ -194,7 +196,8 @@ def summary_table(summary: Mapping[str, Any]) -> str:
             f'{seconds["search"]:.1f} s, synthesis {seconds["synthesis"]:.1f} s'
             f'{_cost(round_)}'
         )
-        for prompt in round_['prompts']:
+        evaluated = [p for p in round_['prompts'] if p['target_loss_after'] is not None]
+        for prompt in evaluated:
             lines.append(f'  {prompt["id"]:<26}{effect(prompt)}')
             if prompt.get('alarm'):
                 lines.append(f'    alarm: {prompt["alarm"]}; kept step {prompt["kept_step"]}')

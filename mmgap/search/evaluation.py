@@ -27,7 +27,7 @@ class SourceSplit:
     Args:
         sources: Labelled samples.
         holdout: How many of each class are held out, or of all for prompts of no class; a third at
-            most.
+            most. Where that is none, prompts are evaluated on all; with 0 on none.
         seed: Seed of the split.
     """
 
@@ -48,6 +48,8 @@ class SourceSplit:
     def _split(self, label: int | None) -> tuple[np.ndarray, list[int]]:
         if label not in self._parts:
             every = self.sources.of_class(label)
+            if self.holdout == 0:
+                return every, []
             order = derive_rng(self.seed, 'holdout', str(label)).permutation(every)
             count = min(self.holdout, len(order) // 3)
             if count == 0:
@@ -166,22 +168,30 @@ class PromptEvaluator:
 
     @torch.no_grad()
     def compare(self, progress: PromptProgress, held_out: Sequence[int]) -> FoundPrompt:
-        """The prompt as it is now against how its search started."""
+        """The prompt as it is now against how its search started.
+
+        Args:
+            progress: The prompt.
+            held_out: Sources to draw it with; with none it is not evaluated.
+        """
         prompt = progress.prompt
         found = prompt.embeddings.detach().clone()
-        loss_after, accuracy_after = loss_before, accuracy_before = self.evaluate(prompt, held_out)
-        if progress.losses:  # else nothing has changed
+        after: tuple[float | None, float | None] = (None, None)
+        if held_out:
+            after = self.evaluate(prompt, held_out)
+        before = after
+        if held_out and progress.losses:  # else nothing has changed
             try:
                 prompt.embeddings.copy_(progress.initial)
-                loss_before, accuracy_before = self.evaluate(prompt, held_out)
+                before = self.evaluate(prompt, held_out)
             finally:
                 prompt.embeddings.copy_(found)
         return FoundPrompt(
             prompt,
-            target_loss_before=loss_before,
-            target_loss_after=loss_after,
-            accuracy_before=accuracy_before,
-            accuracy_after=accuracy_after,
+            target_loss_before=before[0],
+            target_loss_after=after[0],
+            accuracy_before=before[1],
+            accuracy_after=after[1],
             steps=len(progress.losses),
             restarts=progress.restarts,
             snapshots={**progress.snapshots, len(progress.losses): found},

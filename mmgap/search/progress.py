@@ -50,7 +50,8 @@ class FoundPrompt:
 
     Attributes:
         prompt: The prompt.
-        target_loss_before: Target's own loss on images of the initial embeddings, mean.
+        target_loss_before: Target's own loss on images of the initial embeddings, mean; as the next
+            three None where prompts are not evaluated.
         target_loss_after: The same for the found embeddings, same sources and seeds.
         accuracy_before: Share of those images that the target names right, initially.
         accuracy_after: The same for the found embeddings.
@@ -64,10 +65,10 @@ class FoundPrompt:
     """
 
     prompt: SoftPrompt
-    target_loss_before: float
-    target_loss_after: float
-    accuracy_before: float
-    accuracy_after: float
+    target_loss_before: float | None
+    target_loss_after: float | None
+    accuracy_before: float | None
+    accuracy_after: float | None
     steps: int
     restarts: int
     snapshots: dict[int, Tensor]

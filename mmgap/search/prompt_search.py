@@ -333,7 +333,10 @@ class PromptSearch:
 
         Raises:
             NonFiniteLossError: If a loss is NaN or Inf.
+            ValueError: If no sources are held out.
         """
+        if self.settings.holdout == 0:
+            raise ValueError('search holdout=0 leaves no sources to evaluate prompts on')
         classes = range(len(self.sources.classes))
         held_out = [source for label in classes for source in self.split.held_out(label)]
         with self.target.frozen():

@@ -58,7 +58,8 @@ class SearchSettings:
         min_drop: Share of its loss that a prompt must have lost by then, unless the target already
             fails on most of its images.
         holdout: Sources of each class that are never searched with: found prompts are evaluated on
-            them. As many of all sources together for prompts that belong to no class.
+            them. As many of all sources together for prompts that belong to no class. With 0 no
+            prompt is evaluated, which for many prompts costs more than their images.
         checkpoint_interval: Steps between two saves of the search.
         log_interval: Steps between two log lines.
         alarm: Arguments of :class:`~mmgap.search.AlignmentAlarm`, which sets a found prompt back
@@ -100,9 +101,16 @@ class SearchSettings:
         if self.steps < 0:
             raise ValueError(f'search steps must not be negative, got {self.steps}')
         counts = ('num_inference_steps', 'images_per_prompt', 'stop_window', 'patience')
-        for name in (*counts, 'holdout', *SPEED):
+        for name in (*counts, *SPEED):
             if getattr(self, name) < 1:
                 raise ValueError(f'search {name} must be at least 1, got {getattr(self, name)}')
+        if self.holdout < 0:
+            raise ValueError(f'search holdout must not be negative, got {self.holdout}')
+        if self.holdout == 0 and (self.aim or self.alarm is not None):
+            raise ValueError(
+                f'search holdout=0 evaluates no prompt, but aim={self.aim} and alarm={self.alarm} '
+                'need it; give a positive holdout, or leave them out'
+            )
         if self.prompts_per_class < 1 or not self.token_counts() or min(self.token_counts()) < 1:
             raise ValueError(
                 'search prompts_per_class and tokens must be positive, got '

@@ -148,6 +148,27 @@ def test_no_steps_take_prompts_as_they_start(generator, sources, tmp_path):
         assert search.evaluator.evaluate(result.prompt, held_out)[0] == result.target_loss_after
 
 
+@pytest.mark.parametrize('steps', [0, 2])
+def test_without_holdout_nothing_is_evaluated(steps, generator, sources):
+    search, prompts = make(generator, sources, steps=steps, holdout=0)
+    found = search.run(prompts)
+    for result in found:
+        assert result.steps == steps
+        about = result.summary(sources.classes)
+        assert {
+            about[f'{what}_{when}']
+            for what in ('target_loss', 'accuracy')
+            for when in ('before', 'after')
+        } == {None}
+        assert sorted(search.split.searched(result.prompt.label)) == sorted(
+            sources.of_class(result.prompt.label)
+        )
+    drawn = search.calls()
+    assert (drawn == {}) == (steps == 0)
+    with pytest.raises(ValueError, match='holdout=0 leaves no sources'):
+        search.evaluate(prompts[0])
+
+
 def test_interrupted_search_goes_on(generator, sources, tmp_path, monkeypatch):
     settings = dict(steps=6, checkpoint_interval=2, param_scheduler=SCHEDULE)
     settings |= dict(max_restarts=1, patience=2, min_drop=0.5)  # with a restart on the way
@@ -485,9 +506,13 @@ def test_found_prompts_go_to_the_bank(generator, sources, tmp_path):
 
 
 def test_bad_settings(generator, sources):
-    for name in ('images_per_prompt', 'batch_size', 'patience', 'holdout'):
+    for name in ('images_per_prompt', 'batch_size', 'patience'):
         with pytest.raises(ValueError, match=f'search {name} must be at least 1, got 0'):
             make(generator, sources, **{name: 0})
+    with pytest.raises(ValueError, match='search holdout must not be negative, got -1'):
+        SearchSettings(holdout=-1)
+    with pytest.raises(ValueError, match='holdout=0 evaluates no prompt, but aim=0.5'):
+        SearchSettings(holdout=0, aim=0.5, init=['a', 'b'])
     with pytest.raises(ValueError, match='feedback is empty'):
         PromptSearch(generator, TargetModel(tiny_classifier()), [], sources, SearchSettings())
     search, prompts = make(generator, sources)
