@@ -162,6 +162,23 @@ def test_the_cost_of_another_method(out):
         assert {line['useful_by'].split('@')[0] for line in lines} == {'entropy'}
 
 
+def test_a_method_may_have_more_prompts_and_none_is_evaluated(tmp_path):
+    options = ['--methods', 'random', '--seeds', 0, '--layers', 'last', '--budgets']
+    many = [*BIRDS, 'benchmark.methods.random.initial.prompts_per_class=3']
+    many += ['benchmark.evaluate_prompts=False']
+    ended = run_benchmark(tmp_path, *options, 4, '--cfg-options', *many)
+    assert ended.code == 1
+    assert "'random' has 6 prompts for 4 images; lower its prompts_per_class" in ended.output
+    run_benchmark(tmp_path, *options, 6, '--cfg-options', *many).check()
+    (file,) = tmp_path.glob('pools/random-*/about.json')
+    about = json.loads(file.read_text())
+    assert len(about['prompts']) == 6 and 'judged' not in about
+    drawn = [json.loads(line)['prompt_id'] for line in (file.parent / 'manifest.jsonl').open()]
+    assert sorted(id.split('@')[0] for id in drawn) == sorted(about['prompts'])
+    row = next(r for r in (tmp_path / 'results.md').read_text().splitlines() if 'the starting' in r)
+    assert row.split(' | ')[2:5] == ['', '', '']
+
+
 @pytest.mark.slow  # 30 s: four methods that make images, and a training between two rounds
 def test_rounds_and_other_generators(tmp_path):
     """The second round searches against a model that has seen the first round's images."""
