@@ -21,6 +21,8 @@ adversarial_search = dict(
     holdout=8,
     optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
 )
+# Diversity for depth: many prompts, each moved a little.
+brief_search = dict(prompts_per_class=20, steps=3, images_per_prompt=1, holdout=0)
 # What a user says of the place where the model will be used: `prompts`, `guided` and `gap` get it.
 descriptions = [
     'a bird in a forest',
@@ -66,6 +68,16 @@ benchmark = dict(
             about='draws from the Gaussian of the vocabulary, the starting points of ap',
             initial=dict(),
         ),
+        **{
+            'random-many': dict(
+                about='random, but a draw for each image instead of four for each class',
+                initial=dict(prompts_per_class=50),
+            ),
+            'ap-many': dict(
+                about='ap with more prompts, each searched briefly and not evaluated',
+                search=brief_search,
+            ),
+        },
         prompts=dict(about='the descriptions as they are', texts=descriptions),
         places=dict(
             about='the descriptions without the bird, which this generator draws better',

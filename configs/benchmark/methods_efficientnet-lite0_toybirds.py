@@ -1,0 +1,32 @@
+# Methods at equal cost on a strong target, of which the last layer is trained:
+#   python tools/benchmark.py configs/benchmark/methods_efficientnet-lite0_toybirds.py --methods none prompts places random-many ap-many gap \
+#       --budgets 50 100 --layers last --injections refit --seeds $(seq 20 39) --out runs/methods
+_base_ = ['../ap_efficientnet-lite0_toybirds.py']
+
+# Splits that were read for this comparison alone.
+test_dataloader = dict(dataset=dict(split='test_final_3'))
+benchmark = dict(
+    evaluate=dict(
+        _delete_=True,
+        val=dict(split='val', size=1000, indices=list(range(400, 1000))),
+        val_id=dict(split='val_id', size=200),
+        test_shift_3=dict(split='test_shift_3', size=400),
+        test_id_3=dict(split='test_id_3', size=400),
+    ),
+    evaluate_prompts=False,
+    compare=['ap-many', 'random-many', 'gap'],
+    methods={
+        # What `gap` costs, spent on sentences: as more images, or to choose the useful ones from.
+        'prompts-more': dict(
+            about='prompts at the cost of gap, all images trained on',
+            texts={{_base_.descriptions}},
+            cost_of='gap',
+        ),
+        'prompts-select': dict(
+            about='prompts at the cost of gap, of which those of middling loss are kept',
+            texts={{_base_.descriptions}},
+            cost_of='gap',
+            synthesis=dict(keep=dict(by='loss', rank=0.5)),
+        ),
+    },
+)
