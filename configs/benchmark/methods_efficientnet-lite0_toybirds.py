@@ -1,6 +1,7 @@
 # Methods at equal cost on a strong target, of which the last layer is trained:
-#   python tools/benchmark.py configs/benchmark/methods_efficientnet-lite0_toybirds.py --methods none prompts places random-many ap-many gap \
-#       --budgets 50 100 --layers last --injections refit --seeds $(seq 20 39) --out runs/methods
+#   python tools/benchmark.py configs/benchmark/methods_efficientnet-lite0_toybirds.py \
+#       --budgets 50 100 --methods none prompts random-many ap-many gap \
+#       --layers last --injections refit --seeds $(seq 20 39) --out runs/methods
 _base_ = ['../ap_efficientnet-lite0_toybirds.py']
 
 # Splits that were read for this comparison alone.

@@ -1,6 +1,7 @@
 # Methods at equal cost on a weak target, whole network:
-#   python tools/benchmark.py configs/benchmark/methods_resnet18_toybirds.py --methods none prompts places random-many ap-many gap \
-#       --budgets 50 100 --layers all --injections refit --seeds $(seq 20 39) --out runs/methods
+#   python tools/benchmark.py configs/benchmark/methods_resnet18_toybirds.py \
+#       --budgets 50 100 --methods none prompts random-many ap-many gap \
+#       --layers all --injections refit --seeds $(seq 20 39) --out runs/methods
 _base_ = ['../gap_resnet18_toybirds.py']
 
 # Splits that were read for this comparison alone.

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,29 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from mmgap.benchmark.curves import write_curves
+from mmgap.benchmark.figures import (
+    Cell,
+    interval,
+    is_error,
+    measured,
+    of_each_injection,
+    select,
+    title,
+)
 from mmgap.files import write_bytes, write_json
-
-Cell = Mapping[str, Any]
-
-
-def interval(values: Sequence[float]) -> float:
-    """Half width of the 95 % interval of the mean (Student's t); NaN for a single value."""
-    from scipy.stats import t
-
-    n = len(values)
-    if n < 2:
-        return float('nan')
-    return float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
-
-
-def select(cells: Sequence[Cell], **which: Any) -> dict[int, Cell]:
-    """Cells by seed."""
-    return {c['seed']: c for c in cells if all(c[k] == v for k, v in which.items())}
-
-
-def on_split(cell: Cell, split: str) -> dict[str, Any]:
-    """A cell with its figures on a further split in place of those on test."""
-    return {**cell, **cell['others'][split]}
 
 
 def write_report(
@@ -62,7 +49,7 @@ def write_report(
         '',
         f'`{meta["command"]}`',
         '',
-        f'Seeds: {sorted({c["seed"] for c in cells})}. {_measured(cells)} on {meta["test"]}: '
+        f'Seeds: {sorted({c["seed"] for c in cells})}. {measured(cells)} on {meta["test"]}: '
         'mean over seeds ± standard deviation. "vs none" is the paired difference over seeds in '
         'the worst group with its 95 % interval (Student). Budgets count kept images; in brackets '
         'how many are trained on where that is another number. '
@@ -73,7 +60,7 @@ def write_report(
     ]
     for layers in dict.fromkeys(c['layers'] for c in cells):
         part = [c for c in cells if c['layers'] == layers]
-        lines += ['', f'## Fine-tuning the {_title(layers)}', '', *_table(part, methods)]
+        lines += ['', f'## Fine-tuning the {title(layers)}', '', *_table(part, methods)]
     for own in meta['compare']:
         lines += _paired(cells, methods, own)
     lines += _groups(cells, methods) + _other_splits(cells, methods)
@@ -84,30 +71,7 @@ def write_report(
     # each of many short cells.
     figure = folder / 'curves.png'
     if number == total or not figure.exists() or time.time() - figure.stat().st_mtime > 30:
-        _curves(figure, cells, methods)
-
-
-def kind_of(cell: Cell) -> str:
-    """Which layers a cell has trained and, where it was asked for, by which injection."""
-    layers, injection = cell['layers'], cell.get('injection')
-    return f'{layers}, {injection}' if injection else layers
-
-
-def of_each_injection(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Cells whose ``layers`` tell the injection too; those without images are of each."""
-    named = [name for name in dict.fromkeys(c.get('injection') for c in cells) if name]
-    kinds = []
-    for cell in cells:
-        own = named if named and not cell['budget'] else [cell.get('injection')]
-        kinds += [{**cell, 'layers': kind_of({**cell, 'injection': name})} for name in own]
-    order = list(dict.fromkeys(cell['layers'] for cell in kinds))
-    return sorted(kinds, key=lambda cell: order.index(cell['layers']))
-
-
-def _title(layers: str) -> str:
-    name, _, injection = layers.partition(', ')
-    title = 'last layer' if name == 'last' else 'whole network'
-    return f'{title}, {injection}' if injection else title
+        write_curves(figure, cells, methods)
 
 
 def incomplete(number: int, total: int) -> list[str]:
@@ -119,18 +83,6 @@ def incomplete(number: int, total: int) -> list[str]:
         f'**Incomplete: {number} of {total} cells.** Each figure is over the seeds that are '
         'finished so far; in another row they may be others.',
     ]
-
-
-def _is_error(cells: Sequence[Cell]) -> bool:
-    """Whether less is better."""
-    return any(cell.get('measure') == 'abs_rel' for cell in cells)
-
-
-def _measured(cells: Sequence[Cell]) -> str:
-    if _is_error(cells):
-        return 'AbsRel in percent (lower is better)'
-    of_classes = any(cell.get('measure') == 'f1' for cell in cells)
-    return 'F1 of classes in percent' if of_classes else 'Accuracies in percent'
 
 
 def _table(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
@@ -175,7 +127,7 @@ def _paired(cells: Sequence[Cell], methods: Mapping[str, str], own: str) -> list
     if own not in methods:
         return []
     lines = ['', f'## {own} against the others', '']
-    if not _is_error(cells):
+    if not is_error(cells):
         lines.append(
             f'Worst group of {own} minus that of the other method at the same budget (at its only '
             'one where it makes no images), paired over seeds, with 95 % interval.'
@@ -212,7 +164,7 @@ def _pairs(
         heads = [f'{budget} images' for budget in budgets] + ['all budgets'] * (len(budgets) > 1)
         lines += [
             '',
-            f'| {_title(layers)}{of} | {" | ".join(heads)} |',
+            f'| {title(layers)}{of} | {" | ".join(heads)} |',
             '|---' * (1 + len(heads)) + '|',
         ]
         for other in methods:
@@ -235,7 +187,7 @@ def _pairs(
 
 def _groups(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
     """Each group by itself, where groups are shifts rather than what methods balance."""
-    if not _is_error(cells):
+    if not is_error(cells):
         return []
     names = list(cells[0]['groups'])
     lines = ['', '## Each group', '', f'| method | images | layers | {" | ".join(names)} |']
@@ -295,7 +247,7 @@ def _chosen(cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
                 k: np.mean([cell['others'][name][metric] for cell in v.values()])
                 for k, v in own.items()
             }
-            best = (min if _is_error(cells) else max)(score, key=lambda k: score[k])
+            best = (min if is_error(cells) else max)(score, key=lambda k: score[k])
             worst = [100 * cell['worst_group'] for cell in own[best].values()]
             row += [f'{best[1]} images, {best[2]}', spread(worst)]
         if len(row) > 1:
@@ -376,65 +328,3 @@ def _latest(out: Path, method: str, seed: int) -> list[dict[str, Any]]:
     facts = [(json.loads(file.read_text()), file.stat().st_mtime_ns) for file in files]
     own = [(one.get('images', 0), time, one) for one, time in facts if one['method'] == method]
     return [max(own, key=lambda entry: entry[:2])[2]] if own else []
-
-
-def _curves(path: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> None:
-    """Worst group over images and over evaluations: a line for each method, 95 % intervals."""
-    import io
-
-    import matplotlib
-
-    matplotlib.use('agg')
-    from matplotlib import pyplot as plt
-
-    kinds = list(dict.fromkeys(c['layers'] for c in cells))
-    scales = ['images'] + ['evaluations'] * any(c.get('evaluations') for c in cells)
-    figure, axes = plt.subplots(
-        len(scales),
-        len(kinds),
-        figsize=(5.5 * len(kinds) + 1.3, 4 * len(scales)),
-        squeeze=False,
-    )
-    for (row, scale), (column, layers) in itertools.product(enumerate(scales), enumerate(kinds)):
-        axis = axes[row][column]
-        part = [c for c in cells if c['layers'] == layers]
-        for i, method in enumerate(methods):
-            budgets = sorted({c['budget'] for c in part if c['method'] == method})
-            values = [
-                [100 * c['worst_group'] for c in select(part, method=method, budget=b).values()]
-                for b in budgets
-            ]
-            if not budgets:
-                continue
-            middle = np.array([np.mean(v) for v in values])
-            half = np.nan_to_num([interval(v) for v in values])
-            if method == 'none':
-                axis.axhline(middle[0], color='grey', linestyle='--', label='none')
-                continue
-            places = budgets
-            if scale == 'evaluations':
-                costs: list[list[Any]] = [
-                    [c.get('evaluations') for c in select(part, method=method, budget=b).values()]
-                    for b in budgets
-                ]
-                if any(None in cost for cost in costs):  # of real images, or not counted
-                    continue
-                places = [np.mean(cost) for cost in costs]
-            axis.plot(places, middle, marker='o', color=f'C{i}', label=method)
-            axis.fill_between(places, middle - half, middle + half, color=f'C{i}', alpha=0.12)
-        if scale == 'evaluations':
-            axis.set_xscale('log')
-        if not _is_error(cells):
-            axis.set_ylim(0, 100)
-        axis.set(
-            title=_title(layers),
-            xlabel=dict(images='images', evaluations='network evaluations')[scale],
-            ylabel=f'worst group, {_measured(cells)}',
-        )
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='center right', fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1 - 1.3 / figure.get_figwidth(), 1))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=110)
-    plt.close(figure)
-    write_bytes(path, buffer.getvalue())

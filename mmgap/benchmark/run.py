@@ -23,10 +23,11 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from mmgap.benchmark.cells import Benchmark
+from mmgap.benchmark.figures import kind_of, on_split
 from mmgap.benchmark.jobs import LAUNCHERS, run_jobs, wait_for
 from mmgap.benchmark.methods import read_methods
 from mmgap.benchmark.models import check_weights, with_model
-from mmgap.benchmark.report import kind_of, on_split, write_report
+from mmgap.benchmark.report import write_report
 from mmgap.compat import allow_checkpoint_history, leave_unformatted
 from mmgap.configs import gap_hooks, name_of
 from mmgap.datasets import share_classes

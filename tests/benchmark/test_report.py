@@ -8,7 +8,8 @@ import math
 
 import pytest
 
-from mmgap.benchmark.report import interval, on_split, spread, write_report
+from mmgap.benchmark.figures import interval, on_split
+from mmgap.benchmark.report import spread, write_report
 from mmgap.files import write_json
 
 # AbsRel by method and seed.
@@ -32,7 +33,7 @@ def text(tmp_path) -> str:
     cells = [cell(method, seed) for method in ERRORS for seed in (0, 1)]
     for seed, seconds in enumerate((10, 20)):
         held_out = dict(target_loss=1.5, accuracy=0.25, crossed_target_loss=2.0)
-        facts = dict(method='gap', held_out=held_out, seconds=seconds)
+        facts = dict(method='gap', prompts=['p'], held_out=held_out, seconds=seconds)
         write_json(tmp_path / 'pools' / f'gap-{seed}-0123' / 'about.json', facts)
         # Another method whose name begins alike, and images that nobody drew.
         write_json(tmp_path / 'pools' / f'gap-{seed}-9-4567' / 'about.json', dict(method='gap-0-9'))
@@ -65,8 +66,8 @@ def test_errors_are_compared_by_their_logarithms(text):
 
 def test_images_stand_beside_their_method(text):
     assert '| gap | found | 1.50 ± 0.00 | 0.25 ± 0.00 | 2.00 ± 0.00 | 0.95 (0.50) |  | 15 |' in text
-    assert '| none | as it is | | | |  |  | |' in text
-    assert '| real | real ones | | | | 0.95 (0.50) |  | |' in text
+    assert '| none | as it is |  |  |  |  |  |  |' in text
+    assert '| real | real ones |  |  |  | 0.95 (0.50) |  |  |' in text
 
 
 def test_other_measures_and_layers(tmp_path):
