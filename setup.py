@@ -14,6 +14,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+# Of tools/, what works in a checkout alone: it makes the embedded world's weights, and runs tests.
+NOT_IN_WHEELS = ('toyworld', 'gpu_checks.sh')
 
 INSTALL_REQUIRES = [
     'torch>=2.2',
@@ -73,7 +75,8 @@ def read_readme() -> str:
 class BuildPyWithMim(build_py):
     """Copies what OpenMIM looks for (configs, tools, model index) to ``mmgap/.mim`` of a wheel.
 
-    An editable install is left alone: there, configs and tools are in the checkout itself.
+    An editable install is left alone: ``mmgap`` finds the configs in the checkout itself, and links
+    would be of no use to OpenMIM, which looks in site-packages alone.
     """
 
     def run(self) -> None:
@@ -88,7 +91,7 @@ class BuildPyWithMim(build_py):
             shutil.copytree(
                 ROOT / folder,
                 target / folder,
-                ignore=shutil.ignore_patterns('__pycache__', '*.pyc', '.*'),
+                ignore=shutil.ignore_patterns('__pycache__', '*.pyc', '.*', *NOT_IN_WHEELS),
             )
         shutil.copy2(ROOT / 'model-index.yml', target / 'model-index.yml')
 
@@ -114,6 +117,7 @@ setup(
     python_requires='>=3.11',
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
+    entry_points={'console_scripts': ['mmgap = mmgap.cli.main:main']},
     cmdclass={'build_py': BuildPyWithMim},
     zip_safe=False,
 )

@@ -69,7 +69,9 @@ def start_processes(launcher: str, config: Config) -> None:
     if launcher == 'none':
         return
     if launcher == 'pytorch' and not {'RANK', 'MASTER_ADDR'} <= set(os.environ):
-        raise ValueError("launcher 'pytorch' needs torchrun: torchrun --nproc_per_node=N tools/…")
+        raise ValueError(
+            "launcher 'pytorch' needs torchrun: torchrun --nproc_per_node=N -m mmgap COMMAND …"
+        )
     if torch.cuda.is_available():
         settings = (config.get('env_cfg') or {}).get('dist_cfg') or {}
         init_dist(launcher, **{'backend': 'nccl', **settings})

@@ -177,8 +177,7 @@ def read_mask(path: str, objects: Sequence[int] | None = None) -> np.ndarray:
         raise ValueError(
             f'mask {path} {error}. A mask must be bright (above 127) on the object and dark '
             'elsewhere, or 0 and one other value, or 0 and the numbers 1, 2, … of the objects; '
-            'tools/dataset_converters/masks.py --segmentations DIR --object VALUE … makes such '
-            'masks'
+            '`mmgap masks IMAGES --segmentations DIR --object VALUE …` makes such masks'
         ) from error
 
 

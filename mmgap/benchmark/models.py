@@ -92,8 +92,8 @@ def check_weights(name: str, config: Config) -> None:
         path = resolve(weights)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f'{name}: {error}; pretrain it with tools/toyworld/train_backbone.py --zoo, or name '
-            'another checkpoint in its init_cfg'
+            f'{name}: {error}; pretrain it with tools/toyworld/train_backbone.py --zoo in a '
+            'checkout of mmgap, or name another checkpoint in its init_cfg'
         ) from error
     if '://' in path:
         try:

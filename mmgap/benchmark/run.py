@@ -29,7 +29,7 @@ from mmgap.benchmark.methods import read_methods
 from mmgap.benchmark.models import check_weights, with_model
 from mmgap.benchmark.report import write_report
 from mmgap.compat import allow_checkpoint_history, leave_unformatted
-from mmgap.configs import gap_hooks, name_of
+from mmgap.configs import gap_hooks, name_of, read_config
 from mmgap.datasets import share_classes
 from mmgap.files import fingerprint, weights_fingerprint, write_json
 from mmgap.loop import environment
@@ -44,11 +44,14 @@ Cells = Mapping[Path, Callable[[], dict[str, Any]]]
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config with a GAPHook and a benchmark section')
+    parser.add_argument(
+        'config',
+        help='config with a GAPHook and a benchmark section, or the name of a shipped one',
+    )
     parser.add_argument(
         '--model',
         metavar='NAME',
-        help="target in place of the config's: see tools/benchmark_zoo.py",
+        help="target in place of the config's: see `mmgap zoo`",
     )
     parser.add_argument('--methods', nargs='+', metavar='NAME', help='all of the config by default')
     parser.add_argument('--budgets', nargs='+', type=int, default=[100, 400])
@@ -109,21 +112,17 @@ def finish_arguments(parser: argparse.ArgumentParser, lists: Sequence[str]) -> a
     return args
 
 
-def read_config(args: argparse.Namespace) -> Config:
-    """Read the config, with the changes of ``--cfg-options``."""
-    if not Path(args.config).is_file():
-        raise SystemExit(f'config {args.config!r} does not exist')
-    config = Config.fromfile(args.config)
+def prepare_config(args: argparse.Namespace) -> Config:
+    """Read the config, with the changes of ``--cfg-options``, for many short trainings."""
+    config = read_config(args.config, args.cfg_options)
     leave_unformatted(config)
-    if args.cfg_options is not None:
-        config.merge_from_dict(args.cfg_options)
     share_classes(config)
     return config
 
 
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and check that the benchmark can be run with it."""
-    config = read_config(args)
+    config = prepare_config(args)
     if args.model is not None:
         try:
             config = with_model(config, args.model)
@@ -199,7 +198,7 @@ def describe(benchmark: Benchmark, args: argparse.Namespace) -> dict[str, Any]:
     loop = benchmark.loop(args.seeds[0])
     return dict(
         test=args.report or benchmark.config.test_dataloader.dataset.get('split', 'test'),
-        command=' '.join(['python', 'tools/benchmark.py', *sys.argv[1:]]),
+        command=' '.join(['mmgap benchmark', *sys.argv[1:]]),
         config=fingerprint(benchmark.config.to_dict()),
         methods={name: dict(benchmark.methods[name].fragment) for name in args.methods},
         compare=benchmark.compare,

@@ -4,7 +4,7 @@
 A target is a name of the config's ``zoo``, which says what it changes there, or of MMPretrain's
 model list: then its model takes the place of the config's, with its published weights and the
 config's number of classes; pipelines and optimisers stay the config's. Each is searched and
-evaluated as by tools/benchmark.py, under OUT/MODEL. Then every target meets the images of every
+evaluated as by ``mmgap benchmark``, under OUT/MODEL. Then every target meets the images of every
 other one, as it is and trained on them.
 Writes results.json, results.md, metafile.yml and meta.json after each finished cell; what is
 finished is not run again.
@@ -32,7 +32,7 @@ from mmgap.benchmark.cells import Benchmark
 from mmgap.benchmark.jobs import run_jobs, wait_for
 from mmgap.benchmark.models import check_weights, with_model
 from mmgap.benchmark.pools import counts_of
-from mmgap.benchmark.run import Cells, check_config, finish_arguments, read_config, run_cells
+from mmgap.benchmark.run import Cells, check_config, finish_arguments, prepare_config, run_cells
 from mmgap.benchmark.training import train_and_test
 from mmgap.benchmark.zoo_report import write_report
 from mmgap.compat import allow_checkpoint_history
@@ -45,7 +45,10 @@ from mmgap.pool import SamplePool
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config with a GAPHook and a benchmark section')
+    parser.add_argument(
+        'config',
+        help='config with a GAPHook and a benchmark section, or the name of a shipped one',
+    )
     parser.add_argument(
         '--models', nargs='+', metavar='NAME', help="all of the config's zoo by default"
     )
@@ -62,7 +65,7 @@ def parse_args() -> argparse.Namespace:
 
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and check that it has what the arguments name."""
-    config = read_config(args)
+    config = prepare_config(args)
     if args.transfer not in args.methods:
         args.methods.append(args.transfer)
     check_config(args.config, config, args.methods, args.budget)
@@ -204,7 +207,7 @@ def describe(zoo: Zoo) -> dict[str, Any]:
     """What the results belong to."""
     args, first = zoo.args, zoo.benchmarks[zoo.args.models[0]]
     return dict(
-        command=' '.join(['python', 'tools/benchmark_zoo.py', *sys.argv[1:]]),
+        command=' '.join(['mmgap zoo', *sys.argv[1:]]),
         models={name: zoo.parameters(name) for name in args.models},
         method=args.transfer,
         budget=args.budget,

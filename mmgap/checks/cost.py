@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from mmgap.checks.cost_cases import BATCHES, Case, timed
 from mmgap.checks.random_sd15 import random_pipeline
-from mmgap.configs import gap_hooks, name_of
+from mmgap.configs import gap_hooks, name_of, read_config
 from mmgap.files import fingerprint, write_bytes, write_json
 from mmgap.loop import environment
 from mmgap.loop.parts import settings_of
@@ -74,7 +74,9 @@ OUT_OF_MEMORY = 'out of memory'
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file with an InpaintingGenerator')
+    parser.add_argument(
+        'config', help='config file with an InpaintingGenerator, or the name of a shipped one'
+    )
     parser.add_argument('--random', type=Path, metavar='FOLDER', help='random weights, kept there')
     parser.add_argument('--cases', nargs='+', choices=CASES, default=CASES)
     parser.add_argument('--formats', nargs='+', choices=FORMATS, default=list(FORMATS))
@@ -92,11 +94,9 @@ def load(args: argparse.Namespace) -> Config:
     """The config with sources that need no files, and no weights of the target's.
 
     Raises:
-        SystemExit: If it has no GAPHook with an InpaintingGenerator.
+        SystemExit: If there is none, or it has no GAPHook with an InpaintingGenerator.
     """
-    config = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        config.merge_from_dict(args.cfg_options)
+    config = read_config(args.config, args.cfg_options)
     hooks = gap_hooks(config)
     kinds = [name_of((hook.get('generator') or {}).get('type')) for hook in hooks]
     if kinds != ['InpaintingGenerator']:

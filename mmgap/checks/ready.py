@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_with_prefix
 from torch import nn
 
-from mmgap.configs import gap_hooks, name_of, set_scope
+from mmgap.configs import gap_hooks, name_of, read_config, set_scope
 from mmgap.datasets import share_classes
 from mmgap.datasets.masked_folders import left_out_note
 from mmgap.loop import Loop
@@ -68,7 +67,7 @@ class Checklist:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or the name of a shipped one')
     parser.add_argument('--checkpoint', help="weights of the model instead of the config's")
     parser.add_argument('--tiny', action='store_true', help='packaged tiny weights')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
@@ -375,12 +374,8 @@ def one_image(loop: Loop, target: TargetModel | None, tiny: bool) -> tuple[None,
 def main() -> None:
     """Do all checks that can be done."""
     args = parse_args()
-    if not Path(args.config).is_file():
-        raise SystemExit(f'config {args.config!r} does not exist')
+    config = read_config(args.config, args.cfg_options)
     MMLogger.get_instance('mmgap', log_level='ERROR')
-    config = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        config.merge_from_dict(args.cfg_options)
     if args.tiny:
         make_tiny(config)
     set_scope(config)

@@ -150,7 +150,7 @@ def read_rows(path: str) -> list[dict[str, Any]]:
     if not exists(path):
         raise FileNotFoundError(
             f'{path} does not exist: data_root must be the folder that '
-            'tools/dataset_converters/iwildcam.py wrote'
+            'tools/dataset_converters/iwildcam.py wrote (`mim run mmgap iwildcam` runs it, too)'
         )
     reader = csv.DictReader(io.StringIO(get_text(path, encoding='utf-8-sig'), newline=''))
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]

@@ -37,8 +37,8 @@ def check_masks(infos: Sequence[Mapping[str, Any]], what: str) -> None:
         raise FileNotFoundError(
             f'{len(missing)} of {len(infos)} masks of {what} are missing, the first is '
             f'{missing[0]}{_instead(missing[0])}. Put them there, make them with '
-            'tools/dataset_converters/masks.py, name their folder with mask_dir=…, or set '
-            'with_masks=False if nothing is generated from these images'
+            '`mmgap masks`, name their folder with mask_dir=…, or set with_masks=False if nothing '
+            'is generated from these images'
         )
 
 

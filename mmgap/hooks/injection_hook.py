@@ -49,7 +49,7 @@ from mmgap.seeds import preserved_rng
 class InjectionHook(Hook):
     """Bring the images of a pool into training: mixed in, as a refit at its end, or in stages.
 
-    For pools that there are already, as ``tools/generate.py`` makes them; :class:`mmgap.GAPHook`
+    For pools that there are already, as ``mmgap generate`` makes them; :class:`mmgap.GAPHook`
     makes its own and does the same with them. The training data are wrapped in a
     :class:`mmgap.SyntheticMixDataset`, if the config names none.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop: search, synthesis and report of a round, for hook, tools, benchmark and checks."""
+"""The loop: search, synthesis and report of a round, for hook, commands, benchmark and checks."""
 
 from mmgap.loop.report import environment, group_report
 from mmgap.loop.round import Loop

@@ -40,7 +40,7 @@ from mmgap.targets import TargetModel, build_target, load_model
 class Loop:
     """Everything that a round needs but the model, and what a round does.
 
-    :class:`mmgap.GAPHook` says when; tools, benchmark and checks use it step by step. What they
+    :class:`mmgap.GAPHook` says when; commands, benchmark and checks use it step by step. What they
     search and draw is what the hook does in the same round, given the same weights::
 
         loop = Loop.from_config(Config.fromfile('configs/gap_resnet18_toybirds.py'))

@@ -70,7 +70,7 @@ class SourceSet:
                 f'{len(without)} of {len(infos)} data infos of {type(dataset).__name__} have no '
                 f"'mask_path' (the first is number {without[0]}, "
                 f'{infos[without[0]].get("img_path")!r}); an inpainting generator keeps the '
-                'foreground and needs masks of it (tools/dataset_converters/masks.py makes them)'
+                'foreground and needs masks of it (`mmgap masks` makes them)'
             )
         self.groups = [info.get('group') for info in infos]
         self._loader = image_loader(dataset)

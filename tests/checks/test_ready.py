@@ -113,7 +113,7 @@ def other_column(rows: list[dict]) -> list[dict]:
             [],
             [
                 '1 of 18 masks of split',
-                'dataset_converters/masks.py',
+                '`mmgap masks`',
                 'mask_dir=',
                 'with_masks=False',
             ],

@@ -45,11 +45,11 @@ def run_command(name: str, *arguments: object, cwd: Path = ROOT) -> Finished:
     """Run ``tools/NAME.py`` as ``python tools/NAME.py ARGUMENTS`` would, but in this process.
 
     Args:
-        name: path below ``tools``, without suffix.
+        name: path below ``tools``, without suffix; or ``mmgap``, for ``python -m mmgap``.
         arguments: the command line, as strings.
         cwd: where it runs.
     """
-    path = ROOT / 'tools' / f'{name}.py'
+    path = ROOT / ('mmgap/__main__.py' if name == 'mmgap' else f'tools/{name}.py')
     printed, code = io.StringIO(), 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(process_state())

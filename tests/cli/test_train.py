@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tools/train.py makes of its options, before MMEngine takes over."""
+"""What ``train`` makes of its options, before MMEngine takes over."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
 
-ROOT = Path(__file__).parents[1]
+from mmgap.cli import train as tool
+from mmgap.cli.main import main
+from tests.support.commands import ROOT
+
 NEW = ROOT / 'tests' / 'support' / 'new_style.py'
 
 
 @pytest.fixture
 def made(monkeypatch):
-    """The config that the tool would train with."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    import train as tool
+    """The config that it would train with."""
 
     def run(config, *options):
         seen = []
@@ -26,8 +26,8 @@ def made(monkeypatch):
             from_cfg=lambda c: seen.append(c) or SimpleNamespace(train=lambda: 0)
         )
         monkeypatch.setattr(tool, 'Runner', runner)
-        monkeypatch.setattr(sys, 'argv', ['train.py', str(config), *options])
-        tool.main()
+        monkeypatch.setattr(sys, 'argv', [])
+        main(['train', str(config), *options])
         return seen[0]
 
     return run
@@ -58,3 +58,17 @@ def test_classes_for_names(made):
     assert config.optim_wrapper.type == 'AmpOptimWrapper'
     assert config.train_dataloader.collate_fn == dict(type='default_collate')
     assert config.model.backbone.init_cfg.type == 'Pretrained'
+
+
+def test_shipped_config_by_name(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shipped = ROOT / 'configs' / 'gap_resnet18_toybirds.py'
+    for name in ('gap_resnet18_toybirds', 'gap_resnet18_toybirds.py'):
+        config = made(name, '--cfg-options', 'train_cfg.max_epochs=7')
+        assert config.filename == str(shipped) and config.train_cfg.max_epochs == 7
+        assert config.work_dir == 'work_dirs/gap_resnet18_toybirds'
+        assert capsys.readouterr().err == f'config {name}: {shipped}\n'
+    (tmp_path / 'gap_resnet18_toybirds.py').write_text("model = {}\nwork_dir = 'here'")
+    own = made('gap_resnet18_toybirds.py')
+    assert own.work_dir == 'here' and own.filename == 'gap_resnet18_toybirds.py'
+    assert made('gap_resnet18_toybirds.py', '--work-dir', 'there').work_dir == 'there'
