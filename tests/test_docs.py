@@ -25,7 +25,8 @@ FENCE = re.compile(r'^ *(```|~~~).*?^ *\1', re.MULTILINE | re.DOTALL)
 CODE = re.compile(r'(`+)(?:(?!\1).)+\1')
 LINK = re.compile(r'\]\((?P<path>[^)\s#]*)(?:#(?P<anchor>[^)\s]*))?\)')
 NAMED = re.compile(r'(?<![\w/.])((?:tests|tools)/[\w/.-]*\w)(?:::(\w+))?')
-OTHERS = {'tools/dataset_converters/nyu.py'}  # MMSegmentation's
+# A stand-in for any, and one of MMSegmentation's.
+OTHERS = {'tools/NAME.py', 'tools/dataset_converters/nyu.py'}
 
 pytestmark = pytest.mark.skipif(not (REPO / 'docs').is_dir(), reason='docs/ is in checkouts alone')
 
@@ -82,7 +83,8 @@ def test_links_lead_somewhere(name: str) -> None:
     assert not broken
 
 
-@pytest.mark.parametrize('name', PAGES)
+# The changelog tells of files that have gone.
+@pytest.mark.parametrize('name', [name for name in PAGES if name != 'CHANGELOG.md'])
 def test_tests_and_tools_that_are_named_are_there(name: str) -> None:
     missing = set()
     for path, test in NAMED.findall(text_of(REPO / name)):
