@@ -14,6 +14,7 @@ from mmgap.hooks import runner_access
 from mmgap.hooks.injection_hook import InjectionHook
 from mmgap.hooks.schedule import Position, check_plan, plateaued, rounds_missed
 from mmgap.loop import GAPSettings, Loop
+from mmgap.loop.method import describe_method
 from mmgap.machine import release_memory
 from mmgap.pool import SamplePool
 from mmgap.registry import HOOKS
@@ -54,6 +55,7 @@ class GAPHook(InjectionHook):
         self.settings = GAPSettings.from_config(self._config)
         super().__init__(injection=vars(self.settings.injection), seed=self.settings.seed)
         self.state.update(rounds_done=0, before=None, rounds=[], validation=[], stopped=None)
+        self.state.update(method=None)
         self.seconds.update(search=0.0, synthesis=0.0)
         self._loop: Loop | None = None
         self._trained = False
@@ -80,6 +82,8 @@ class GAPHook(InjectionHook):
             raise ValueError(f'plateau={self.settings.plateau} needs a val_dataloader to watch')
         allow_nondeterministic_resize(runner.logger)
         if self.state['rounds_done'] < self.settings.rounds:
+            self.state['method'] = describe_method(self.settings)
+            runner.logger.info(f'[gap] {self.state["method"]}')
             self._loop = self._set_up(runner)  # what is wrong shall fail before the first epochs
         self._take_images(runner, self.state['images'])
         self._set_ratio(runner)

@@ -159,6 +159,7 @@ def run_summary(
     elsewhere = sum(value for name, value in seconds.items() if name != 'total')
     training = seconds['total'] - elsewhere
     return dict(
+        method=state.get('method'),
         before=state.get('before'),
         after=after,
         rounds=state.get('rounds', []),

@@ -173,7 +173,7 @@ def test_configs_of_the_new_style():
 
 
 def test_a_run(tmp_path, tiny_sd):
-    """What is left is of the changed settings."""
+    """The log, ``summary.json`` and what is left are of the changed settings."""
     data = draw_waterbirds(tmp_path / 'data', per_group=2)
     whole = small_config(data, tiny_sd, tmp_path / 'work')
     whole.train_cfg.max_epochs = 2
@@ -182,5 +182,7 @@ def test_a_run(tmp_path, tiny_sd):
     runner.train()
     gap = tmp_path / 'work' / 'gap'
     summary = json.loads((gap / 'summary.json').read_text())
-    assert summary['images'] == 4
+    assert summary['method'] == 'random prompts, no search' and summary['images'] == 4
     assert len(load_prompts(gap / 'prompts')) == 4
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    assert log.read_text().count('[gap] random prompts, no search\n') == 1
