@@ -159,7 +159,6 @@ def run_summary(
     elsewhere = sum(value for name, value in seconds.items() if name != 'total')
     training = seconds['total'] - elsewhere
     return dict(
-        method=state.get('method'),
         before=state.get('before'),
         after=after,
         rounds=state.get('rounds', []),
@@ -169,6 +168,7 @@ def run_summary(
         rounds_missed=missed,
         seconds=dict(seconds, training=training),
         seed=seed,
+        method=state.get('method'),
         versions=environment(metainfo),
     )
 
