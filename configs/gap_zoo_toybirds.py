@@ -1,3 +1,3 @@
-# Several targets on the embedded world, for tools/benchmark_zoo.py.
-_base_ = ['gap_resnet18_toybirds.py', '_base_/toybirds_zoo.py']
-custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
+# The old name of benchmark/toybirds_zoo.py, for one release.
+_base_ = ['benchmark/toybirds_zoo.py']
+renamed = 'benchmark/toybirds_zoo'

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,11 @@ def shipped_configs() -> dict[str, Path]:
     return {path.with_suffix('').as_posix(): folder / path for path in sorted(shown)}
 
 
+def is_old_name(path: Path) -> bool:
+    """Whether a shipped config is another one by its old name, see :func:`finish_config`."""
+    return '\nrenamed = ' in path.read_text(encoding='utf-8')
+
+
 def find_config(name: str | os.PathLike[str]) -> Path:
     """The file that a user means: one of their own, or else a shipped config.
 
@@ -68,8 +74,9 @@ def shipped_config(name: str | os.PathLike[str]) -> Path:
     known = configs.get(path.as_posix().removesuffix('.py'))
     if known is not None:
         return known
-    near = difflib.get_close_matches(path.stem, [*configs], n=3, cutoff=0.6)
-    near += [other for other in configs if len(path.stem) > 2 and path.stem in other]
+    current = [name for name, file in configs.items() if not is_old_name(file)]
+    near = difflib.get_close_matches(path.stem, current, n=3, cutoff=0.6)
+    near += [other for other in current if len(path.stem) > 2 and path.stem in other]
     listed = f'near it are {", ".join([*dict.fromkeys(near)][:5])}; ' if near else ''
     raise FileNotFoundError(
         f'config {os.fspath(name)!r} does not exist, and mmgap ships none of this name; '
@@ -85,7 +92,7 @@ def read_config(name: str | os.PathLike[str], changes: Mapping[str, Any] | None 
         changes: What ``--cfg-options`` changes.
 
     Raises:
-        SystemExit: If there is no such config.
+        SystemExit: If there is no such config, or its ``gap_hook`` fits no hook.
     """
     try:
         path = find_config(name)
@@ -94,8 +101,13 @@ def read_config(name: str | os.PathLike[str], changes: Mapping[str, Any] | None 
     if path != Path(name):  # there may also be a copy that was meant, in another folder
         print(f'config {os.fspath(name)}: {path}', file=sys.stderr, flush=True)
     config = Config.fromfile(str(path))
-    if changes:
-        config.merge_from_dict(dict(changes))
+    try:
+        finish_config(config)  # first, so that what is typed of custom_hooks counts
+        if changes:
+            config.merge_from_dict(dict(changes))
+            finish_config(config)
+    except (TypeError, ValueError) as error:
+        raise SystemExit(f'config {os.fspath(name)}: {error}') from error
     return config
 
 
@@ -117,9 +129,114 @@ def is_gap_hook(hook: Any) -> bool:
     return 'GAPHook' in map(name_of, classes)
 
 
-def gap_hooks(config: Mapping[str, Any]) -> list[Any]:
-    """The configs of GAPHook among a config's ``custom_hooks``; changing them changes it."""
+def gap_hooks(config: MutableMapping[str, Any]) -> list[Any]:
+    """The configs of GAPHook among a config's ``custom_hooks``; changing them changes it.
+
+    They have the changes of ``gap_hook``, see :func:`finish_config`.
+    """
+    finish_config(config)
     return [hook for hook in config.get('custom_hooks') or () if is_gap_hook(hook)]
+
+
+def finish_config(config: MutableMapping[str, Any]) -> None:
+    """Do what mmgap's own keys of a config ask for, and take them out.
+
+    ``gap_hook`` changes settings of the one GAPHook in ``custom_hooks``, so that a config can
+    inherit from another and change a number of its hook, which is in a list::
+
+        _base_ = ['ap_resnet18_toybirds.py']
+        gap_hook = dict(search=dict(steps=5))
+
+    On the command line that is ``--cfg-options gap_hook.search.steps=5``. ``renamed`` is the new
+    name of a config that was read by its old one.
+
+    Args:
+        config: The config, changed in place.
+
+    Raises:
+        ValueError: If there is a ``gap_hook``, but no GAPHook or several; or as for
+            :func:`change_hook`.
+        TypeError: As for :func:`change_hook`.
+    """
+    warn_renamed(config)
+    config.pop('renamed', None)
+    changes = config.get('gap_hook')
+    if changes is not None:
+        found = [hook for hook in config.get('custom_hooks') or () if is_gap_hook(hook)]
+        check_one_hook(len(found))
+        (hook,) = found
+        changed = change_hook(hook, changes)
+        hook.clear()
+        hook.update(changed)
+    config.pop('gap_hook', None)
+
+
+def warn_renamed(config: Mapping[str, Any]) -> None:
+    """Warn of a config that was read by its old name, or inherits from one that was."""
+    if config.get('renamed'):
+        warnings.warn(
+            f'{getattr(config, "filename", None) or "this config"}: it, or one that it inherits '
+            f'from, is called {config["renamed"]} now; the old name goes with the next release',
+            FutureWarning,
+            stacklevel=3,
+        )
+
+
+def check_one_hook(count: int) -> None:
+    """See that it is clear which hook ``gap_hook`` changes.
+
+    Args:
+        count: Number of GAPHooks.
+
+    Raises:
+        ValueError: If there is not one.
+    """
+    if count != 1:
+        raise ValueError(
+            f'gap_hook changes settings of the one mmgap.GAPHook in custom_hooks, which has {count}'
+            '; add or take out some, or set gap_hook=None'
+        )
+
+
+def change_hook(hook: Mapping[str, Any], changes: Any) -> dict[str, Any]:
+    """The settings of a GAPHook with the changes of a config's ``gap_hook``.
+
+    They are merged as MMEngine merges ``--cfg-options``: dicts into dicts, unless they have
+    ``_delete_=True``; a dict with the keys ``'0'``, ``'1'`` … changes entries of a list.
+
+    Args:
+        hook: The settings; not changed.
+        changes: What ``gap_hook`` says.
+
+    Raises:
+        TypeError: If the changes are no dict, or have a dict where the settings have none.
+        ValueError: If they change what is not the hook's settings, or an entry that a list lacks.
+    """
+    if not isinstance(changes, Mapping):
+        raise TypeError(f'gap_hook must be a dict of settings of GAPHook, got {changes!r}')
+    others = sorted({'type', 'priority', '_delete_'} & set(changes))
+    if others:
+        raise ValueError(f'gap_hook changes settings of a hook that is there, and not its {others}')
+    whole = Config(dict(hook=dict(hook)))
+    try:
+        whole.merge_from_dict(dict(hook=copy.deepcopy(dict(changes))))
+    except (TypeError, KeyError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        message = f'gap_hook does not fit the GAPHook in custom_hooks: {error.args[0]}'
+        raise kind(message) from error
+    _drop_delete(whole.hook)
+    return whole.hook
+
+
+def _drop_delete(settings: Any) -> None:
+    """MMEngine leaves ``_delete_`` where there was nothing to delete."""
+    if isinstance(settings, MutableMapping):
+        settings.pop('_delete_', None)
+        for part in settings.values():
+            _drop_delete(part)
+    elif isinstance(settings, (list, tuple)):
+        for part in settings:
+            _drop_delete(part)
 
 
 def set_scope(config: Mapping[str, Any]) -> None:

@@ -137,7 +137,7 @@ def waterbirds_run(tmp_path_factory, tiny_sd) -> Path:
 
     folder = tmp_path_factory.mktemp('waterbirds')
     data = draw_waterbirds(folder / 'data', per_group=4)
-    config = classification_config('gap_resnet50_waterbirds', data, tiny_sd, folder / 'work')
+    config = classification_config('ap_resnet50_waterbirds', data, tiny_sd, folder / 'work')
     config.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
     config.model.head.in_channels = 64
     config.dump(folder / 'config.py')

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
-from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmgap.datasets.iwildcam import CLASSES
@@ -15,8 +13,6 @@ from mmgap.pool import SamplePool
 from mmgap.prompts import load_prompts
 from tests.support.configs import classification_config
 from tests.support.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_summary(waterbirds_run):
@@ -62,20 +58,10 @@ def test_what_a_run_leaves(waterbirds_run):
 @pytest.mark.smoke
 def test_vit(tmp_path, tiny_sd):
     data = draw_waterbirds(tmp_path / 'data', per_group=2)
-    config = classification_config('gap_vit-base-p16_waterbirds', data, tiny_sd, tmp_path / 'work')
+    config = classification_config('ap_vit-base-p16_waterbirds', data, tiny_sd, tmp_path / 'work')
     Runner.from_cfg(config).train()
     summary = json.loads((tmp_path / 'work' / 'gap' / 'summary.json').read_text())
     assert len(summary['after']['groups']) == 4 and summary['rounds'][0]['images'] == 6
-
-
-def test_the_guided_config_has_the_methods_fragment():
-    config = Config.fromfile(ROOT / 'configs' / 'gap_resnet50_waterbirds_guided.py')
-    plain = Config.fromfile(ROOT / 'configs' / 'gap_resnet50_waterbirds.py')
-    (hook,), (own,) = config.custom_hooks, plain.custom_hooks
-    assert hook.feedback == plain.benchmark.methods.gap.feedback != own.feedback
-    assert not config.benchmark
-    assert hook.search.stop_loss is None and hook.search.steps == own.search.steps
-    assert hook.generator == own.generator and hook.budget == own.budget
 
 
 @pytest.mark.parametrize(

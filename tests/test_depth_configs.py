@@ -50,9 +50,16 @@ def test_config(name, tmp_path, tiny_sd, tiny_controlnet):
         assert summary['after']['worst_group'] == max(groups.values())
 
 
-@pytest.mark.parametrize('name', [name for name in TINY_DEPTH if 'toydepth' not in name])
-def test_the_last_layer_is_one(name, tmp_path, tiny_sd, tiny_controlnet):
-    config = depth_config(name, tmp_path, tiny_sd, tiny_controlnet)
+@pytest.mark.parametrize(
+    'name, file',
+    [
+        ('ap_unet_taskonomy-depth', 'taskonomy-depth_unet'),
+        ('ap_dpt-vit-b16_nyu-depth', 'nyu-depth_dpt-vit-b16'),
+        ('ap_resnet50_nyu-depth', 'nyu-depth_resnet50'),
+    ],
+)
+def test_the_last_layer_is_one(name, file, tmp_path, tiny_sd, tiny_controlnet):
+    config = depth_config(name, tmp_path, tiny_sd, tiny_controlnet, f'benchmark/{file}')
     init_default_scope('mmseg')
     names = [n for n, _ in MODELS.build(config.model).named_parameters()]
     last = [n for n in names if n.startswith(config.benchmark.last_layer)]

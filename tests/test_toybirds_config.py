@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_loop_closes_on_the_embedded_world(tmp_path):
-    config = Config.fromfile(ROOT / 'configs' / 'gap_resnet18_toybirds.py')
+    config = Config.fromfile(ROOT / 'configs' / 'ap_resnet18_toybirds.py')
     config.work_dir = str(tmp_path)
     config.val_dataloader = config.val_cfg = config.val_evaluator = None
     config.train_cfg.max_epochs = 2

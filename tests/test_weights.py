@@ -155,7 +155,7 @@ def test_shipped_configs_have_a_second_source():
 
 @pytest.mark.slow  # 20 s: networks in their own sizes, written and read
 @pytest.mark.parametrize(
-    'config', ['gap_vit-base-p16_waterbirds', 'gap_resnet50_nyu-depth', 'gap_dpt-vit-b16_nyu-depth']
+    'config', ['ap_vit-base-p16_waterbirds', 'ap_resnet50_nyu-depth', 'ap_dpt-vit-b16_nyu-depth']
 )
 def test_backbones_of_shipped_configs_take_all_of_it(config, tmp_path):
     """Random weights of the model that the config names fill the backbone but for buffers."""

@@ -17,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 failed=0
 export MMGAP_GPU_RESULTS="$out/gpu.jsonl" MMGAP_RANDOM_SD15="$sd15"
 python -m pytest -m gpu -v -s tests/gpu 2>&1 | tee "$out/gpu.txt" || failed=1
-python tools/measure_cost.py configs/gap_resnet50_waterbirds.py --random "$sd15" \
+python tools/measure_cost.py configs/ap_resnet50_waterbirds.py --random "$sd15" \
     --formats bfloat16 --cases floor 'floor, compiled' host 'host, new sources' 'plain loop' full \
     'full, sources seen before' 'full, steps checkpointed' 'stock pipeline' synthesis \
     'synthesis, compiled' --out "$out/cost" 2>&1 | tee "$out/cost.txt" || failed=1

@@ -2,7 +2,7 @@
 #   python tools/benchmark.py configs/benchmark/methods_resnet18_toybirds.py \
 #       --budgets 50 100 --methods none prompts random-many ap-many gap \
 #       --layers all --injections refit --seeds $(seq 20 39) --out runs/methods
-_base_ = ['../gap_resnet18_toybirds.py']
+_base_ = ['toybirds_resnet18.py']
 
 # Splits that were read for this comparison alone.
 test_dataloader = dict(dataset=dict(split='test_final_3'))

@@ -154,7 +154,10 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
     """
     fragments = (config.get('benchmark') or {}).get('methods')
     if not fragments:
-        raise SystemExit(f'{path} has no `benchmark` section with `methods`')
+        raise SystemExit(
+            f'{path} has no `benchmark` section with `methods`; shipped configs that have one are '
+            'benchmark/…, see `mmgap configs`'
+        )
     try:
         methods = read_methods(fragments)
     except ValueError as error:

@@ -18,7 +18,7 @@ import ast
 import os
 from pathlib import Path
 
-from mmgap.configs import shipped_config, shipped_configs, shipped_folder
+from mmgap.configs import is_old_name, shipped_config, shipped_configs, shipped_folder
 from mmgap.files import write_bytes
 
 
@@ -98,7 +98,8 @@ def main() -> None:
     """List the shipped configs, or copy one."""
     args = parse_args()
     if args.name is None:
-        configs = shipped_configs()
+        found = shipped_configs().items()
+        configs = {name: path for name, path in found if not is_old_name(path)}
         width = max(map(len, configs))
         for name, path in configs.items():
             print(f'{name:<{width}}  {about(path)}')

@@ -16,6 +16,7 @@ from mmgap.compat import start_processes
 from mmgap.configs import read_config, work_dir_of
 from mmgap.files import write_json
 from mmgap.loop import Loop, environment
+from mmgap.loop.method import describe_method
 from mmgap.loop.report import effect
 from mmgap.prompts import PromptBank
 
@@ -54,6 +55,8 @@ def main() -> None:
     logger = MMLogger.get_instance('mmgap', log_file=str(out / 'search.log'), log_level='INFO')
     began = time.time()
     loop = Loop.from_config(config)
+    method = describe_method(loop.settings)
+    logger.info(f'[gap] {method}')
     target = loop.target(checkpoint)
     if checkpoint is None and config.get('load_from') is None:
         logger.warning('[gap] no --checkpoint: the search is against the untrained model')
@@ -74,6 +77,7 @@ def main() -> None:
         out / 'summary.json',
         dict(
             config=args.config,
+            method=method,
             checkpoint=checkpoint,
             prompts=rows,
             seed=loop.seed,

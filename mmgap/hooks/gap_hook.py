@@ -8,11 +8,13 @@ from typing import Any
 from mmengine.runner import Runner
 
 from mmgap.compat import allow_nondeterministic_resize, restart_infinite_iterator
+from mmgap.configs import change_hook, check_one_hook, warn_renamed
 from mmgap.distributed import broadcast_object, rank0_buffers
 from mmgap.hooks import runner_access
 from mmgap.hooks.injection_hook import InjectionHook
 from mmgap.hooks.schedule import Position, check_plan, plateaued, rounds_missed
 from mmgap.loop import GAPSettings, Loop
+from mmgap.loop.method import describe_method
 from mmgap.machine import release_memory
 from mmgap.pool import SamplePool
 from mmgap.registry import HOOKS
@@ -36,6 +38,9 @@ class GAPHook(InjectionHook):
     a round is complete, a resumed run may have another ``generator.scheduler``, ``generator.eta``,
     ``search.num_inference_steps`` and ``synthesis``: it goes on with the prompts that were found.
 
+    A config that inherits from one with a GAPHook changes its settings by ``gap_hook``, say
+    ``gap_hook = dict(search=dict(steps=5))``; see :func:`mmgap.configs.change_hook`.
+
     Args:
         generator: Config of the generator.
         **settings: The other fields of :class:`~mmgap.loop.GAPSettings`, as dicts and lists.
@@ -46,14 +51,27 @@ class GAPHook(InjectionHook):
     """
 
     def __init__(self, generator: dict[str, Any], **settings: Any) -> None:
-        self.settings = GAPSettings.from_config(dict(settings, generator=generator))
+        self._config = dict(settings, generator=generator)
+        self.settings = GAPSettings.from_config(self._config)
         super().__init__(injection=vars(self.settings.injection), seed=self.settings.seed)
         self.state.update(rounds_done=0, before=None, rounds=[], validation=[], stopped=None)
+        self.state.update(method=None)
         self.seconds.update(search=0.0, synthesis=0.0)
         self._loop: Loop | None = None
         self._trained = False
 
     # MMEngine's points
+
+    def before_run(self, runner: Runner) -> None:
+        """Take the changes of the config's ``gap_hook``, before anything is built."""
+        warn_renamed(runner.cfg)
+        changes = runner.cfg.get('gap_hook')
+        if changes is not None:
+            check_one_hook(sum(isinstance(hook, GAPHook) for hook in runner.hooks))
+            self.settings = GAPSettings.from_config(change_hook(self._config, changes))
+            self.asked = self.injection = self.settings.injection
+            self.given_seed = self.settings.seed
+        super().before_run(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Wrap the training data, check the plan, and set up the loop."""
@@ -64,6 +82,8 @@ class GAPHook(InjectionHook):
             raise ValueError(f'plateau={self.settings.plateau} needs a val_dataloader to watch')
         allow_nondeterministic_resize(runner.logger)
         if self.state['rounds_done'] < self.settings.rounds:
+            self.state['method'] = describe_method(self.settings)
+            runner.logger.info(f'[gap] {self.state["method"]}')
             self._loop = self._set_up(runner)  # what is wrong shall fail before the first epochs
         self._take_images(runner, self.state['images'])
         self._set_ratio(runner)

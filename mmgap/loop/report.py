@@ -168,6 +168,7 @@ def run_summary(
         rounds_missed=missed,
         seconds=dict(seconds, training=training),
         seed=seed,
+        method=state.get('method'),
         versions=environment(metainfo),
     )
 

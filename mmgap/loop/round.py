@@ -43,7 +43,7 @@ class Loop:
     :class:`mmgap.GAPHook` says when; commands, benchmark and checks use it step by step. What they
     search and draw is what the hook does in the same round, given the same weights::
 
-        loop = Loop.from_config(Config.fromfile('configs/gap_resnet18_toybirds.py'))
+        loop = Loop.from_config(Config.fromfile('configs/ap_resnet18_toybirds.py'))
         target = loop.target('epoch_3.pth')
         found = loop.search(target)
         pool = SamplePool('pool')

@@ -15,14 +15,14 @@ from tests.support.configs import classification_config, depth_config
 from tests.support.miniature import convert_iwildcam, draw_iwildcam, draw_waterbirds
 
 
-@pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
+@pytest.mark.parametrize('name', ['waterbirds_resnet50', 'iwildcam_resnet50'])
 def test_methods_that_search_nothing(name, tmp_path, tiny_sd):
     data = tmp_path / 'data'
     if 'iwildcam' in name:
         convert_iwildcam(draw_iwildcam(tmp_path / 'wilds', sequences=2), data)
     else:
         draw_waterbirds(data, per_group=2)
-    config = classification_config(name, data, tiny_sd, tmp_path / 'work')
+    config = classification_config(f'benchmark/{name}', data, tiny_sd, tmp_path / 'work')
     mix = config.benchmark.methods.style.train['train_dataloader.dataset.pipeline'][1]
     mix.images.update(data_root=str(data), num_samples=None)
     if 'iwildcam' in name:
@@ -41,7 +41,7 @@ def test_methods_that_search_nothing(name, tmp_path, tiny_sd):
 
 
 @pytest.mark.slow  # 10 and 30 s: methods with a search each
-@pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'gap_resnet50_iwildcam'])
+@pytest.mark.parametrize('name', ['waterbirds_resnet50', 'iwildcam_resnet50'])
 def test_methods_that_search(name, tmp_path, tiny_sd):
     """Each fragment finds its prompts and draws with them; no two methods have the same."""
     data = tmp_path / 'data'
@@ -53,7 +53,7 @@ def test_methods_that_search(name, tmp_path, tiny_sd):
         guidance.mkdir()
         for i in range(3):
             Image.effect_noise((32, 32), 50 + i).convert('RGB').save(guidance / f'{i}.png')
-    config = classification_config(name, data, tiny_sd, tmp_path / 'work')
+    config = classification_config(f'benchmark/{name}', data, tiny_sd, tmp_path / 'work')
     config.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
     config.model.head.in_channels = 64
     for fragment in config.benchmark.methods.values():
@@ -85,7 +85,13 @@ def test_methods_that_search(name, tmp_path, tiny_sd):
 @pytest.mark.slow  # 45 s: eight methods make images and train
 def test_methods_of_depth(tmp_path, tiny_sd, tiny_controlnet):
     """Each fragment makes its images, and trains the last layer on them."""
-    config = depth_config('gap_unet_taskonomy-depth', tmp_path, tiny_sd, tiny_controlnet)
+    config = depth_config(
+        'ap_unet_taskonomy-depth',
+        tmp_path,
+        tiny_sd,
+        tiny_controlnet,
+        file='benchmark/taskonomy-depth_unet',
+    )
     data = config.train_dataloader.dataset
     methods = config.benchmark.methods
     step = methods.style.train['train_dataloader.dataset.pipeline'][3]

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmgap.registry import TASK_UTILS
 from tests.support.benchmarks import DEPTH, ROOT, run_benchmark
 
-CONFIG = ROOT / 'configs' / 'gap_resnet18_toydepth.py'
+CONFIG = ROOT / 'configs' / 'benchmark' / 'toydepth_resnet18.py'
 METHODS = {
     'all': 'none gap style real'.split(),
     'last': 'none agnostic random prompts guided ap ap-sdedit'.split(),

@@ -188,7 +188,7 @@ def test_rounds_and_other_generators(tmp_path):
     quick += ['custom_hooks.0.search.prompts_per_class=2', 'custom_hooks.0.search.steps=2']
     # The base model of a config whose training counts iterations.
     quick += ['train_cfg.by_epoch=False', 'train_dataloader.sampler.type=InfiniteSampler']
-    config = ROOT / 'configs' / 'gap_resnet18_toybirds_variants.py'
+    config = ROOT / 'configs' / 'benchmark' / 'toybirds_variants.py'
     run_benchmark(tmp_path, *options, '--cfg-options', *quick, config=config).check()
     facts = {}
     for path in tmp_path.glob('pools/*/about.json'):
@@ -251,8 +251,9 @@ def test_what_cannot_be_compared_is_named(change, words, birds):
 def test_configs_that_are_no_benchmarks(tmp_path):
     ended = run_benchmark(tmp_path, config=tmp_path / 'no.py')
     assert ended.code and "no.py' does not exist" in ended.output
-    ended = run_benchmark(tmp_path, config=ROOT / 'configs' / 'gap_resnet50_waterbirds_guided.py')
+    ended = run_benchmark(tmp_path, config=ROOT / 'configs' / 'gap_resnet50_waterbirds.py')
     assert ended.code and 'has no `benchmark` section with `methods`' in ended.output
+    assert 'benchmark/' in ended.output
 
 
 class DrawnCells:

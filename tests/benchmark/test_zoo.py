@@ -19,7 +19,7 @@ from mmgap.weights import without_pretrained
 from tests.support.benchmarks import BIRDS, ROOT
 from tests.support.commands import run_command
 
-CONFIG = ROOT / 'configs' / 'gap_zoo_toybirds.py'
+CONFIG = ROOT / 'configs' / 'benchmark' / 'toybirds_zoo.py'
 MODELS_OF_RUN = ['resnet18', 'convnext-tiny']
 
 
@@ -147,11 +147,11 @@ def test_bad_arguments(options, words, tmp_path):
 @pytest.mark.parametrize(
     'name, words',
     [
-        ('gap_resnet18_toydepth', 'has no classifier: its model has no head.num_classes'),
-        ('gap_resnet18_toybirds', 'has no `zoo`; name models of MMPretrain with --models'),
+        ('toydepth_resnet18', 'has no classifier: its model has no head.num_classes'),
+        ('toybirds_resnet18', 'has no `zoo`; name models of MMPretrain with --models'),
     ],
 )
 def test_configs_without_targets(name, words, tmp_path):
-    config = ROOT / 'configs' / f'{name}.py'
+    config = ROOT / 'configs' / 'benchmark' / f'{name}.py'
     ended = run_command('benchmark_zoo', config, '--out', tmp_path)
     assert ended.code == 1 and words in ended.output

@@ -21,7 +21,7 @@ from mmgap.checks import cost
 from mmgap.checks.random_sd15 import random_pipeline
 from tests.support.commands import ROOT, Finished, process_state, run_command
 
-CONFIG = str(ROOT / 'configs/gap_resnet18_toybirds.py')
+CONFIG = str(ROOT / 'configs/ap_resnet18_toybirds.py')
 SMALL = [
     f'custom_hooks.0.{stage}.{setting}=2'
     for stage in ('search', 'synthesis')

@@ -18,8 +18,8 @@ from mmgap.sources import SourceSet
 from tests.support.commands import ROOT, Finished, run_command
 from tests.support.miniature import convert_iwildcam, draw_iwildcam, draw_taskonomy, draw_waterbirds
 
-WATERBIRDS = 'configs/gap_resnet50_waterbirds.py'
-TOYBIRDS = 'configs/gap_resnet18_toybirds.py'
+WATERBIRDS = 'configs/ap_resnet50_waterbirds.py'
+TOYBIRDS = 'configs/ap_resnet18_toybirds.py'
 HEAD = 'model.head.in_channels=512'
 # The same way through search and synthesis, in less time.
 QUICK = [
@@ -209,7 +209,7 @@ def test_inverted_masks(drawn, tmp_path):
 def test_depth(tmp_path):
     buildings = ('allensville', 'collierville', 'ihlen')
     data = draw_taskonomy(tmp_path / 'data', buildings=buildings, views=4, size=48)
-    config = 'configs/gap_unet_taskonomy-depth.py'
+    config = 'configs/ap_unet_taskonomy-depth.py'
     settings = [f'{part}_dataloader.dataset.data_root={data}' for part in ('train', 'val', 'test')]
     settings += [f'{part}_dataloader.dataset.buildings=None' for part in ('train', 'val', 'test')]
     settings += ['model.backbone.base_channels=4', 'model.decode_head.in_channels=4']

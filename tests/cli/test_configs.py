@@ -13,7 +13,11 @@ from tests.support.commands import run_command
 def test_list():
     said = run_command('mmgap', 'configs').check()
     rows = [line.split('  ', 1) for line in said.split('\n\n')[0].splitlines()]
-    assert [row[0] for row in rows] == list(shipped_configs())
+    old = {'gap_zoo_toybirds', 'gap_unet_taskonomy-depth', 'gap_resnet50_waterbirds_guided'}
+    listed = [row[0] for row in rows]
+    shown = [name for name in shipped_configs() if name in listed]
+    assert listed == shown and not old & set(listed) and old < set(shipped_configs())
+    assert len(shipped_configs()) - len(listed) == 6
     for name, about in rows:
         line = f'# {about.strip()}'
         assert line in shipped_configs()[name].read_text().splitlines()
@@ -35,7 +39,7 @@ def test_copies_are_whole(tmp_path):
             assert all((path.parent / base).is_file() for base in own)
 
 
-@pytest.mark.parametrize('name', ['gap_resnet50_waterbirds_guided', 'gap_zoo_toybirds'])
+@pytest.mark.parametrize('name', ['gap_resnet50_waterbirds', 'benchmark/toybirds_zoo'])
 def test_copies_mean_the_same(name, tmp_path):
     run_command('mmgap', 'configs', name, cwd=tmp_path).check()
     copy = Config.fromfile(tmp_path / 'configs' / f'{name}.py')
@@ -43,10 +47,10 @@ def test_copies_mean_the_same(name, tmp_path):
 
 
 def test_what_is_there_stays(tmp_path):
-    options = ('configs', 'gap_resnet18_toybirds.py', '--out', tmp_path)
+    options = ('configs', 'ap_resnet18_toybirds.py', '--out', tmp_path)
     run_command('mmgap', *options).check()
-    changed = tmp_path / '_base_' / 'toybirds.py'
-    own = tmp_path / 'gap_resnet18_toybirds.py'
+    changed = tmp_path / '_base_' / 'datasets' / 'toybirds.py'
+    own = tmp_path / 'ap_resnet18_toybirds.py'
     own.unlink()
     assert f'wrote {own}\n' in run_command('mmgap', *options).check()
     own.unlink()
@@ -60,6 +64,6 @@ def test_bad_arguments(tmp_path):
     done = run_command('mmgap', 'configs', 'toybirds', '--out', tmp_path / 'out')
     assert done.code == 1 and not list(tmp_path.iterdir())
     assert "config 'toybirds' does not exist, and mmgap ships none" in done.output
-    assert 'gap_resnet18_toybirds' in done.output
+    assert 'ap_resnet18_toybirds' in done.output and 'gap_zoo' not in done.output
     done = run_command('mmgap', 'configs', '--out', tmp_path)
     assert done.code == 2 and 'name the config to copy' in done.output

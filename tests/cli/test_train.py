@@ -43,10 +43,10 @@ def test_auto_scale_lr(made, tmp_path):
     assert scaled.auto_scale_lr == dict(base_batch_size=12, enable=True)
     assert made(tmp_path / 'c.py', *option).auto_scale_lr == dict(base_batch_size=12)
     for name in (
-        'gap_resnet50_waterbirds',
+        'ap_resnet50_waterbirds',
         'gap_vit-base-p16_iwildcam',
-        'gap_resnet50_nyu-depth',
-        'gap_unet_taskonomy-depth',
+        'ap_resnet50_nyu-depth',
+        'ap_unet_taskonomy-depth',
     ):
         shipped = Config.fromfile(ROOT / 'configs' / f'{name}.py')
         assert shipped.auto_scale_lr.base_batch_size == shipped.train_dataloader.batch_size
@@ -60,15 +60,30 @@ def test_classes_for_names(made):
     assert config.model.backbone.init_cfg.type == 'Pretrained'
 
 
+def test_gap_hook(made, tmp_path):
+    """What is typed counts, whether it names the hook in the list or what changes it."""
+    options = ['custom_hooks.0.search.steps=3', 'gap_hook.search.images_per_prompt=4']
+    config = made('gap_resnet18_toybirds', '--cfg-options', *options, 'gap_hook.budget=9')
+    (hook,) = config.custom_hooks
+    assert (hook.search.steps, hook.search.images_per_prompt, hook.budget) == (3, 4, 9)
+    assert hook.search.aim == 1.0 and len(hook.feedback) == 2 and 'gap_hook' not in config
+    with pytest.raises(SystemExit, match='config gap_resnet18_toybirds: gap_hook must be a dict'):
+        made('gap_resnet18_toybirds', '--cfg-options', 'gap_hook=5')
+    with pytest.raises(SystemExit, match='which has 0; add or take out some, or set gap_hook=None'):
+        made('ap_resnet18_toybirds', '--cfg-options', 'custom_hooks=[]', 'gap_hook.budget=9')
+    with pytest.warns(FutureWarning, match='gap_zoo_toybirds.py: .* is called benchmark/toybirds_'):
+        assert 'renamed' not in made('gap_zoo_toybirds')
+
+
 def test_shipped_config_by_name(made, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    shipped = ROOT / 'configs' / 'gap_resnet18_toybirds.py'
-    for name in ('gap_resnet18_toybirds', 'gap_resnet18_toybirds.py'):
+    shipped = ROOT / 'configs' / 'ap_resnet18_toybirds.py'
+    for name in ('ap_resnet18_toybirds', 'ap_resnet18_toybirds.py'):
         config = made(name, '--cfg-options', 'train_cfg.max_epochs=7')
         assert config.filename == str(shipped) and config.train_cfg.max_epochs == 7
-        assert config.work_dir == 'work_dirs/gap_resnet18_toybirds'
+        assert config.work_dir == 'work_dirs/ap_resnet18_toybirds'
         assert capsys.readouterr().err == f'config {name}: {shipped}\n'
-    (tmp_path / 'gap_resnet18_toybirds.py').write_text("model = {}\nwork_dir = 'here'")
-    own = made('gap_resnet18_toybirds.py')
-    assert own.work_dir == 'here' and own.filename == 'gap_resnet18_toybirds.py'
-    assert made('gap_resnet18_toybirds.py', '--work-dir', 'there').work_dir == 'there'
+    (tmp_path / 'ap_resnet18_toybirds.py').write_text("model = {}\nwork_dir = 'here'")
+    own = made('ap_resnet18_toybirds.py')
+    assert own.work_dir == 'here' and own.filename == 'ap_resnet18_toybirds.py'
+    assert made('ap_resnet18_toybirds.py', '--work-dir', 'there').work_dir == 'there'

@@ -63,5 +63,5 @@ def test_what_is_missing_is_named(tmp_path):
 
 
 def test_the_config_names_what_can_be_downloaded():
-    config = Config.fromfile(Path(__file__).parents[2] / 'configs/_base_/taskonomy.py')
+    config = Config.fromfile(Path(__file__).parents[2] / 'configs/_base_/datasets/taskonomy.py')
     assert len(config.train_buildings) == 24 and 'woodbine' not in config.train_buildings

@@ -31,7 +31,7 @@ from tests.support.small_config import small_config
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
-MAIN = ROOT / 'configs' / 'gap_resnet18_toybirds.py'
+MAIN = ROOT / 'configs' / 'ap_resnet18_toybirds.py'
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support.commands import Finished, run_command
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / 'configs' / 'gap_resnet18_toybirds.py'
+CONFIG = ROOT / 'configs' / 'benchmark' / 'toybirds_resnet18.py'
 # Changes that make a run on the embedded world as short as it can be: two prompts, each of one
 # step, and trainings of two.
 QUICK = [

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmgap.configs import gap_hooks
 from tests.support.miniature import draw_nyu, draw_taskonomy
 
 ROOT = Path(__file__).parents[2]
 RESNET = dict(base_channels=8, stem_channels=8, init_cfg=None, depth=18)
 # What makes each depth model tiny; nothing else of it is changed.
 TINY_DEPTH = {
-    'gap_unet_taskonomy-depth': dict(
+    'ap_unet_taskonomy-depth': dict(
         backbone=dict(base_channels=4), decode_head=dict(in_channels=4, channels=4)
     ),
-    'gap_dpt-vit-b16_nyu-depth': dict(
+    'ap_dpt-vit-b16_nyu-depth': dict(
         backbone=dict(
             img_size=(32, 32),
             embed_dims=16,
@@ -32,7 +33,7 @@ TINY_DEPTH = {
             post_process_channels=[4, 8, 16, 16],
         ),
     ),
-    'gap_resnet50_nyu-depth': dict(
+    'ap_resnet50_nyu-depth': dict(
         backbone=RESNET, decode_head=dict(in_channels=[8, 16, 32, 64], channels=8)
     ),
     'gap_resnet18_toydepth': dict(
@@ -66,7 +67,7 @@ def classification_config(name: str, data: Path, weights: Path, work_dir: Path, 
             embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32
         )
         config.model.head.in_channels = 16
-    settings = config.custom_hooks[0]
+    (settings,) = gap_hooks(config)
     settings.generator.update(model=str(weights), size=16, negative_prompt='a b')
     for term in settings.feedback:
         if term.type == 'mmgap.ImageGuidance':
@@ -81,9 +82,11 @@ def classification_config(name: str, data: Path, weights: Path, work_dir: Path, 
     return config
 
 
-def depth_config(name: str, folder: Path, weights: Path, controlnet: Path) -> Config:
-    """A config with small numbers and a drawn miniature of its data."""
-    config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+def depth_config(
+    name: str, folder: Path, weights: Path, controlnet: Path, file: str | None = None
+) -> Config:
+    """A config with small numbers and a drawn miniature of its data; ``file`` inherits from it."""
+    config = Config.fromfile(ROOT / 'configs' / f'{file or name}.py')
     data = folder / 'data'
     if 'taskonomy' in name:
         draw_taskonomy(data, buildings=('allensville', 'collierville', 'ihlen'), views=4, size=48)
@@ -108,7 +111,7 @@ def depth_config(name: str, folder: Path, weights: Path, controlnet: Path) -> Co
             loader.dataset.buildings = loader.dataset.buildings[:1]
         if name.endswith('toydepth'):
             loader.dataset.size = 8
-    settings = config.custom_hooks[0]
+    (settings,) = gap_hooks(config)
     settings.search.update(
         steps=2, prompts_per_class=2, images_per_prompt=2, batch_size=4, holdout=2
     )

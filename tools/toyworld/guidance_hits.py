@@ -95,7 +95,7 @@ def draw(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--config', default='configs/gap_resnet18_toybirds.py')
+    parser.add_argument('--config', default='configs/ap_resnet18_toybirds.py')
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--steps', type=int, default=40, help='of each search')
     parser.add_argument('--number', type=int, default=24, help='images per description')

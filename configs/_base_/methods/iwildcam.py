@@ -1,14 +1,6 @@
-# The methods that tools/benchmark.py compares on iWildCam. Each is a fragment: what it changes in
-# the hook of the config. "Groups" are the classes here, their measure F1, the mean macro F1.
-clip = dict(model='ViT-B-32', pretrained='laion2b_s34b_b79k')
-# With another data_root: here and in `style`. With other test_locations, test_time or
-# guidance_share in iwildcam.py: here.
-guidance_images = dict(type='mmgap.IWildCam', data_root='data/iwildcam', split='guidance')
-image_guidance = dict(
-    type='mmgap.ImageGuidance', images=guidance_images, limit=64, clip=clip, weight=10.0
-)
-inversion_guidance = dict(type='mmgap.InversionGuidance', images=guidance_images, limit=64)
-
+# What `mmgap benchmark` compares on iWildCam. A method is a fragment: what it changes in the hook
+# of the config, which is `gap`. The feedback of `gp` and `inversion` comes from the configs that
+# inherit from this. "Groups" are the classes here, their measure F1, the mean macro F1.
 benchmark = dict(
     steps=1000,
     autocast='bfloat16',
@@ -23,10 +15,8 @@ benchmark = dict(
             about='draws from the Gaussian of the vocabulary, the starting points of ap',
             initial=dict(),
         ),
-        gp=dict(about='guidance alone', search=dict(steps=2000), feedback=[image_guidance]),
-        inversion=dict(
-            about='textual inversion', search=dict(steps=2000), feedback=[inversion_guidance]
-        ),
+        gp=dict(about='guidance alone', search=dict(steps=2000)),
+        inversion=dict(about='textual inversion', search=dict(steps=2000)),
         ap=dict(
             about='adversarial prompts',
             search=dict(steps=2000),
@@ -40,6 +30,7 @@ benchmark = dict(
                     dict(type='LoadImageFromFile'),
                     dict(
                         type='mmgap.AmplitudeMix',
+                        # With another data_root: here, too.
                         images=dict(
                             type='mmgap.IWildCam', data_root='data/iwildcam', split='train'
                         ),

@@ -1,63 +1,47 @@
-# The methods that tools/benchmark.py compares on ToyBirds. Each is a fragment: what it changes in
-# the hook of the config. All get as many prompts, images and training steps.
+# What `mmgap benchmark` compares on ToyBirds at equal budgets: `layers` are fine-tuned from one
+# base checkpoint per seed with the same steps, a refit's included. A method is a fragment: what it
+# changes in the hook of the config, which is `ap`. All get as many prompts, images and training
+# steps; how many of these, the configs that inherit from this say.
+_base_ = ['../searches/brief_toybirds.py', '../searches/guided_toybirds.py']
 
-generator = dict(
-    type='mmgap.InpaintingGenerator',
-    model='mmgap://toybirds-sd',
-    negative_prompt='a bird',  # the kept one is enough; words that name one draw another
-    guidance_scale=5.0,
-    eta=1.0,
-    autocast='bfloat16',
-)
-adversarial_search = dict(
-    prompts_per_class=4,
-    tokens=5,
-    steps=20,
-    num_inference_steps=5,
-    images_per_prompt=3,
-    batch_size=24,
-    stop_loss=0.05,  # driven further, the look around the bird breaks
-    stop_window=2,
-    holdout=8,
-    optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1)),
-)
-# Diversity for depth: many prompts, each moved a little.
-brief_search = dict(prompts_per_class=20, steps=3, images_per_prompt=1, holdout=0)
-# What a user says of the place where the model will be used: `prompts`, `guided` and `gap` get it.
-descriptions = [
-    'a bird in a forest',
-    'a bird in bamboo',
-    'a bird on the ocean',
-    'a bird by a lake',
-]
-clip = dict(model='mmgap://toybirds-clip')
+descriptions = _base_.descriptions
+from_descriptions = _base_.from_descriptions
+patient_attack = _base_.patient_attack
+text_guidance = _base_.text_guidance
 guidance_images = dict(type='mmgap.ToyBirds', split='guidance')
-# Guidance goes on when an image is fooled well enough.
-patient_attack = dict(type='mmgap.AdversarialLoss', mode='flip', floor=0.3, weight=0.05)
-# The image is compared: the sentence itself draws a second bird beside the kept one.
-text_guidance = dict(
-    type='mmgap.TextGuidance',
-    descriptions=descriptions,
-    assign='turn',
-    space='clip',
-    distance='cosine',
-    clip=clip,
-    weight=5.0,
-)
 image_guidance = dict(
-    type='mmgap.ImageGuidance', images=guidance_images, clip=clip, clusters=4, weight=5.0
+    type='mmgap.ImageGuidance', images=guidance_images, clip=_base_.clip, clusters=4, weight=5.0
 )
 inversion_guidance = dict(type='mmgap.InversionGuidance', images=guidance_images)
 on_to_the_end = dict(stop_loss=None)
-from_descriptions = dict(
-    on_to_the_end,
-    init=descriptions,
-    steps=15,
-    images_per_prompt=2,
-    optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.05)),
-)
 
 benchmark = dict(
+    autocast='bfloat16',
+    compare='gap',  # paired with every other method
+    # Ways for images to enter training, for --injections; each changes the hook's own.
+    injections=dict(
+        mix=dict(mode='mix'),
+        refit=dict(mode='refit'),
+        staged=dict(mode='staged'),
+        replace=dict(mode='replace'),
+        auto=dict(mode='auto'),
+    ),
+    optimizers=dict(
+        last=dict(type='SGD', lr=0.1, momentum=0.9),
+        all=dict(type='SGD', lr=0.002, momentum=0.9),
+    ),
+    # Of these real images, how many are covered by a method's, in CLIP's space?
+    coverage=dict(
+        clip={{_base_.clip}},
+        # Not the first 400, which are those of `real`.
+        images=dict(split='val', size=1000, indices=list(range(400, 800))),
+    ),
+    # Beside test; `val` has fresh indices, since `real` takes the first 400.
+    evaluate=dict(
+        val=dict(split='val', size=1000, indices=list(range(400, 1000))),
+        val_id=dict(split='val_id'),
+        test_shift=dict(split='test_shift', size=400),
+    ),
     methods=dict(
         none=dict(about='training goes on with real images alone'),
         agnostic=dict(
@@ -75,7 +59,7 @@ benchmark = dict(
             ),
             'ap-many': dict(
                 about='ap with more prompts, each searched briefly and not evaluated',
-                search=brief_search,
+                search={{_base_.brief_search}},
             ),
         },
         prompts=dict(about='the descriptions as they are', texts=descriptions),

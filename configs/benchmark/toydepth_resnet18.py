@@ -1,18 +1,10 @@
-# The methods that tools/benchmark.py compares on ToyDepth. Each is a fragment: what it changes in
-# the hook of the config. All get as many prompts, images and training steps.
+# All methods on ToyDepth, at equal budgets. Each is a fragment: what it changes in the hook, which
+# is `gap`. All get as many prompts, images and training steps.
+#   mmgap benchmark benchmark/toydepth_resnet18 --budgets 400 --layers all \
+#       --out runs/toydepth
+# docs/results/README.md#toydepth-depth-by-night-and-in-fog has its table.
+_base_ = ['../gap_resnet18_toydepth.py']
 
-# What a user says of the days when the model will be used: `prompts`, `guided` and `gap` get it.
-descriptions = ['a picture at night', 'a picture in fog']
-clip = dict(model='mmgap://toybirds-clip')
-text_guidance = dict(
-    type='mmgap.TextGuidance',
-    descriptions=descriptions,
-    assign='turn',
-    space='clip',
-    distance='cosine',
-    clip=clip,
-    weight=5.0,
-)
 # The error at which an image is hard enough: driven further, it shows other depth.
 attack = dict(type='mmgap.DepthAdversarialLoss', floor=-0.6)
 adversarial = dict(
@@ -26,6 +18,25 @@ adversarial = dict(
 )
 
 benchmark = dict(
+    steps=80,
+    autocast='bfloat16',
+    train={'model.backbone.norm_eval': True},
+    compare='gap',  # paired with every other method
+    last_layer='decode_head.conv_seg.',
+    # Ways for images to enter training, for --injections; each changes the hook's own.
+    injections=dict(
+        mix=dict(mode='mix'),
+        refit=dict(mode='refit'),
+        staged=dict(mode='staged', ratio=None),
+        replace=dict(mode='replace', ratio=None),
+        auto=dict(mode='auto'),
+    ),
+    optimizers=dict(
+        last=dict(type='AdamW', lr=1e-3),
+        all=dict(type='AdamW', lr=3e-4),
+    ),
+    # Beside test; `val` has fresh indices, since `real` takes the first 400.
+    evaluate=dict(val=dict(split='val', size=700, indices=list(range(400, 700)))),
     methods={
         'none': dict(about='training goes on with real images alone'),
         'agnostic': dict(
@@ -39,12 +50,14 @@ benchmark = dict(
             synthesis=dict(aim=0.0),
         ),
         'prompts': dict(
-            about='the descriptions as they are', texts=descriptions, synthesis=dict(aim=0.0)
+            about='the descriptions as they are',
+            texts={{_base_.descriptions}},
+            synthesis=dict(aim=0.0),
         ),
         'guided': dict(
             about='guidance alone, from the descriptions and toward them',
             search=dict(aim=0.0),
-            feedback=[text_guidance],
+            feedback=[{{_base_.text_guidance}}],
             synthesis=dict(aim=0.0),
         ),
         'ap': dict(

@@ -1,8 +1,16 @@
-# Small relatives of MMPretrain's models for tools/benchmark_zoo.py, and what each changes in the
-# config: `model` and dotted keys replace what stands there. Their backbones are pretrained on the
-# embedded world for three to four minutes each, with one thread, by
-# python tools/toyworld/train_backbone.py --zoo configs/gap_zoo_toybirds.py --batch 32 --steps N
-# with 1500 steps for the convolutional ones and 850 for vit-tiny and swin-tiny (--models NAME …).
+# Several targets on the embedded world: small relatives of MMPretrain's models, and what each
+# changes in the config: `model` and dotted keys replace what stands there. Their backbones are
+# pretrained on the embedded world for three to four minutes each, with one thread, by the first
+# command, N being 1500 for the convolutional ones, 850 for vit-tiny and swin-tiny.
+#   python tools/toyworld/train_backbone.py --zoo configs/benchmark/toybirds_zoo.py --batch 32 \
+#       --steps N --models NAME …
+#   mmgap zoo benchmark/toybirds_zoo --methods none gap real \
+#       --out runs/zoo
+# The last took 42 minutes, two seeds side by side with one thread each. Its table is in
+# docs/results/README.md#zoo-several-targets.
+_base_ = ['toybirds_resnet18.py']
+custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
+
 preprocessor = dict(num_classes=2, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)
 pooled = dict(type='GlobalAveragePooling')
 loss = dict(type='CrossEntropyLoss', loss_weight=1.0)

@@ -1,21 +1,9 @@
-# The methods that tools/benchmark.py compares on Waterbirds. Each is a fragment: what it changes in
-# the hook of the config. ../gap_resnet50_waterbirds_guided.py shows how to train with one of them.
+# What `mmgap benchmark` compares on Waterbirds. A method is a fragment: what it changes in the
+# hook of the config, which is `ap`.
+_base_ = ['../searches/guided_waterbirds.py']
 
-# What a user says of the places where the model will be used.
-descriptions = [
-    'a bird in a forest',
-    'a bird in bamboo',
-    'a bird on the ocean',
-    'a bird by a lake',
-]
-attack = dict(type='mmgap.AdversarialLoss', mode='flip')
-text_guidance = dict(
-    type='mmgap.TextGuidance',
-    descriptions=descriptions,
-    space='text_encoder',
-    distance='l2',
-    weight=20.0,
-)
+attack = _base_.attack
+text_guidance = _base_.text_guidance
 on_to_the_end = dict(stop_loss=None)
 
 benchmark = dict(
@@ -32,7 +20,7 @@ benchmark = dict(
             about='draws from the Gaussian of the vocabulary, the starting points of ap',
             initial=dict(),
         ),
-        prompts=dict(about='the descriptions as they are', texts=descriptions),
+        prompts=dict(about='the descriptions as they are', texts={{_base_.descriptions}}),
         gp=dict(about='guidance alone', search=on_to_the_end, feedback=[text_guidance]),
         inversion=dict(
             about='textual inversion of pictures of the places',

@@ -1,6 +1,6 @@
-# The methods that tools/benchmark.py compares on Taskonomy and NYU. Each is a fragment: what it
-# changes in the hook of the config, which is `ap`. The numbers of steps and the learning rates are
-# guesses: nobody has run these at full size yet.
+# What `mmgap benchmark` compares on Taskonomy and NYU. A method is a fragment: what it changes in
+# the hook of the config, which is `ap`. The numbers of steps and the learning rates are guesses:
+# nobody has run these at full size yet.
 
 # What a user says of where the model will be used.
 descriptions = ['a photo at night', 'a photo in fog']
