@@ -109,7 +109,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['mmgap', 'mmgap.*']),
-    package_data={'mmgap': ['py.typed', 'toyworld/weights/**']},
+    package_data={'mmgap': ['py.typed', 'report/style.css', 'toyworld/weights/**']},
     include_package_data=False,
     python_requires='>=3.11',
     install_requires=INSTALL_REQUIRES,
