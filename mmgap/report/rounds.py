@@ -85,7 +85,7 @@ def _pairs(run: Run, one: Round, width: int) -> str:
         losses = [sample.get('target_loss_source'), sample.get('target_loss_image')]
         said = ''
         if None not in losses:
-            said = f'<br>loss {number(losses[0])} → {number(losses[1])}'
+            said = f'<br>{number(losses[0])} → {number(losses[1])}'
         figures.append(
             f'<figure>{inline(source, f"source, {name}", width)}'
             f'{inline(made, f"generated, {name}", width)}'
@@ -95,8 +95,8 @@ def _pairs(run: Run, one: Round, width: int) -> str:
         '<h3>Sources, and what was drawn around them</h3>'
         f'<div class="pairs">{"".join(figures)}</div>'
         + note(
-            'Above the source, below the generated image with the same label, and the loss of the '
-            'target on either.'
+            'Above the source, below the generated image with the same label; the numbers are the '
+            'loss of the target on either.'
         )
     )
 
