@@ -347,7 +347,7 @@ class InjectionHook(Hook):
             runner_access.save_run(runner, 'gap_refit.pth', position)
         if self.reports:
             after = self._evaluate(runner, 'test')
-            summary = self._write_summary(after, missed)
+            summary = self._write_summary(after, missed, finished=True)
             self._watcher.evaluated(after, runner.iter)
             self._watcher.timed(summary['seconds'], runner.iter)
             runner.logger.info(summary_table(summary))
@@ -365,11 +365,14 @@ class InjectionHook(Hook):
         return dict(self.seconds)
 
     def _write_summary(
-        self, after: dict[str, Any] | None, missed: dict[str, Any] | None = None
+        self,
+        after: dict[str, Any] | None,
+        missed: dict[str, Any] | None = None,
+        finished: bool = False,
     ) -> dict[str, Any]:
-        metainfo = self._mix.metainfo
+        metainfo, about = self._mix.metainfo, dict(self._about, finished=finished)
         seconds = self._elapsed()
-        summary = run_summary(self.state, seconds, after, missed, self.seed, metainfo, self._about)
+        summary = run_summary(self.state, seconds, after, missed, self.seed, metainfo, about)
         if dist.is_main_process():
             write_json(self.folder / 'summary.json', summary)
             write_page(self.folder.parent)

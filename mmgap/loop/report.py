@@ -154,7 +154,8 @@ def run_summary(
         missed: Rounds that were never run; None if there are none.
         seed: Seed of every draw.
         metainfo: The training data's.
-        about: What ran: names of ``config`` and ``model``, and ``settings`` as plain data.
+        about: What ran: names of ``config`` and ``model``, ``settings`` as plain data, and
+            whether it is ``finished``.
     """
     elsewhere = sum(value for name, value in seconds.items() if name != 'total')
     training = seconds['total'] - elsewhere

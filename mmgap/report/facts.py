@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ class Round:
     curves: dict[str, SearchCurve] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
+    @cached_property
+    def by_prompt(self) -> dict[str, list[dict[str, Any]]]:
+        """The lines by the prompt's id; manifests have a fingerprint behind it, after an ``@``."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for sample in self.samples:
+            found.setdefault(str(sample.get('prompt_id')).rpartition('@')[0], []).append(sample)
+        return found
+
 
 @dataclass
 class Run:
@@ -42,12 +51,14 @@ class Run:
     Attributes:
         folder: Its ``gap`` folder.
         summary: The content of ``summary.json``; empty before the first round is over.
+        finished: Whether training is over.
         rounds: All rounds that have begun.
         unread: Why something that is there cannot be shown.
     """
 
     folder: Path
     summary: dict[str, Any]
+    finished: bool
     rounds: list[Round]
     unread: list[str]
 
@@ -85,25 +96,31 @@ def read_run(work_dir: str | Path) -> Run:
     if path.is_file():
         summary = _json_object(path.read_text(), path)
     unread: list[str] = []
-    rounds = _rounds(folder, summary, unread)
+    # Older versions tell by the evaluation at the end.
+    finished = bool(summary.get('finished', summary.get('after')))
+    rounds = _rounds(folder, summary, finished, unread)
     if not summary and not rounds:
         raise FileNotFoundError(
             f'{folder} has neither a summary.json nor prompts or searches yet: the first round has '
             'not begun'
         )
-    return Run(folder, summary, rounds, unread)
+    return Run(folder, summary, finished, rounds, unread)
 
 
-def _rounds(folder: Path, summary: Mapping[str, Any], unread: list[str]) -> list[Round]:
+def _rounds(
+    folder: Path, summary: Mapping[str, Any], finished: bool, unread: list[str]
+) -> list[Round]:
     found: dict[int, Round] = {}
     for number, report in enumerate(summary.get('rounds') or []):
         prompts = {str(prompt['id']): dict(prompt) for prompt in report.get('prompts') or []}
         found[number] = Round(number, report, prompts)
+    begun = len(found) + (not finished)
     for path in sorted((folder / 'search').glob('round_*.safetensors')):
-        match = ROUND.fullmatch(path.stem)
-        if match is None:
+        number = _number(path)
+        # Those of rounds that the run has not begun are of another run in the same folder.
+        if not 0 <= number < begun:
             continue
-        own = found.setdefault(int(match[1]), Round(int(match[1])))
+        own = found.setdefault(number, Round(number))
         try:
             own.curves = {curve.id: curve for curve in read_curves(path)}
         except ValueError as error:
@@ -119,6 +136,11 @@ def _rounds(folder: Path, summary: Mapping[str, Any], unread: list[str]) -> list
         if sample.get('round') in found:
             found[sample['round']].samples.append(sample)
     return [found[number] for number in sorted(found)]
+
+
+def _number(path: Path) -> int:
+    match = ROUND.fullmatch(path.stem)
+    return int(match[1]) if match else -1
 
 
 def _manifest(path: Path) -> list[dict[str, Any]]:

@@ -168,8 +168,8 @@ def _effects(about: Mapping[str, Any], classes: bool) -> list[tuple[str, str]]:
 
 
 def _of_images(one: Round, id: str) -> list[tuple[str, str]]:
-    """What was drawn with a prompt; manifests name it with a fingerprint behind an ``@``."""
-    own = [s for s in one.samples if str(s.get('prompt_id')).rpartition('@')[0] == id]
+    """What was drawn with a prompt."""
+    own = one.by_prompt.get(id)
     if not own:
         return []
     kept = sum(sample.get('kept', True) for sample in own)

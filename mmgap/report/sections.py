@@ -53,6 +53,8 @@ def measure_of(run: Run) -> Measure:
 
 def method_of(run: Run) -> str | None:
     """What the search of a run was told to go for; None where nobody knows."""
+    if run.summary.get('method'):
+        return str(run.summary['method'])
     settings = run.summary.get('settings') or {}
     provenance: dict[str, Any] = next(
         (p['settings'] for r in run.rounds for p in r.prompts.values() if p.get('settings')), {}
@@ -97,6 +99,8 @@ def _headline(run: Run) -> str:
         return f'Worst group at <span class="new">{measure.show(last)}</span>'
     if after:
         return 'Trained, and tested without groups'
+    if run.finished:
+        return 'Trained; the config has nothing to test on'
     if first is not None:
         return f'Not finished: worst group {measure.show(first)} before the first round'
     return 'Not finished'

@@ -82,6 +82,7 @@ def test_a_resumed_run_in_tensorboard(data, tiny_sd, tmp_path, monkeypatch):
     assert {'gap/seconds/search', 'gap/seconds/total', 'gap/round/seconds/search'} <= tags
     summary = json.loads((tmp_path / 'gap' / 'summary.json').read_text())
     before, after = summary['before'], summary['after']
+    assert summary['finished'] and summary['settings']['search']['steps'] == 3
     for name, value in {**after['groups'], 'worst_group': after['worst_group']}.items():
         points = [*first.Scalars(f'gap/accuracy/{name}'), *last.Scalars(f'gap/accuracy/{name}')]
         assert [point.step for point in points] == [0, 3]  # iterations

@@ -149,6 +149,7 @@ def test_runs_of_older_versions_have_a_page(tmp_path):
 def test_a_run_that_goes_on_has_a_page(tmp_path):
     run = change(fake_run(tmp_path), after=None)
     assert 'Not finished: worst group 4.8\u202f% before the first round' in page_of(run)
+    assert 'Trained; the config has nothing to test on' in page_of(change(run, finished=True))
     (run / 'gap' / 'summary.json').unlink()
     manifest = run / 'gap' / 'pool' / 'manifest.jsonl'
     manifest.write_text(manifest.read_text() + '{"file": "ima')  # being written right now
@@ -157,6 +158,13 @@ def test_a_run_that_goes_on_has_a_page(tmp_path):
     assert 'forest' in words and 'Search loss' in words and 'Cost' not in words
     shutil.rmtree(run / 'gap' / 'prompts')
     assert 'r0-p1' in Document(page_of(run)).words
+
+
+def test_files_of_another_run_in_the_same_folder_are_left_out(tmp_path):
+    rounds = json.loads((fake_run(tmp_path, 3) / 'gap' / 'summary.json').read_text())['rounds']
+    assert len(read_run(change(tmp_path, rounds=rounds[:1])).rounds) == 1  # it is finished
+    assert len(read_run(change(tmp_path, after=None)).rounds) == 2  # the next may be running
+    assert 'Round 1' in page_of(tmp_path)
 
 
 def test_a_run_without_search_or_rounds(tmp_path):
