@@ -218,9 +218,11 @@ def _words(found: Sequence[Sequence[Sequence[Any]]] | None) -> str:
 
 
 def _legend(colours: Mapping[str, int]) -> str:
-    if set(colours) == {'None'}:
+    if len(colours) < 2:  # nothing to tell apart
         return ''
-    parts = [f'<i class="b{colour}"></i>{text(name)}' for name, colour in colours.items()]
+    parts = [
+        f'<span><i class="b{colour}"></i>{text(name)}</span>' for name, colour in colours.items()
+    ]
     return f'<p class="legend">{"".join(parts)}</p>'
 
 

@@ -90,19 +90,20 @@ def header(run: Run) -> str:
 def _headline(run: Run) -> str:
     before, after, measure = run.group_report('before'), run.group_report('after'), measure_of(run)
     first, last = before.get('worst_group'), after.get('worst_group')
+    worst = 'Worst group' if measure.name == 'accuracy' else f'{measure.name} of the worst group'
     if first is not None and last is not None:
         return (
-            f'Worst group from <span class="old">{measure.show(first)}</span> to '
+            f'{worst} from <span class="old">{measure.show(first)}</span> to '
             f'<span class="new">{measure.show(last)}</span>'
         )
     if last is not None:
-        return f'Worst group at <span class="new">{measure.show(last)}</span>'
+        return f'{worst} at <span class="new">{measure.show(last)}</span>'
     if after:
         return 'Trained, and tested without groups'
     if run.finished:
         return 'Trained; the config has nothing to test on'
     if first is not None:
-        return f'Not finished: worst group {measure.show(first)} before the first round'
+        return f'Not finished. {worst} at {measure.show(first)} before the first round'
     return 'Not finished'
 
 
@@ -161,8 +162,8 @@ def groups(run: Run) -> str:
     ]
     better = 'less' if measure.lower else 'more'
     legend = (
-        '<p class="legend"><i class="before"></i>before the first round<i class="after"></i>'
-        'at the end</p>'
+        '<p class="legend"><span><i class="before"></i>before the first round</span>'
+        '<span><i class="after"></i>at the end</span></p>'
     )
     said = (
         f'{text(measure.name[0].upper() + measure.name[1:])} on the test data of the config; '
@@ -240,7 +241,7 @@ def cost(run: Run) -> str:
     parts = []
     if stages:
         legend = ''.join(
-            f'<i class="c{i}"></i>{text(name)} <b>{seconds(value)}</b>'
+            f'<span><i class="c{i}"></i>{text(name)} <b>{seconds(value)}</b></span>'
             for i, (name, value) in enumerate(stages)
         )
         parts.append(stacked([value for _, value in stages]) + f'<p class="legend">{legend}</p>')

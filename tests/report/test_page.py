@@ -148,7 +148,7 @@ def test_runs_of_older_versions_have_a_page(tmp_path):
 
 def test_a_run_that_goes_on_has_a_page(tmp_path):
     run = change(fake_run(tmp_path), after=None)
-    assert 'Not finished: worst group 4.8\u202f% before the first round' in page_of(run)
+    assert 'Not finished. Worst group at 4.8\u202f% before the first round' in page_of(run)
     assert 'Trained; the config has nothing to test on' in page_of(change(run, finished=True))
     (run / 'gap' / 'summary.json').unlink()
     manifest = run / 'gap' / 'pool' / 'manifest.jsonl'
@@ -190,6 +190,7 @@ def test_of_depth_less_is_better(tmp_path):
     ]
     page = page_of(change(fake_run(tmp_path), before=reports[0], after=reports[1]))
     words = Document(page).words
+    assert 'AbsRel of the worst group from 0.500 to 0.250' in words
     assert 'AbsRel on the test data of the config; less is better' in words
     assert 'class="good">−0.250' in page and 'class="bad">' not in page
     assert 'ixels within a factor of 1.25' in words and 'Accuracy of the target' not in words
