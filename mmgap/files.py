@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,15 @@ def plain(value: Any) -> Any:
     A class becomes its name, so that a config says the same in either style.
     """
     return json.loads(json.dumps(value, default=lambda v: getattr(v, '__name__', str(v))))
+
+
+def finite(value: Any) -> Any:
+    """Plain data with words in place of NaN and Inf, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fingerprint(value: Any) -> str:

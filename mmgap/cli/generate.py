@@ -15,7 +15,7 @@ from mmengine.logging import MMLogger
 from mmgap.compat import start_processes
 from mmgap.configs import read_config
 from mmgap.loop import Loop
-from mmgap.loop.contact_sheet import write_contact_sheet
+from mmgap.loop.contact_sheet import picture_round, write_contact_sheet
 from mmgap.pool import SamplePool
 from mmgap.prompts import SoftPrompt, ids_of, load_prompts
 
@@ -89,8 +89,7 @@ def main() -> None:
     if not dist.is_main_process():
         return
     logger.info(f'[gap] {drawn} images drawn in {time.time() - began:.1f} s, {len(pool)} in {out}')
-    write_contact_sheet(
-        out / 'contact_sheet.png',
+    pictures = picture_round(
         pool,
         loop.sources,
         loop.generator,
@@ -98,3 +97,4 @@ def main() -> None:
         num_inference_steps=loop.settings.synthesis.num_inference_steps,
         round=0,
     )
+    write_contact_sheet(out / 'contact_sheet.png', pictures)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from typing import Any
 
 from mmengine.runner import Runner
@@ -120,6 +121,10 @@ class GAPHook(InjectionHook):
             runner.logger.warning(f'[gap] {missed["why"]}')
         self._finish(runner, missed)
 
+    def _settings(self) -> dict[str, Any]:
+        own = vars(self.settings).items()
+        return {name: vars(value) if is_dataclass(value) else value for name, value in own}
+
     # A round
 
     def _set_up(self, runner: Runner) -> Loop:
@@ -147,14 +152,14 @@ class GAPHook(InjectionHook):
             return
         if round_index == 0 and self.state['before'] is None:
             self.state['before'] = self._evaluate(runner, 'test')
+            self._watcher.evaluated(self.state['before'], position['iter'])
         runner_access.save_run(runner, 'gap_round.pth', position)
         runner.logger.info(f'[gap] round {round_index + 1} of {self.settings.rounds} begins')
         training = loop.training_memory() if self._trained else None
         loop.wake()
         with rank0_buffers(runner.model), self.repaired(runner, round_index):
-            report = loop.run(
-                loop.target(model=runner.model), self.folder, round_index, self._resumed
-            )
+            target = loop.target(model=runner.model)
+            report = loop.run(target, self.folder, round_index, self._resumed, self._watcher)
         self.state['rounds'].append(report)
         for stage, seconds in report['seconds'].items():
             self.seconds[stage] += seconds
@@ -167,6 +172,9 @@ class GAPHook(InjectionHook):
         done = position['epoch' if self._by_epoch else 'iter']  # the Runner counts one less yet
         self._take_images(runner, len(SamplePool(self.folder / 'pool').kept), done)
         self._set_ratio(runner, done)
+        self._watcher.finished_round(report, self.state['images'], position['iter'])
+        if self.state['injection'] is not None:
+            self._watcher.injected(self.state['injection'], position['iter'])
         runner_access.save_run(runner, 'gap_round.pth', position)
         self._write_summary(after=None)
 

@@ -25,9 +25,10 @@ from mmgap.compat import (
 )
 from mmgap.configs import build_settings
 from mmgap.distributed import broadcast_object
-from mmgap.files import fingerprint, plain, write_json
+from mmgap.files import fingerprint, finite, plain, write_json
 from mmgap.hooks import runner_access
 from mmgap.hooks.schedule import Position
+from mmgap.hooks.watching import VisualizerWatcher
 from mmgap.injection import (
     InjectionSettings,
     Refit,
@@ -42,6 +43,7 @@ from mmgap.injection import (
 from mmgap.loop.report import run_summary, summary_table
 from mmgap.pool import SamplePool
 from mmgap.registry import HOOKS
+from mmgap.report import write_page
 from mmgap.seeds import preserved_rng
 
 
@@ -62,7 +64,7 @@ class InjectionHook(Hook):
         budget: Take only the first so many images.
         injection: Fields of :class:`~mmgap.injection.InjectionSettings`.
         seed: Seed of every draw; the Runner's by default.
-        report: Whether to test at the end, and write ``gap/summary.json``.
+        report: Whether to test at the end, and write ``gap/summary.json`` and ``gap/report.html``.
 
     Raises:
         TypeError: If there is no such setting of ``injection``.
@@ -133,6 +135,7 @@ class InjectionHook(Hook):
         if not images:
             raise FileNotFoundError(f'pool={self.pool!r} has no samples')
         self._take_images(runner, images)
+        self._watcher.injected(self.state['injection'], runner.iter)
         depth = self._mix.generated.depth_unit is not None
         self._try_out(runner, 'depth' if depth else 'classes')
         self._set_ratio(runner)
@@ -183,11 +186,16 @@ class InjectionHook(Hook):
 
     # Parts of these, which GAPHook has too
 
+    def _settings(self) -> dict[str, Any]:
+        return dict(pool=self.pool, budget=self.budget, injection=vars(self.asked))
+
     def _begin(self, runner: Runner) -> None:
         self._began = time.time()
         # The Runner's own may differ between processes (diff_rank_seed), and all must draw alike.
         self.seed = broadcast_object(runner.seed if self.given_seed is None else self.given_seed)
         self.folder = Path(runner.work_dir) / 'gap'
+        self._watcher = VisualizerWatcher(runner.visualizer)
+        self._about = dict(runner_access.describe(runner), settings=finite(plain(self._settings())))
         self._by_epoch = not hasattr(runner.train_loop, 'dataloader_iterator')
         position = Position.of(runner, self._by_epoch)
         if self.state['refit'] is not None and position.done < position.length:
@@ -338,7 +346,10 @@ class InjectionHook(Hook):
             self.state['refit'] = report
             runner_access.save_run(runner, 'gap_refit.pth', position)
         if self.reports:
-            summary = self._write_summary(self._evaluate(runner, 'test'), missed)
+            after = self._evaluate(runner, 'test')
+            summary = self._write_summary(after, missed, finished=True)
+            self._watcher.evaluated(after, runner.iter)
+            self._watcher.timed(summary['seconds'], runner.iter)
             runner.logger.info(summary_table(summary))
 
     def _evaluate(self, runner: Runner, split: str) -> dict[str, Any] | None:
@@ -354,10 +365,15 @@ class InjectionHook(Hook):
         return dict(self.seconds)
 
     def _write_summary(
-        self, after: dict[str, Any] | None, missed: dict[str, Any] | None = None
+        self,
+        after: dict[str, Any] | None,
+        missed: dict[str, Any] | None = None,
+        finished: bool = False,
     ) -> dict[str, Any]:
-        metainfo = self._mix.metainfo
-        summary = run_summary(self.state, self._elapsed(), after, missed, self.seed, metainfo)
+        metainfo, about = self._mix.metainfo, dict(self._about, finished=finished)
+        seconds = self._elapsed()
+        summary = run_summary(self.state, seconds, after, missed, self.seed, metainfo, about)
         if dist.is_main_process():
             write_json(self.folder / 'summary.json', summary)
+            write_page(self.folder.parent)
         return summary

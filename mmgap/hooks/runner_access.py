@@ -21,6 +21,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner, TestLoop
 
 from mmgap.compat import replace_dataset
+from mmgap.configs import name_of
 from mmgap.datasets.synthetic_mix import SyntheticMixDataset, batch_of, mixes_in
 from mmgap.distributed import rank0_buffers
 from mmgap.files import write_bytes
@@ -158,6 +159,17 @@ def from_folder(batch: Any, folder: str) -> list[bool]:
         )
     own = os.path.join(os.path.abspath(folder), '')
     return [os.path.abspath(path).startswith(own) for path in paths]
+
+
+def describe(runner: Runner) -> dict[str, str | None]:
+    """Names of a run's ``config`` and ``model``; None where it has none to tell."""
+    file, model = runner.cfg.filename, type(plain_model(runner)).__name__
+    backbone = (runner.cfg.get('model') or {}).get('backbone') or {}
+    kind = name_of(backbone['type']) if 'type' in backbone else None
+    size = next((backbone[key] for key in ('depth', 'arch') if key in backbone), '')
+    if kind:
+        model = f'{model}, {kind} {size if isinstance(size, (int, str)) else ""}'.rstrip()
+    return dict(config=None if file is None else Path(file).name, model=model)
 
 
 def plain_model(runner: Runner) -> torch.nn.Module:

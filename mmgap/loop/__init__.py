@@ -4,5 +4,6 @@
 from mmgap.loop.report import environment, group_report
 from mmgap.loop.round import Loop
 from mmgap.loop.settings import GAPSettings
+from mmgap.loop.watcher import Watcher
 
-__all__ = ['GAPSettings', 'Loop', 'environment', 'group_report']
+__all__ = ['GAPSettings', 'Loop', 'Watcher', 'environment', 'group_report']

@@ -145,6 +145,7 @@ def run_summary(
     missed: Mapping[str, Any] | None,
     seed: int,
     metainfo: Mapping[str, Any],
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
 
@@ -155,10 +156,13 @@ def run_summary(
         missed: Rounds that were never run; None if there are none.
         seed: Seed of every draw.
         metainfo: The training data's.
+        about: What ran: names of ``config`` and ``model``, ``settings`` as plain data, and
+            whether it is ``finished``.
     """
     elsewhere = sum(value for name, value in seconds.items() if name != 'total')
     training = seconds['total'] - elsewhere
     return dict(
+        about,
         before=state.get('before'),
         after=after,
         rounds=state.get('rounds', []),

@@ -7,6 +7,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from torch import nn
 
 from mmgap.configs import gap_hooks, set_scope
 from mmgap.datasets.masked_folders import share_classes
+from mmgap.distributed import broadcast_object
 from mmgap.feedback import Critic, Feedback
 from mmgap.generators import DiffusionGenerator
-from mmgap.loop.contact_sheet import write_contact_sheet
+from mmgap.loop.contact_sheet import picture_round, write_contact_sheet
 from mmgap.loop.guards import check_classes, check_guidance_images, check_label_types
 from mmgap.loop.parts import build_critic, build_sources, settings_of, without_pools
 from mmgap.loop.report import round_report
 from mmgap.loop.settings import GAPSettings
+from mmgap.loop.watcher import Watcher
 from mmgap.machine import memory, release_memory, training_memory
 from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank, SoftPrompt
@@ -294,6 +297,7 @@ class Loop:
         round_index: int = 0,
         checkpoint: Path | None = None,
         bank: PromptBank | None = None,
+        watcher: Watcher | None = None,
     ) -> list[FoundPrompt]:
         """Search the prompts of a round.
 
@@ -302,13 +306,17 @@ class Loop:
             round_index: The round.
             checkpoint: File that the search saves itself to and goes on from.
             bank: Where the found prompts go.
+            watcher: Is told of each step.
 
         Raises:
             NonFiniteLossError: If a loss or a gradient is NaN or Inf.
         """
         search = self.prompt_search(target, round_index)
         prompts = self.initial_prompts(search, round_index)
-        return search.run(prompts, checkpoint=checkpoint, bank=bank)
+        on_step = None
+        if watcher is not None and dist.is_main_process():
+            on_step = partial(watcher.searched, round_index)
+        return search.run(prompts, checkpoint=checkpoint, bank=bank, on_step=on_step)
 
     def synthesize(
         self,
@@ -335,27 +343,35 @@ class Loop:
         )
 
     def run(
-        self, target: TargetModel, folder: Path, round_index: int = 0, keep_drawn: bool = False
+        self,
+        target: TargetModel,
+        folder: Path,
+        round_index: int = 0,
+        keep_drawn: bool = False,
+        watcher: Watcher | None = None,
     ) -> dict[str, Any]:
         """A whole round; goes on where an interrupted one stopped.
 
         Args:
             target: The model to search against.
-            folder: Gets ``prompts/``, ``search/``, ``pool/`` and ``round_N.png``.
+            folder: Gets ``prompts/``, ``search/``, ``pool/``, ``round_N.png`` and ``round_N/``.
             round_index: The round.
             keep_drawn: Whether planned images stay that were drawn in another way.
+            watcher: Is told of steps and pictures.
 
         Returns:
             The report, with the ``seconds`` of ``search`` and ``synthesis``.
         """
         pool, began = SamplePool(folder / 'pool'), time.time()
         checkpoint = folder / 'search' / f'round_{round_index}.safetensors'
-        found = self.search(target, round_index, checkpoint, PromptBank(folder / 'prompts'))
+        bank = PromptBank(folder / 'prompts')
+        found = self.search(target, round_index, checkpoint, bank, watcher)
         searched = time.time()
         prompts, count = [result.prompt for result in found], self.settings.images_of(round_index)
         self.synthesize(prompts, count, pool, target, round_index, keep_drawn)
         seconds = dict(search=searched - began, synthesis=time.time() - searched)
-        report = self.report(found, pool, round_index, folder / f'round_{round_index}.png')
+        sheet = folder / f'round_{round_index}.png'
+        report = self.report(found, pool, round_index, sheet, watcher)
         return dict(report, seconds=seconds)
 
     def report(
@@ -364,6 +380,7 @@ class Loop:
         pool: SamplePool,
         round_index: int = 0,
         sheet: Path | None = None,
+        watcher: Watcher | None = None,
     ) -> dict[str, Any]:
         """What a round found and drew.
 
@@ -372,14 +389,17 @@ class Loop:
             pool: With its images.
             round_index: The round.
             sheet: PNG file for a picture of it: sources beside images, and each prompt along its
-                search. None for no picture.
+                search. None for no picture. A folder of its name gets the images small and without
+                words, see :meth:`~mmgap.loop.contact_sheet.RoundPictures.save`.
+            watcher: Is told of the pictures.
 
         Returns:
-            ``prompts`` (their summaries) and what :func:`~mmgap.loop.report.round_report` tells.
+            ``prompts`` (their summaries), ``pairs`` (what the pairs of images in the picture
+            are, in order) and what :func:`~mmgap.loop.report.round_report` tells.
         """
+        pairs: list[dict[str, str]] = []
         if sheet is not None and dist.is_main_process():
-            write_contact_sheet(
-                sheet,
+            pictures = picture_round(
                 pool,
                 self.sources,
                 self.generator,
@@ -388,10 +408,17 @@ class Loop:
                 batch_size=self.settings.search.batch_size,
                 round=round_index,
             )
-        dist.barrier()
+            write_contact_sheet(sheet, pictures)
+            pairs, small = pictures.pairs(), pictures.smaller()
+            small.save(sheet.with_suffix(''))
+            if watcher is not None:
+                watcher.pictured(round_index, small)
+        pairs = broadcast_object(pairs)
         prompts = [result.summary(self.sources.classes) for result in found]
         return dict(
-            prompts=prompts, **round_report(SamplePool(pool.folder), round_index, self.critic)
+            prompts=prompts,
+            pairs=pairs,
+            **round_report(SamplePool(pool.folder), round_index, self.critic),
         )
 
     def try_out(self, target: TargetModel, round_index: int = 0, draw: bool = True) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgap.prompts.soft_prompt import SoftPrompt, draw_from_vocabulary
@@ -94,6 +95,19 @@ class PromptEncoder:
             )
         ids = [ids[i % len(ids)] for i in range(tokens or len(ids))]
         return SoftPrompt(self.table()[ids], id, **kwargs)
+
+    def nearest_words(self, prompt: SoftPrompt, count: int = 3) -> list[list[tuple[str, float]]]:
+        """The words of the vocabulary that a prompt's embeddings are nearest to.
+
+        Args:
+            prompt: The prompt.
+            count: Words for each of its tokens.
+
+        Returns:
+            For each token the words and their cosine similarities, the nearest first.
+        """
+        ids = self.ordinary_ids()
+        return nearest_words(prompt.embeddings, self.vocabulary(), ids, self.tokenizer, count)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Hidden states of sentences.
@@ -194,6 +208,38 @@ class PromptEncoder:
             yield
         finally:
             handle.remove()
+
+
+@torch.no_grad()
+def nearest_words(
+    embeddings: Tensor, table: Tensor, ids: Sequence[int], tokenizer: CLIPTokenizer, count: int
+) -> list[list[tuple[str, float]]]:
+    """The words that some embeddings are nearest to, by cosine similarity.
+
+    Args:
+        embeddings: ``(n, width)``.
+        table: ``(words, width)``, the embeddings of the words.
+        ids: Token id of each row of ``table``.
+        tokenizer: Knows what they say.
+        count: Words for each embedding.
+
+    Returns:
+        For each embedding its words with their similarities, the nearest first.
+    """
+    unit = F.normalize(table.float(), dim=1)
+    similar = F.normalize(embeddings.detach().to(unit), dim=1) @ unit.T
+    values, places = similar.topk(min(count, len(ids)), dim=1)
+    words = [[_word(tokenizer, ids[i]) for i in row] for row in places.tolist()]
+    return [
+        [(word, round(value, 4)) for word, value in zip(*pair, strict=True)]
+        for pair in zip(words, values.tolist(), strict=True)
+    ]
+
+
+def _word(tokenizer: CLIPTokenizer, id: int) -> str:
+    word = str(tokenizer.decode([id])).strip()
+    # A part of a character decodes to nothing that can be read.
+    return str(tokenizer.convert_ids_to_tokens(id)) if word in ('', '\ufffd') else word
 
 
 def check_widths(prompts: Sequence[SoftPrompt], widths: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgap.prompts.prompt_encoder import PromptEncoder, check_widths
+from mmgap.prompts.prompt_encoder import PromptEncoder, check_widths, nearest_words
 from mmgap.prompts.soft_prompt import SoftPrompt, draw_from_vocabulary
 
 if TYPE_CHECKING:
@@ -82,8 +82,16 @@ class PromptEncoderPair:
 
     def vocabulary(self) -> Tensor:
         """``(words, width)``: joined embeddings of all tokens that neither takes for special."""
-        ids = sorted(set(self.first.ordinary_ids()) & set(self.second.ordinary_ids()))
+        ids = self._ordinary_ids()
         return torch.cat([self.first.table()[ids], self.second.table()[ids]], dim=1)
+
+    def nearest_words(self, prompt: SoftPrompt, count: int = 3) -> list[list[tuple[str, float]]]:
+        """Words nearest to joined embeddings, see :meth:`PromptEncoder.nearest_words`."""
+        ids, tokenizer = self._ordinary_ids(), self.first.tokenizer
+        return nearest_words(prompt.embeddings, self.vocabulary(), ids, tokenizer, count)
+
+    def _ordinary_ids(self) -> list[int]:
+        return sorted(set(self.first.ordinary_ids()) & set(self.second.ordinary_ids()))
 
     def random_prompt(self, n: int, seed: int, id: str, **kwargs: Any) -> SoftPrompt:
         """A prompt of ``n`` draws from the vocabulary's Gaussian. ``kwargs`` go to SoftPrompt."""

@@ -3,6 +3,7 @@
 
 from mmgap.search.aim import aimed_starts, allocation, failure_rates, round_robin
 from mmgap.search.alignment import AlignmentAlarm
+from mmgap.search.checkpoint import SearchCurve, read_curves
 from mmgap.search.evaluation import PromptEvaluator, SourceSplit
 from mmgap.search.initial_prompts import initial_prompts
 from mmgap.search.progress import FoundPrompt, NonFiniteLossError
@@ -15,6 +16,7 @@ __all__ = [
     'NonFiniteLossError',
     'PromptEvaluator',
     'PromptSearch',
+    'SearchCurve',
     'SearchSettings',
     'SourceSplit',
     'aimed_starts',
@@ -22,5 +24,6 @@ __all__ = [
     'check_ids',
     'failure_rates',
     'initial_prompts',
+    'read_curves',
     'round_robin',
 ]

@@ -52,6 +52,44 @@ class RunningSearch:
         return [one for one in self.progress if not one.done]
 
 
+@dataclass(frozen=True)
+class SearchCurve:
+    """What the search of a prompt has seen step by step, as its checkpoint has it.
+
+    Attributes: as those of :class:`~mmgap.search.progress.PromptProgress`, but the prompt's ``id``.
+    """
+
+    id: str
+    losses: list[float]
+    attacks: list[float]
+    hits: list[float]
+    total: int
+    restarts: int
+    done: bool
+
+
+def read_curves(path: str | Path) -> list[SearchCurve]:
+    """The curves of a search from its checkpoint, complete or not, whatever it was a search of.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or of another version of mmgap.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path} does not exist')
+    try:
+        with safe_open(path, framework='pt') as file:
+            meta = json.loads(file.metadata()['search'])
+        names = [prompt[0] for prompt in meta['identity']['prompts']]
+        own = [field.name for field in fields(SearchCurve) if field.name != 'id']
+        return [
+            SearchCurve(id=id, **{name: state[name] for name in own})
+            for id, state in zip(names, meta['states'], strict=True)
+        ]
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f'{path} is damaged or of another version of mmgap') from error
+
+
 # Fields of PromptProgress that are JSON; the others are tensors.
 PLAIN = tuple(
     field.name

@@ -62,6 +62,7 @@ class FoundPrompt:
         kept_step: The step whose embeddings are kept then.
         evaluations: Its part of the network evaluations of the search; see
             :class:`~mmgap.generators.evaluations.Evaluations`. None where nobody counted.
+        words: For each token the nearest words of the vocabulary with their cosine similarities.
     """
 
     prompt: SoftPrompt
@@ -75,6 +76,7 @@ class FoundPrompt:
     alarm: str | None = None
     kept_step: int | None = None
     evaluations: float | None = None
+    words: Sequence[Sequence[tuple[str, float]]] = ()
 
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
         """The facts for ``summary.json`` and the prompt's provenance."""
@@ -91,4 +93,6 @@ class FoundPrompt:
             'alarm': self.alarm,
             'kept_step': self.kept_step,
             'evaluations': self.evaluations,
+            'snapshots': list(self.snapshots),
+            'words': [[list(word) for word in words] for words in self.words],
         }

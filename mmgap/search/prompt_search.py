@@ -7,7 +7,7 @@ import copy
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from mmgap.search.step import SearchStep, StepScore
 from mmgap.seeds import derive_rng, derive_seed
 from mmgap.sources import ImageSpec, Sources
 from mmgap.targets import TargetModel
+
+OnStep = Callable[[int, Sequence[PromptProgress]], None]
 
 
 class PromptSearch:
@@ -118,6 +120,7 @@ class PromptSearch:
         prompts: Sequence[SoftPrompt],
         checkpoint: str | Path | None = None,
         bank: PromptBank | None = None,
+        on_step: OnStep | None = None,
     ) -> list[FoundPrompt]:
         """Search all ``prompts``; their embeddings are changed in place.
 
@@ -127,6 +130,8 @@ class PromptSearch:
                 prompts, settings, generator or target weights is not used, and the log says what
                 differs; see :func:`~mmgap.search.checkpoint.load_search`.
             bank: Where the prompts go when they are found.
+            on_step: Is told of each step when it is done: its number, from 1, and the prompts that
+                took it. A search that goes on tells again what came after its checkpoint.
 
         Returns:
             The prompts, evaluated on held-out sources, in the given order.
@@ -156,7 +161,7 @@ class PromptSearch:
                     'the work directory must be on a file system that all of them see'
                 )
             try:
-                self._loop(running, checkpoint, identity)
+                self._loop(running, checkpoint, identity, on_step)
                 for prompt in prompts:
                     dist.broadcast(prompt.embeddings.data)
                 found = self._evaluate_all(running.progress)
@@ -231,10 +236,17 @@ class PromptSearch:
     def _evaluate(self, progress: PromptProgress) -> FoundPrompt:
         held_out = self.split.held_out(progress.prompt.label)
         found = self.evaluator.compare(progress, held_out)
-        return found if self.alarm is None else self.alarm.check(found, self.evaluator, held_out)
+        if self.alarm is not None:
+            found = self.alarm.check(found, self.evaluator, held_out)
+        found.words = self.generator.prompts.nearest_words(found.prompt)
+        return found
 
     def _loop(
-        self, running: RunningSearch, checkpoint: str | Path | None, identity: Mapping[str, Any]
+        self,
+        running: RunningSearch,
+        checkpoint: str | Path | None,
+        identity: Mapping[str, Any],
+        on_step: OnStep | None,
     ) -> None:
         settings, began, first = self.settings, time.time(), running.step
         while active := running.active:
@@ -245,6 +257,8 @@ class PromptSearch:
             for scheduler in running.schedulers:
                 scheduler.step()
             step, over = running.step, not running.active
+            if on_step is not None:
+                on_step(step, active)
             if over or step % settings.log_interval == 0:
                 self._log_step(step, active, (time.time() - began) / max(1, step - first))
             due = over or step % settings.checkpoint_interval == 0

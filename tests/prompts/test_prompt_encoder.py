@@ -6,6 +6,7 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline
 
 from mmgap.prompts import PromptBank, PromptEncoder, SoftPrompt, draw_from_vocabulary
+from mmgap.prompts.prompt_encoder import nearest_words
 
 
 def stock_pipeline(folder):
@@ -161,3 +162,29 @@ def test_bad_prompts(encoder):
         SoftPrompt(torch.zeros(1, 4), 'p', template='a bird')
     with pytest.raises(ValueError, match="got 'a/b'"):
         SoftPrompt(torch.zeros(1, 4), 'a/b')
+
+
+def test_a_word_is_nearest_to_itself(encoder):
+    found = encoder.nearest_words(encoder.text_prompt('xyz', 'p'), count=2)
+    letters = [encoder.tokenizer.decode([i]).strip() for i in encoder.token_ids('xyz')]
+    assert [nearest[0] for nearest in found] == [(letter, 1.0) for letter in letters]
+    assert all(len(nearest) == 2 and nearest[1][1] < 1 for nearest in found)
+    table = encoder.vocabulary()
+    ((word, similar),) = encoder.nearest_words(SoftPrompt(-3 * table[:1], 'p'), count=1)[0]
+    cosines = torch.cosine_similarity(-table[:1], table, dim=1)
+    assert similar == pytest.approx(float(cosines.max()), abs=1e-4) and word
+    everything = encoder.nearest_words(encoder.random_prompt(1, 0, 'p'), count=10**6)
+    assert len(everything[0]) == len(table)
+
+
+def test_a_part_of_a_character_is_named_by_its_token():
+    class Bytes:
+        def decode(self, ids):
+            return {0: '\ufffd', 1: ' moon '}[ids[0]]
+
+        def convert_ids_to_tokens(self, id):
+            return 'ðŁ'
+
+    rows = torch.eye(2)
+    found = nearest_words(rows, rows, [0, 1], Bytes(), count=1)
+    assert [nearest[0][0] for nearest in found] == ['ðŁ', 'moon']

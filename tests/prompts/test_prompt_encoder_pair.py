@@ -110,6 +110,13 @@ def test_draws_are_of_joined_rows(encoder):
     assert (directions @ solved - mixed).abs().max() > 1e-3
 
 
+def test_a_word_is_nearest_to_itself(encoder):
+    found = encoder.nearest_words(encoder.text_prompt('xy', 'p'))
+    tokenizer = encoder.first.tokenizer
+    letters = [tokenizer.decode([i]).strip() for i in encoder.first.token_ids('xy')]
+    assert [nearest[0] for nearest in found] == [(letter, 1.0) for letter in letters]
+
+
 def test_gradient_reaches_both_parts_and_nothing_else(encoder):
     prompts = [encoder.random_prompt(3, 0, 'p'), encoder.random_prompt(2, 1, 'q')]
     told = encoder.arguments(encoder.encode(prompts))
