@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import re
 from pathlib import Path
 
 from mmgap.configs import is_old_name, shipped_config, shipped_configs, shipped_folder
@@ -36,13 +37,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def about(path: Path) -> str:
-    """The first line of comment of a config; empty if it has none."""
+    """The first sentence of a config's comment, as far as its first colon; empty if it has none."""
+    text = ''
     for line in path.read_text(encoding='utf-8').splitlines():
-        if line.startswith('#') and 'SPDX' not in line:
-            return line.lstrip('# ')
-        if line and not line.startswith('#'):
+        if not line.startswith('# '):
             break
-    return ''
+        if 'SPDX' not in line and not line.startswith('#  '):  # commands stand further in
+            text += f' {line[2:]}'
+    return re.split(r'[.:](?: |$)', text.strip(), maxsplit=1)[0]
 
 
 def bases(path: Path) -> list[Path]:
