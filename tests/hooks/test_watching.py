@@ -35,7 +35,7 @@ def local_scalars(folder: Path) -> list[tuple[str, int, float]]:
     return found
 
 
-def test_a_resumed_run_in_tensorboard(data, tiny_sd, tmp_path, monkeypatch):
+def test_a_resumed_run_in_tensorboard(as_whole_run, data, tiny_sd, tmp_path, monkeypatch):
     """Stopped in its second step, and gone on with from the first, it is in two sets of files."""
     pytest.importorskip('tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
