@@ -174,7 +174,8 @@ def test_a_method_may_have_more_prompts_and_none_is_evaluated(tmp_path):
     about = json.loads(file.read_text())
     assert len(about['prompts']) == 6 and 'judged' not in about
     drawn = [json.loads(line)['prompt_id'] for line in (file.parent / 'manifest.jsonl').open()]
-    assert sorted(id.split('@')[0] for id in drawn) == sorted(about['prompts'])
+    drawn = {id.split('@')[0] for id in drawn}  # each around a source of either class
+    assert drawn < set(about['prompts']) and len(drawn) == 3
     row = next(r for r in (tmp_path / 'results.md').read_text().splitlines() if 'the starting' in r)
     assert row.split(' | ')[2:5] == ['', '', '']
 
