@@ -1,5 +1,6 @@
 # Random prompts on the embedded world, without a search: prompts are draws from the Gaussian of the
-# vocabulary, each for two of the images, one of each class. The cheapest method; images enter by a refit.
+# vocabulary, each for two of the images, one of each class. The cheapest method; images enter by a
+# refit.
 #   mmgap train random_resnet18_toybirds
 # 75 to 95 s on one core; worst group before 0.00 to 0.09, after 0.91, 0.90, 0.93, 0.90 and 0.87
 # (seeds 0 to 4, test).

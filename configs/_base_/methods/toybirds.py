@@ -54,7 +54,8 @@ benchmark = dict(
         ),
         **{
             'random-many': dict(
-                about='random, but a draw for every two images, one of each class, instead of four for each class',
+                about='random, but a draw for every two images, one of each class, instead of '
+                'four for each class',
                 initial=dict(prompts_per_class=50),
             ),
             'ap-many': dict(
