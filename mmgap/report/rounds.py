@@ -17,10 +17,13 @@ from mmgap.report.sections import measure_of
 OPEN = 12  # prompts that are not folded up
 COLOURS = 6  # of classes; more begin anew
 SHEET = 1100  # pixels; width of a contact sheet
-PROMPTS = (
+EVALUATED = (
     'Loss and accuracy of the target: of images around sources that the search has not seen, with '
-    'the prompt as it started and as it was found. Loss, source → image: means over the images of '
-    'the pool and over the sources that they were drawn around.'
+    'the prompt as it started and as it was found. '
+)
+DRAWN = (
+    'Loss, source → image: means over the images of the pool and over the sources that they were '
+    'drawn around.'
 )
 FILE_NAME = re.compile(r'[\w.-]+')
 
@@ -39,7 +42,9 @@ def section(run: Run, one: Round, width: int, whole: bool) -> str:
     parts = [_facts(one), _pairs(run, one, width), _curves(one, colours, measure_of(run).share)]
     cards = [_prompt(run, one, about, colours, width, whole) for about in one.prompts.values()]
     if cards:
-        parts.append('<h3>Prompts</h3>' + note(PROMPTS))
+        # With search.holdout=0 no prompt is evaluated.
+        evaluated = any(p.get('target_loss_after') is not None for p in one.prompts.values())
+        parts.append('<h3>Prompts</h3>' + note(EVALUATED * evaluated + DRAWN))
         parts += cards[:OPEN]
     if len(cards) > OPEN:
         more = ''.join(cards[OPEN:])
