@@ -63,13 +63,18 @@ def pictures(folder: Path, seed: int, columns: int) -> list[tuple[str, list[np.n
     return rows
 
 
-def worst_groups(
-    cells: Sequence[Mapping[str, Any]], method: str, split: str | None, budget: int
-) -> list[float]:
+def worst_groups(cells: Sequence[Mapping[str, Any]], method: str, split: str | None) -> list[float]:
     """Of all seeds, in percent."""
-    own = [c for c in cells if c['method'] == method and c['budget'] in (0, budget)]
+    own = [cell for cell in cells if cell['method'] == method]
     figures = [cell if split is None else cell['others'][split] for cell in own]
     return [100 * one['worst_group'] for one in figures]
+
+
+def of_finished_seeds(cells: Sequence[Mapping[str, Any]], budget: int) -> list[Mapping[str, Any]]:
+    """The cells of seeds that all methods have: bars are of the same ones."""
+    own = [cell for cell in cells if cell['method'] in METHODS and cell['budget'] in (0, budget)]
+    seeds = [{c['seed'] for c in own if c['method'] == method} for method in METHODS]
+    return [cell for cell in own if cell['seed'] in set.intersection(*seeds)]
 
 
 def main() -> None:
@@ -98,9 +103,10 @@ def main() -> None:
     bars = outer[1].subgridspec(1, len(named), wspace=0.08)
     for i, (title, folder) in enumerate(named.items()):
         axis = figure.add_subplot(bars[i])
-        cells = json.loads((Path(folder) / 'results.json').read_text())
+        every = json.loads((Path(folder) / 'results.json').read_text())
+        cells = of_finished_seeds(every, args.budget)
         for k, (split, label, color) in enumerate(SPLITS):
-            values = [worst_groups(cells, method, split, args.budget) for method in METHODS]
+            values = [worst_groups(cells, method, split) for method in METHODS]
             middle, half = [np.mean(v) for v in values], [interval(v) for v in values]
             places = np.arange(len(METHODS)) + 0.38 * (k - 0.5)
             axis.barh(places, middle, 0.36, xerr=half, color=color, label=label, ecolor='#444')
