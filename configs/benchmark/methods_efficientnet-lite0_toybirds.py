@@ -23,6 +23,11 @@ benchmark = dict(
             texts={{_base_.descriptions}},
             cost_of='gap',
         ),
+        'random-more': dict(
+            about='random prompts at the cost of gap, all images trained on',
+            initial=dict(prompts_per_class=175),
+            cost_of='gap',
+        ),
         'prompts-select': dict(
             about='prompts at the cost of gap, of which those of middling loss are kept',
             texts={{_base_.descriptions}},

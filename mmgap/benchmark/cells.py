@@ -261,7 +261,7 @@ class Benchmark:
         return int(spent / self._cost_of_one(method, seed) + 1e-6)
 
     def _cost_of_one(self, method: Method, seed: int) -> float:
-        """Network evaluations of an image that a method draws with a sentence."""
+        """Network evaluations of an image that a method draws: as many with any prompt."""
         if (method.name, seed) not in self._costs:
             loop = self.loop(seed, method.name)
             own = dict(method.synthesis or {}, overdraw=1, keep=None)
@@ -270,7 +270,7 @@ class Benchmark:
             guided = drawing.guidance is not None and drawing.guidance.needs_target
             target = loop.target(str(self.base(seed))) if guided else None
             counter, before = loop.generator.evaluations, loop.generator.evaluations.counts()
-            prompt = loop.generator.prompts.text_prompt(method.sentences()[0], 'one')
+            prompt = loop.generator.prompts.random_prompt(4, seed=0, id='one')
             drawing.synthesizer().try_out([prompt], target)
             count = 2 if loop.generator.compiled else 1
             self._costs[method.name, seed] = counter.total(counter.since(before)) / count

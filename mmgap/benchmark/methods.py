@@ -104,11 +104,12 @@ class Method:
                 f'method {name!r} has cost_of={paid!r}; there are {drawing}, which draw images and '
                 'have no cost_of themselves'
             )
-        alone = fragment.get('texts') and not {'search', 'initial', 'prompts_of'} & set(fragment)
+        plain = fragment.get('texts') or 'initial' in fragment
+        alone = plain and not {'search', 'prompts_of'} & set(fragment)
         if paid is not None and not (alone and 'overdraw' not in fragment.get('synthesis', {})):
             raise ValueError(
-                f'method {name!r} has cost_of={paid!r}, which goes with texts, without a search, '
-                'and sets overdraw itself'
+                f'method {name!r} has cost_of={paid!r}, which goes with texts or '
+                'initial, without a search, and sets overdraw itself'
             )
         cost_of = None if paid is None else (others or {})[paid]
         return cls(name=name, fragment=fragment, prompts_of=prompts_of, cost_of=cost_of, **settings)

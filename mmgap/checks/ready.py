@@ -31,6 +31,7 @@ from torch import nn
 from mmgap.configs import gap_hooks, name_of, read_config, set_scope
 from mmgap.datasets import share_classes
 from mmgap.datasets.masked_folders import left_out_note
+from mmgap.injection import rate_note
 from mmgap.loop import Loop
 from mmgap.loop.guards import check_classes
 from mmgap.machine import memory, peak, reset_peak
@@ -251,6 +252,15 @@ def fitting_share(module: nn.Module, settings: Mapping[str, Any]) -> float:
     return 1 - len(set(missing) & set(counted)) / max(1, len(counted))
 
 
+def look_at_schedule(config: Config, loop: Loop, target: TargetModel) -> tuple[None, str]:
+    """Whether the learning rate falls before images come, where a refit needs that."""
+    if config.get('param_scheduler'):
+        return None, 'the learning rate has a schedule'
+    note = rate_note(target.model, loop.settings.injection, loop.sources.label_type, rate=1.0)
+    detail = 'the learning rate is constant'
+    return None, detail if note is None else f'{detail}. NOTE: {note}'
+
+
 def one_test_sample(config: Config, target: Any) -> tuple[None, str]:
     """Send a test sample through the model and the metrics, which the hook asks before a round."""
     loader = config.test_dataloader
@@ -394,6 +404,8 @@ def main() -> None:
         check('splits', lambda: compare_splits(loop.sources, others))
         checkpoint = args.checkpoint or config.get('load_from')
         target = check('model', lambda: load_target(loop, checkpoint))
+        if target:
+            check('schedule', lambda: look_at_schedule(config, loop, target))
         if target and config.get('test_dataloader') is not None:
             check('test sample', lambda: one_test_sample(config, target))
         terms = check('feedback', lambda: (loop.feedback, names_of(loop.feedback)))

@@ -39,6 +39,7 @@ from mmgap.injection import (
     keep_statistics,
     label_type_of,
     pooled_features,
+    rate_note,
 )
 from mmgap.loop.report import run_summary, summary_table
 from mmgap.pool import SamplePool
@@ -280,10 +281,26 @@ class InjectionHook(Hook):
             self.seconds['injection'] += time.time() - began
         if self.mode == 'refit':
             check_classes(self._mix.generated, self.injection)
+            self._note_rate(runner)
         runner.message_hub.update_info('gap_injection', self.state['injection'])
         self.state['images'] = images
         if self.mode == 'replace':
             self._mix.pair()
+
+    def _note_rate(self, runner: Runner) -> None:
+        since, position = self.state['since'], Position.of(runner, self._by_epoch)
+        # Said when images come, not again by a run that is resumed. Where they are there from the
+        # beginning, a schedule is what takes the rate down.
+        if since < position.done or (since == 0 and runner.param_schedulers):
+            return
+        note = rate_note(
+            runner_access.plain_model(runner),
+            self.injection,
+            label_type_of(self._mix.generated),
+            runner_access.learning_rate(runner),
+        )
+        if note is not None:
+            runner.logger.warning(f'[gap] {note}')
 
     @property
     def mode(self) -> str:

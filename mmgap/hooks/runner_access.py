@@ -95,6 +95,15 @@ def save_run(runner: Runner, name: str, position: dict[str, int]) -> None:
     dist.barrier()
 
 
+def learning_rate(runner: Runner) -> float:
+    """The highest learning rate among a run's parameters, as a share of what it began with."""
+    wrapper = runner.optim_wrapper
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    groups = [group for one in wrappers for group in one.param_groups]
+    # Without a schedule there is no 'initial_lr'.
+    return max(group['lr'] / (group.get('initial_lr') or group['lr'] or 1) for group in groups)
+
+
 def waiting_gradient(runner: Runner) -> dict[str, torch.Tensor]:
     """What a run with ``accumulative_counts`` has added up since its last step, by parameter.
 

@@ -4,7 +4,13 @@
 from mmgap.injection.batches import label_type_of
 from mmgap.injection.judge import judge_images, pooled_features
 from mmgap.injection.probe import separability
-from mmgap.injection.refit import Refit, check_classes, check_refit, keep_statistics
+from mmgap.injection.refit import (
+    Refit,
+    check_classes,
+    check_refit,
+    keep_statistics,
+    rate_note,
+)
 from mmgap.injection.settings import InjectionSettings
 from mmgap.injection.weighting import SampleWeights
 
@@ -18,5 +24,6 @@ __all__ = [
     'keep_statistics',
     'label_type_of',
     'pooled_features',
+    'rate_note',
     'separability',
 ]

@@ -77,6 +77,14 @@ def test_what_a_method_gets_the_cost_of_is_part_of_its_key():
     assert changed['x'].key('') != methods['x'].key('')
 
 
+def test_random_prompts_may_have_the_cost_of_another_method():
+    fragments = dict(x=dict(initial={}, cost_of='n'), n=dict(search={}))
+    assert read_methods(fragments)['x'].cost_of.name == 'n'
+    fragments['x'] = dict(search={}, cost_of='n')
+    with pytest.raises(ValueError, match="cost_of='n', which goes with texts or initial, without"):
+        read_methods(fragments)
+
+
 def test_a_critic_of_none_is_not_the_hooks():
     methods = read_methods(dict(a={}, b=dict(critic=None), c=dict(critic=False)))
     hook = dict(type='mmgap.ClipCritic')

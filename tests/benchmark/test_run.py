@@ -137,13 +137,15 @@ def test_ways_for_images_to_enter_training(out):
 
 def test_the_cost_of_another_method(out):
     """As more images, or as more to choose from; counted, not computed."""
-    options = ['--methods', 'gap', 'more', 'choice', '--budgets', 2, 4, '--seeds', 0]
+    options = ['--methods', 'gap', 'more', 'choice', 'drawn', '--budgets', 2, 4, '--seeds', 0]
     methods = [
         'benchmark.methods.more.texts=[forest]',
         'benchmark.methods.more.cost_of=gap',
         'benchmark.methods.choice.texts=[forest]',
         'benchmark.methods.choice.cost_of=gap',
         'benchmark.methods.choice.synthesis.keep.by=entropy',
+        'benchmark.methods.drawn.initial.prompts_per_class=1',
+        'benchmark.methods.drawn.cost_of=gap',
     ]
     run_benchmark(out, *options, '--layers', 'last', '--cfg-options', *BIRDS, *methods).check()
     cells = json.loads((out / 'results.json').read_text())
@@ -154,6 +156,8 @@ def test_the_cost_of_another_method(out):
         assert gap['images'] == choice['images'] == budget < more['images']
         for cell in (more, choice):  # as much as there is room for in whole images
             assert gap['evaluations'] - budget * one < cell['evaluations'] <= gap['evaluations']
+        drawn = cells['drawn', budget]
+        assert (drawn['images'], drawn['evaluations']) == (more['images'], more['evaluations'])
         assert choice['dropped'] + budget == pytest.approx(more['images'], abs=budget)
     text = (out / 'results.md').read_text()
     assert f'| more | 4 ({more["images"]}) | 0 | {more["evaluations"] / 4:.0f} |' in text

@@ -8,15 +8,19 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from mmengine.config import Config
 from PIL import Image, ImageOps
 
 from mmgap.checks import ready
 from mmgap.datasets import Waterbirds
+from mmgap.injection import InjectionSettings
 from mmgap.sources import SourceSet
 from tests.support.commands import ROOT, Finished, run_command
 from tests.support.miniature import convert_iwildcam, draw_iwildcam, draw_taskonomy, draw_waterbirds
+from tests.support.tiny import tiny_classifier
 
 WATERBIRDS = 'configs/ap_resnet50_waterbirds.py'
 TOYBIRDS = 'configs/ap_resnet18_toybirds.py'
@@ -54,6 +58,24 @@ def test_ready(drawn):
     assert 'masks of 16 sources keep' in said and 'ResNet' not in said
     assert 'ImageClassifier, 11.2 M parameters' in said
     assert said.endswith('ready\n')
+
+
+@pytest.mark.parametrize(
+    'mode, schedule, noted',
+    [
+        ('refit', None, True),
+        ('mix', None, False),
+        ('refit', dict(type='MultiStepLR', milestones=[1]), False),
+    ],
+)
+def test_a_rate_that_does_not_fall(mode, schedule, noted):
+    loop = SimpleNamespace(
+        settings=SimpleNamespace(injection=InjectionSettings(mode=mode)),
+        sources=SimpleNamespace(label_type='classes'),
+    )
+    config = Config(dict(param_scheduler=schedule))
+    _, said = ready.look_at_schedule(config, loop, SimpleNamespace(model=tiny_classifier()))
+    assert ('NOTE: when images come, the learning rate is still 100%' in said) == noted
 
 
 def test_no_such_config(tmp_path):

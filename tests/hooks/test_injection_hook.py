@@ -257,6 +257,22 @@ def test_auto_goes_on_in_the_mode_that_it_finds(threshold, mode, data, tmp_path,
 # Refit
 
 
+@pytest.mark.parametrize(
+    'schedule, mode, noted',
+    [
+        (None, 'refit', True),
+        (None, 'mix', False),
+        (dict(type='MultiStepLR', milestones=[1], gamma=0.1), 'refit', False),
+    ],
+)
+def test_a_refit_notes_a_rate_that_does_not_fall(schedule, mode, noted, data, tmp_path, pool):
+    config = config_of(data, tmp_path, pool, 1, mode=mode, steps=1)
+    config.param_scheduler = schedule
+    train(config)
+    log = next(tmp_path.rglob('*.log')).read_text()
+    assert ('the learning rate is still 100% of what training begins with' in log) == noted
+
+
 def refit_config(data, work_dir, pool, ema: bool) -> Config:
     config = config_of(
         data, work_dir, pool, mode='refit', ratio=0.0, steps=STEPS, batch_size=8, real=0.1

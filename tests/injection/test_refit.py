@@ -15,7 +15,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.structures import PixelData
 from torch.nn import functional
 
-from mmgap.injection import InjectionSettings, Refit, keep_statistics
+from mmgap.injection import InjectionSettings, Refit, keep_statistics, rate_note
 from mmgap.injection.refit import _begin_anew
 from mmgap.seeds import derive_rng, derive_seed, seeded
 from tests.support.tiny import tiny_classifier, tiny_depth_model
@@ -371,6 +371,29 @@ def test_name_of_the_last_layer(images, real):
         refit_of(model, images, real, **settings).run()
     assert torch.equal(models[0].head.fc.weight, models[1].head.fc.weight)
     assert not torch.equal(models[0].head.fc.weight, classifier().head.fc.weight)
+
+
+@pytest.mark.parametrize(
+    'settings, label_type, frozen, rate, noted',
+    [
+        (dict(mode='refit'), 'classes', False, 1.0, True),
+        (dict(mode='auto'), 'classes', False, 0.5, True),
+        (dict(mode='refit'), 'classes', False, 0.1, False),
+        (dict(mode='mix'), 'classes', False, 1.0, False),
+        (dict(mode='refit'), 'depth', False, 1.0, False),
+        (dict(mode='refit'), 'classes', True, 1.0, False),
+        (dict(mode='refit', last_layer='head.other'), 'classes', True, 1.0, True),
+    ],
+)
+def test_note_of_a_rate_at_which_images_are_learnt_by_heart(
+    settings, label_type, frozen, rate, noted
+):
+    model = classifier()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not frozen or name.startswith('head.'))
+    note = rate_note(model, InjectionSettings(**settings), label_type, rate)
+    assert (note is not None) == noted
+    assert not noted or f'is still {rate:.0%} of' in note
 
 
 def test_own_optimizer(images, real):
