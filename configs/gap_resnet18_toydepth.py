@@ -1,7 +1,7 @@
 # Guided adversarial prompts for depth on the embedded world: everything real, only small.
 #   mmgap train gap_resnet18_toydepth
 # 9 minutes with one thread: AbsRel by night 0.47 before and 0.19 after, in fog 0.49 and 0.19, clear
-# days 0.18 and 0.16 (one run, see README).
+# days 0.18 and 0.16 (one run, see docs/depth.md).
 _base_ = [
     '_base_/runtime_depth.py',
     '_base_/datasets/toydepth.py',
