@@ -78,6 +78,7 @@ def test_trainings_do_not_inherit_from_benchmarks(path):
         ('gap_vit-base-p16_waterbirds', 'waterbirds_vit-base-p16', 'gap'),
         ('gap_resnet50_iwildcam', 'iwildcam_resnet50', 'gap'),
         ('ap_resnet18_toybirds', 'toybirds_resnet18', 'ap'),
+        ('gp_resnet18_toybirds', 'toybirds_resnet18', 'gp'),
         ('ap-many_resnet18_toybirds', 'toybirds_resnet18', 'ap-many'),
         ('ap-many_efficientnet-lite0_toybirds', 'toybirds_efficientnet-lite0', 'ap-many'),
     ],

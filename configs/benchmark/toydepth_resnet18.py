@@ -54,7 +54,7 @@ benchmark = dict(
             texts={{_base_.descriptions}},
             synthesis=dict(aim=0.0),
         ),
-        'guided': dict(
+        'gp': dict(
             about='guidance alone, from the descriptions and toward them',
             search=dict(aim=0.0),
             feedback=[{{_base_.text_guidance}}],

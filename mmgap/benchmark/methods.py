@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -164,6 +165,27 @@ class Method:
             fragment['texts'] = self.sentences()
         parts = [shared, fragment, self.prompts_of and self.prompts_of.key(shared)]
         return fingerprint(parts + ([self.cost_of.key(shared)] if self.cost_of else []))
+
+
+# Methods of the shipped configs whose names have changed, for one release.
+RENAMED = {'guided': 'gp', 'guided-aim': 'gp-aim'}
+
+
+def current_names(names: Sequence[str], methods: Collection[str]) -> list[str]:
+    """Names of methods as they are now, with a warning for each old one."""
+    current = []
+    for name in names:
+        new = RENAMED.get(name)
+        if name not in methods and new in methods:
+            warnings.warn(
+                f'the method {name!r} is called {new!r} now; its old name goes with the next '
+                'release, and results under it stay as they are',
+                FutureWarning,
+                stacklevel=2,
+            )
+            name = str(new)
+        current.append(name)
+    return current
 
 
 KEYS = tuple(field.name for field in fields(Method) if field.name not in ('name', 'fragment'))

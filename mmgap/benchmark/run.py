@@ -25,7 +25,7 @@ from mmengine.config import Config, DictAction
 from mmgap.benchmark.cells import Benchmark
 from mmgap.benchmark.figures import kind_of, on_split
 from mmgap.benchmark.jobs import LAUNCHERS, run_jobs, wait_for
-from mmgap.benchmark.methods import read_methods
+from mmgap.benchmark.methods import current_names, read_methods
 from mmgap.benchmark.models import check_weights, with_model
 from mmgap.benchmark.report import write_report
 from mmgap.compat import allow_checkpoint_history, leave_unformatted
@@ -163,7 +163,8 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
     except ValueError as error:
         raise SystemExit(str(error)) from error
     known = '\n'.join(f'  {name:<12}{method.about}' for name, method in methods.items())
-    unknown = [name for name in chosen or [] if name not in methods]
+    chosen = current_names(chosen or [], methods)
+    unknown = [name for name in chosen if name not in methods]
     if unknown:
         raise SystemExit(f'unknown methods {unknown}; {path} has:\n{known}')
     hooks = gap_hooks(config)

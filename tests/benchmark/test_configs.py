@@ -109,5 +109,5 @@ def test_methods_of_depth(tmp_path, tiny_sd, tiny_controlnet):
             samples = SamplePool(benchmark.pool(method, 0)).samples
             seen[method] = samples[0].prompt_id.split('@')[-1], samples[0].generator
     assert list(methods)[0] == 'none' and len(seen) == 8
-    apart = ('agnostic', 'random', 'prompts', 'guided', 'ap-sdedit', 'real')
+    apart = ('agnostic', 'random', 'prompts', 'gp', 'ap-sdedit', 'real')
     assert len({seen[method] for method in apart}) == 6  # the others stop where they start

@@ -14,7 +14,7 @@ from tests.support.benchmarks import DEPTH, ROOT, run_benchmark
 CONFIG = ROOT / 'configs' / 'benchmark' / 'toydepth_resnet18.py'
 METHODS = {
     'all': 'none gap style real'.split(),
-    'last': 'none agnostic random prompts guided ap ap-sdedit'.split(),
+    'last': 'none agnostic random prompts gp ap ap-sdedit'.split(),
 }
 SHIFTS = ['clear', 'night', 'fog', 'corruptions']
 

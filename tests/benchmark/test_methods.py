@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmgap.benchmark.methods import FIXED, KEYS, Method, read_methods
+from mmgap.benchmark.methods import FIXED, KEYS, Method, current_names, read_methods
 from mmgap.files import fingerprint
 
 
@@ -83,6 +83,12 @@ def test_random_prompts_may_have_the_cost_of_another_method():
     fragments['x'] = dict(search={}, cost_of='n')
     with pytest.raises(ValueError, match="cost_of='n', which goes with texts or initial, without"):
         read_methods(fragments)
+
+
+def test_old_names_of_methods():
+    with pytest.warns(FutureWarning, match="'guided' is called 'gp' now"):
+        assert current_names(['ap', 'guided'], {'ap', 'gp'}) == ['ap', 'gp']
+    assert current_names(['guided', 'x'], {'guided', 'gp'}) == ['guided', 'x']  # a method of theirs
 
 
 def test_a_critic_of_none_is_not_the_hooks():

@@ -28,7 +28,7 @@ benchmark = dict(
             initial=dict(),
         ),
         'prompts': dict(about='the descriptions as they are', texts=descriptions),
-        'guided': dict(about='guidance alone', search=on_to_the_end, feedback=[text_guidance]),
+        'gp': dict(about='guidance alone', search=on_to_the_end, feedback=[text_guidance]),
         'ap': dict(about='adversarial prompts: the hook as it is', search=dict()),
         'ap-sdedit': dict(
             about='adversarial prompts, drawn from the source at strength 0.6',

@@ -68,7 +68,7 @@ benchmark = dict(
             about='the descriptions without the bird, which this generator draws better',
             texts=['a forest', 'bamboo', 'the ocean', 'a lake'],
         ),
-        guided=dict(
+        gp=dict(
             about='guidance alone, from the descriptions and toward them',
             search=from_descriptions,
             feedback=[text_guidance],
@@ -89,8 +89,8 @@ benchmark = dict(
                 about='the descriptions with "at night in fog"',
                 texts=[f'{said} at night in fog' for said in descriptions],
             ),
-            'guided-aim': dict(
-                about='guided, from the descriptions on which the target fails, without an attack',
+            'gp-aim': dict(
+                about='gp, from the descriptions on which the target fails, without an attack',
                 search=dict(from_descriptions, aim=1.0),
                 feedback=[text_guidance],
             ),
@@ -100,7 +100,7 @@ benchmark = dict(
                 synthesis=dict(cross=False),
             ),
             'gap': dict(
-                about='as guided, from the descriptions on which the target fails, with an attack; '
+                about='as gp, from the descriptions on which the target fails, with an attack; '
                 'half of the images by failure',
                 search=dict(from_descriptions, aim=1.0),
                 feedback=[patient_attack, text_guidance],
