@@ -14,7 +14,8 @@ import pytest
 from mmengine.config import Config
 from PIL import Image, ImageOps
 
-from mmgap.checks import ready
+from mmgap.checks import trials
+from mmgap.checks.looks import compare_splits, look_at_schedule, look_at_sources
 from mmgap.datasets import Waterbirds
 from mmgap.injection import InjectionSettings
 from mmgap.sources import SourceSet
@@ -74,7 +75,7 @@ def test_a_rate_that_does_not_fall(mode, schedule, noted):
         sources=SimpleNamespace(label_type='classes'),
     )
     config = Config(dict(param_scheduler=schedule))
-    _, said = ready.look_at_schedule(config, loop, SimpleNamespace(model=tiny_classifier()))
+    _, said = look_at_schedule(config, loop, SimpleNamespace(model=tiny_classifier()))
     assert ('NOTE: when images come, the learning rate is still 100%' in said) == noted
 
 
@@ -179,11 +180,11 @@ def test_splits_are_compared():
             return self
 
     sources = Sources('1', '2', '3')
-    assert ready.compare_splits(sources, dict(val=Split('4'), test=None))[1].startswith('no source')
-    said = ready.compare_splits(sources, dict(val=Split('4'), test=Split('2', '3', '5')))[1]
+    assert compare_splits(sources, dict(val=Split('4'), test=None))[1].startswith('no source')
+    said = compare_splits(sources, dict(val=Split('4'), test=Split('2', '3', '5')))[1]
     assert said == 'NOTE: 2 sources are also test data'
     with pytest.raises(ValueError, match=r"classes \['b'\], the training data \['a', 'b'\]"):
-        ready.compare_splits(sources, dict(test=Split('4', classes=('b',))))
+        compare_splits(sources, dict(test=Split('4', classes=('b',))))
 
 
 def test_faults_of_the_machine_and_the_weights(on_cpu):
@@ -219,11 +220,11 @@ def test_memory_grows_with_the_batch(on_cpu):
 def test_inverted_masks(drawn, tmp_path):
     root = shutil.copytree(drawn, tmp_path / 'data')
     sources = SourceSet(Waterbirds(str(root), 'train'), (64, 64))
-    assert 'inverted' not in ready.look_at_sources(sources)[1]
+    assert 'inverted' not in look_at_sources(sources)[1]
     for path in root.rglob('*_mask.png'):
         ImageOps.invert(Image.open(path).convert('L')).save(path)
     sources = SourceSet(Waterbirds(str(root), 'train'), (64, 64))
-    assert 'Are they inverted?' in ready.look_at_sources(sources)[1]
+    assert 'Are they inverted?' in look_at_sources(sources)[1]
 
 
 # One more whole check: that of depth, with a ControlNet.
@@ -241,8 +242,8 @@ def test_depth(tmp_path):
 
 def test_too_little_memory(monkeypatch):
     peaks = iter([(1.0, 4 << 30), (0.5, 4 << 30), (0.9, 5 << 30)])
-    monkeypatch.setattr(ready, 'measure', lambda *_: next(peaks))
-    monkeypatch.setattr(ready, 'memory', lambda: 10 << 30)
+    monkeypatch.setattr(trials, 'measure', lambda *_: next(peaks))
+    monkeypatch.setattr(trials, 'memory', lambda: 10 << 30)
     done = check(TOYBIRDS, 'custom_hooks.0.search.batch_size=24')
     assert done.code == 1 and done.output.endswith('1 things to mend\n'), done.output
     assert 'batch_size=24 would take about 27.0 GiB, and there are 10.0 GiB' in done.output
