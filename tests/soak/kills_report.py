@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tests.soak.stages import STAGES
+from tests.soak.board import STAGES
 from tests.soak.trainings import MODES, Cell
 
 
