@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+
+from mmgap.typed import check_types, hints_of
 
 Settings = TypeVar('Settings')
 PACKAGE = Path(__file__).parent
@@ -92,7 +95,7 @@ def read_config(name: str | os.PathLike[str], changes: Mapping[str, Any] | None 
         changes: What ``--cfg-options`` changes.
 
     Raises:
-        SystemExit: If there is no such config, or its ``gap_hook`` fits no hook.
+        SystemExit: If there is no such config, it cannot be read, or its ``gap_hook`` fits no hook.
     """
     try:
         path = find_config(name)
@@ -100,7 +103,10 @@ def read_config(name: str | os.PathLike[str], changes: Mapping[str, Any] | None 
         raise SystemExit(str(error)) from error
     if path != Path(name):  # there may also be a copy that was meant, in another folder
         print(f'config {os.fspath(name)}: {path}', file=sys.stderr, flush=True)
-    config = Config.fromfile(str(path))
+    try:
+        config = Config.fromfile(str(path))
+    except Exception as error:  # its code can fail in any way
+        raise SystemExit(f'config {os.fspath(name)}: {config_fault(path, error)}') from error
     try:
         finish_config(config)  # first, so that what is typed of custom_hooks counts
         if changes:
@@ -109,6 +115,30 @@ def read_config(name: str | os.PathLike[str], changes: Mapping[str, Any] | None 
     except (TypeError, ValueError) as error:
         raise SystemExit(f'config {os.fspath(name)}: {error}') from error
     return config
+
+
+def config_fault(path: Path, error: Exception) -> str:
+    """What is wrong with a config that cannot be read, and in which line of which file."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, SyntaxError):
+        # MMEngine reads the file before it compiles it, so that the error does not know its name.
+        line, text = error.lineno, f'{error.msg}: {(error.text or "").strip()}'
+        places = [] if error.filename in (None, '<unknown>', str(path)) else [error.filename]
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.name == '<module>' and _is_config(frame, path)]
+        line = own[-1].lineno if own else None
+        places = [own[-1].filename] if own and not _same_file(own[-1].filename, path) else []
+    where = f'{places[0]} ' * bool(places) + (f'line {line}: ' if line else '')
+    return f'{where}{type(error).__name__}: {text}'
+
+
+def _is_config(frame: traceback.FrameSummary, path: Path) -> bool:
+    return _same_file(frame.filename, path) or '/configs/' in Path(frame.filename).as_posix()
+
+
+def _same_file(name: str, path: Path) -> bool:
+    return os.path.realpath(name) == os.path.realpath(path)
 
 
 def work_dir_of(config: Config) -> str:
@@ -268,13 +298,14 @@ def build_settings(kind: type[Settings], settings: Mapping[str, Any], name: str)
         name: What the config calls them, for messages.
 
     Raises:
-        TypeError: If there is no such setting, or one is missing.
+        TypeError: If there is no such setting, one is missing, or has another type.
         ValueError: If one is out of range.
     """
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     unknown = [key for key in settings if key not in known]
     if unknown:
         raise TypeError(f'{name} has no settings {unknown}; there are {known}')
+    check_types(settings, hints_of(kind), name)
     return kind(**settings)
 
 

@@ -40,6 +40,25 @@ def write_bytes(path: str | Path, data: bytes, sync: bool = True) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: Any path that ``mmengine.fileio`` can read.
+
+    Raises:
+        ValueError: If it is in another encoding.
+    """
+    from mmengine.fileio import get
+
+    try:
+        return get(str(path)).decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f'{path} is not in UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8'
+        ) from error
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all. See :func:`write_bytes`.
 

@@ -26,12 +26,25 @@ def run(command: Callable[[], None]) -> None:
         SystemExit: As the command ends, or with the message of an error that has one.
         Exception: An error that nobody wrote a message for; any error with ``MMGAP_DEBUG`` set.
     """
+    debug = os.environ.get(DEBUG, '0') not in ('', '0')
     try:
         command()
-    except Exception as error:
-        if os.environ.get(DEBUG, '0') not in ('', '0') or not is_told(error):
+    except SystemExit as ended:
+        if debug and ended.__cause__ is not None:
+            traceback.print_exception(ended.__cause__)
+        raise
+    except Exception as raised:
+        error = cause(raised)
+        if debug or not is_told(error):
             raise
-        raise SystemExit(f'{Path(sys.argv[0]).name}: {message(error)}') from error
+        raise SystemExit(f'{Path(sys.argv[0]).name}: {message(error)}') from raised
+
+
+def cause(error: Exception) -> Exception:
+    """What a hook has raised, where MMEngine has wrapped it."""
+    inner = error.__cause__
+    wrapped = type(error) is TypeError and isinstance(inner, TypeError)
+    return inner if wrapped and str(error).startswith(f'{inner} in ') else error
 
 
 def is_told(error: Exception) -> bool:

@@ -24,7 +24,12 @@ from mmgap.distributed import broadcast_object
 from mmgap.feedback import Critic, Feedback
 from mmgap.generators import DiffusionGenerator
 from mmgap.loop.contact_sheet import picture_round, write_contact_sheet
-from mmgap.loop.guards import check_classes, check_guidance_images, check_label_types
+from mmgap.loop.guards import (
+    check_classes,
+    check_guidance_images,
+    check_label_types,
+    check_model_classes,
+)
 from mmgap.loop.parts import build_critic, build_sources, settings_of, without_pools
 from mmgap.loop.report import round_report
 from mmgap.loop.settings import GAPSettings
@@ -229,7 +234,9 @@ class Loop:
         if model is None:
             set_random_seed(self.seed)
             model = load_model(self.config, checkpoint or self.config.get('load_from'))
-        return build_target(model, self.config, self.settings.input, self.sources.label_type)
+        target = build_target(model, self.config, self.settings.input, self.sources.label_type)
+        check_model_classes(target.model, self.sources)
+        return target
 
     def prompt_search(self, target: TargetModel, round_index: int = 0) -> PromptSearch:
         """The search of a round.

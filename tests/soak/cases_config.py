@@ -94,7 +94,7 @@ SETTINGS: list[tuple[str, Any, tuple[str, ...]]] = [
     ('search.tokens', 0, ()),
     ('search.rate', NAN, ()),
     ('search.scope', 'klass', ("'class'",)),
-    ('search.init', 'no/such/prompt.safetensors', ()),
+    ('search.init', 'no/such/prompt.safetensors', ('no/such/prompt.safetensors',)),
     ('search.template', 'in the forest', ()),
     ('search.stepz', 3, ('stepz', 'steps')),
     ('search.optim_wrapper.optimizer.type', 'Adamm', ('Adamm',)),
@@ -119,6 +119,7 @@ SETTINGS: list[tuple[str, Any, tuple[str, ...]]] = [
     ('seed', 'lucky', ()),
     ('critic', dict(type='mmgap.ClipCritik'), ('ClipCritik',)),
     ('feedback', [dict(type='mmgap.AdversarialLos', mode='flip')], ('AdversarialLos',)),
+    ('feedback', [dict(type='mmgap.AdversarialLoss', start='late')], ('start', 'late')),
     ('feedback', [dict(type='mmgap.AdversarialLoss', mode='flop')], ('mode', 'flop', 'flip')),
     ('feedback', [dict(type='mmgap.AdversarialLoss', weight=NAN)], ('weight', 'nan')),
     ('feedback', [dict(type='mmgap.AdversarialLoss', weigth=1.0)], ('weigth', 'AdversarialLoss')),
@@ -130,7 +131,8 @@ SETTINGS: list[tuple[str, Any, tuple[str, ...]]] = [
     ('generator.strenght', 0.5, ('strenght',)),
     ('generator.guidance_scale', 'strong', ()),
     ('generator.device', 'cuda:7', ()),
-    ('generator.size', 30, ()),
+    ('generator.size', -8, ()),
+    ('generator.autocast', 'float8', ()),
 ]
 
 

@@ -104,7 +104,9 @@ def main() -> None:
     if (out / 'faults.json').exists():
         known = {one['name']: one for one in json.loads((out / 'faults.json').read_text())}
     done = {name for name, one in known.items() if args.resume and one['fault'] is None}
-    cases = [one for name, one in CASES.items() if name in (args.only or CASES) and name not in done]
+    cases = [
+        one for name, one in CASES.items() if name in (args.only or CASES) and name not in done
+    ]
     if not args.only and not args.resume:
         known = {}
     set_up()

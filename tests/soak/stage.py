@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -126,11 +127,19 @@ class Stage:
         """
         config = small_config(data or self.shared.birds, self.shared.sd, self.folder / 'work')
         named = {_dotted(name): value for name, value in changes.items()}
-        config.merge_from_dict({**SHORT, **named})
+        config.merge_from_dict(SHORT)
+        for name, value in named.items():
+            _set(config, name.split('.'), value)
         path = self.folder / 'config.py'
         config.dump(path)
-        path.write_text(path.read_text(encoding='utf-8') + text, encoding='utf-8')
+        path.write_text(
+            f"nan = float('nan')\n{path.read_text(encoding='utf-8')}\n{text}", encoding='utf-8'
+        )
         return path
+
+    def summary(self) -> dict[str, Any]:
+        """``gap/summary.json`` of the training."""
+        return json.loads((self.folder / 'work' / 'gap' / 'summary.json').read_text())
 
     def run(self, command: str, *arguments: object) -> Finished:
         """Run ``mmgap COMMAND``, and look at what is left."""
@@ -247,3 +256,13 @@ def run_case(one: Case, folder: Path, shared: Shared) -> Mapping[str, Any]:
 def _dotted(name: str) -> str:
     parts = name.split('__')
     return '.'.join(['custom_hooks', '0', *parts[1:]] if parts[0] == 'hook' else parts)
+
+
+def _set(part: Any, names: list[str], value: Any) -> None:
+    """Set what is at a path in a config, of whatever type."""
+    *parents, last = (int(name) if name.isdigit() else name for name in names)
+    for name in parents:
+        if isinstance(part, dict) and name not in part:
+            part[name] = {}
+        part = part[name]
+    part[last] = value
