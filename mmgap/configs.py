@@ -129,8 +129,8 @@ def config_fault(path: Path, error: Exception) -> str:
         own = [frame for frame in frames if frame.name == '<module>' and _is_config(frame, path)]
         line = own[-1].lineno if own else None
         places = [own[-1].filename] if own and not _same_file(own[-1].filename, path) else []
-    where = f'{places[0]} ' * bool(places) + (f'line {line}: ' if line else '')
-    return f'{where}{type(error).__name__}: {text}'
+    where = [*places, *([f'line {line}'] if line else [])]
+    return ': '.join([*([' '.join(where)] if where else []), f'{type(error).__name__}: {text}'])
 
 
 def _is_config(frame: traceback.FrameSummary, path: Path) -> bool:
@@ -166,6 +166,21 @@ def gap_hooks(config: MutableMapping[str, Any]) -> list[Any]:
     """
     finish_config(config)
     return [hook for hook in config.get('custom_hooks') or () if is_gap_hook(hook)]
+
+
+def one_gap_hook(config: MutableMapping[str, Any]) -> Any:
+    """The config of the one GAPHook among a config's ``custom_hooks``.
+
+    Raises:
+        ValueError: If there is none, or several.
+    """
+    found = gap_hooks(config)
+    if len(found) != 1:
+        raise ValueError(
+            f'custom_hooks must have one mmgap.GAPHook, {getattr(config, "filename", "it")} has '
+            f'{len(found)}'
+        )
+    return found[0]
 
 
 def finish_config(config: MutableMapping[str, Any]) -> None:

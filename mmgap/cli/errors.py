@@ -42,9 +42,10 @@ def run(command: Callable[[], None]) -> None:
 
 def cause(error: Exception) -> Exception:
     """What a hook has raised, where MMEngine has wrapped it."""
-    inner = error.__cause__
-    wrapped = type(error) is TypeError and isinstance(inner, TypeError)
-    return inner if wrapped and str(error).startswith(f'{inner} in ') else error
+    inner = error.__context__
+    if isinstance(inner, TypeError) and str(error).startswith(f'{inner} in <'):
+        return inner
+    return error
 
 
 def is_told(error: Exception) -> bool:

@@ -77,11 +77,11 @@ def main() -> None:
     if args.prompts is not None and not osp.exists(args.prompts):
         raise SystemExit(f'--prompts {args.prompts!r} does not exist')
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     start_processes(args.launcher, config)
-    logger = MMLogger.get_instance('mmgap', log_file=str(out / 'generate.log'), log_level='INFO')
     pool = SamplePool(out)
     loop = Loop.from_config(config)
+    out.mkdir(parents=True, exist_ok=True)
+    logger = MMLogger.get_instance('mmgap', log_file=str(out / 'generate.log'), log_level='INFO')
     prompts = collect_prompts(loop, args.prompts, args.text)
     target = loop.target(checkpoint) if checkpoint is not None else None
     began = time.time()

@@ -49,12 +49,12 @@ def main() -> None:
     checkpoint = args.checkpoint
     if checkpoint is not None and '://' not in checkpoint and not osp.isfile(checkpoint):
         raise SystemExit(f'--checkpoint {checkpoint!r} does not exist')
-    out = Path(args.out or osp.join(work_dir_of(config), 'prompts'))
-    out.mkdir(parents=True, exist_ok=True)
     start_processes(args.launcher, config)
-    logger = MMLogger.get_instance('mmgap', log_file=str(out / 'search.log'), log_level='INFO')
     began = time.time()
     loop = Loop.from_config(config)
+    out = Path(args.out or osp.join(work_dir_of(config), 'prompts'))
+    out.mkdir(parents=True, exist_ok=True)
+    logger = MMLogger.get_instance('mmgap', log_file=str(out / 'search.log'), log_level='INFO')
     method = describe_method(loop.settings)
     logger.info(f'[gap] {method}')
     target = loop.target(checkpoint)

@@ -66,9 +66,15 @@ class GAPHook(InjectionHook):
     def before_run(self, runner: Runner) -> None:
         """Take the changes of the config's ``gap_hook``, before anything is built."""
         warn_renamed(runner.cfg)
+        count = sum(isinstance(hook, GAPHook) for hook in runner.hooks)
+        if count > 1:
+            raise ValueError(
+                f'custom_hooks must have one mmgap.GAPHook, it has {count}, which would write to '
+                'one folder; leave one, and give it more rounds'
+            )
         changes = runner.cfg.get('gap_hook')
         if changes is not None:
-            check_one_hook(sum(isinstance(hook, GAPHook) for hook in runner.hooks))
+            check_one_hook(count)
             self.settings = GAPSettings.from_config(change_hook(self._config, changes))
             self.asked = self.injection = self.settings.injection
             self.given_seed = self.settings.seed

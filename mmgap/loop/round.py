@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import set_random_seed
 from torch import nn
 
-from mmgap.configs import gap_hooks, set_scope
+from mmgap.configs import one_gap_hook, set_scope
 from mmgap.datasets.masked_folders import share_classes
 from mmgap.distributed import broadcast_object
 from mmgap.feedback import Critic, Feedback
@@ -115,14 +115,10 @@ class Loop:
         Raises:
             ValueError: If the config has no GAPHook, or several.
         """
-        found = gap_hooks(config)
-        if len(found) != 1:
-            raise ValueError(
-                f'custom_hooks must have one mmgap.GAPHook, {config.filename} has {len(found)}'
-            )
+        hook = one_gap_hook(config)
         set_scope(config)
         share_classes(config)
-        settings = settings_of(found[0])
+        settings = settings_of(hook)
         seeds = (settings.seed, (config.get('randomness') or {}).get('seed'), 0)
         loaders = [config.get(f'{name}_dataloader') for name in ('val', 'test')]
         return cls.build(

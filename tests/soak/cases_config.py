@@ -23,7 +23,7 @@ def config_is_a_folder(stage: Stage) -> None:
 def config_is_text(stage: Stage) -> None:
     path = stage.folder / 'notes.txt'
     path.write_text('hello')
-    stage.refuses('check', path, says=[path, '.py'])
+    stage.refuses('check', path, says=[path, 'py/yml'])
 
 
 @case('a config with a syntax error', 'train')

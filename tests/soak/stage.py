@@ -88,6 +88,18 @@ class Shared:
         """A miniature of Waterbirds with masks: 10 images to train on, 8 to test on."""
         return self._made('birds', lambda folder: draw_waterbirds(folder, per_group=2))
 
+    @functools.cached_property
+    def pool(self) -> Path:
+        """A pool of two images that ``generate`` draws for the text 'a b'."""
+
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            stage = Stage(folder, self)
+            options = ('--text', 'a b', '--num', 2, '--out', folder / 'pool')
+            run_command('mmgap', 'generate', stage.config(), *options).check()
+
+        return self._made('drawn', make) / 'pool'
+
     def _made(self, name: str, make: Callable[[Path], Any]) -> Path:
         path, unfinished = self.folder / name, self.folder / f'{name}.unfinished'
         if not path.exists():
@@ -116,6 +128,10 @@ class Stage:
     def birds(self) -> Path:
         """The miniature of Waterbirds, to be changed."""
         return Path(shutil.copytree(self.shared.birds, self.folder / 'birds'))
+
+    def copy(self, path: Path, name: str) -> Path:
+        """A copy of what is shared."""
+        return Path(shutil.copytree(path, self.folder / name))
 
     def config(self, data: Path | None = None, /, text: str = '', **changes: Any) -> Path:
         """A config file of a short training with a GAPHook.
@@ -226,7 +242,7 @@ class Stage:
 def last_words(output: str) -> str:
     """The message that a command has ended with; its last lines where it has none."""
     lines = output.strip().splitlines()
-    begun = [i for i, line in enumerate(lines) if re.match(r'mmgap( \w+)?: ', line)]
+    begun = [i for i, line in enumerate(lines) if re.match(r'(mmgap( \w+)?|config .+?): ', line)]
     return '\n'.join(lines[begun[-1] :] if begun else lines[-1:])
 
 
