@@ -8,7 +8,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 from PIL import Image
 
 from mmgap.files import plain, write_bytes, write_json
+from mmgap.locks import locked
+from mmgap.typed import fits, hints_of
 
 MANIFEST = 'manifest.jsonl'
 GENERATORS = 'generators.json'
@@ -122,6 +125,15 @@ class Sample:
         return json.dumps({k: v for k, v in fields.items() if k not in left_out}) + '\n'
 
 
+WORDS = {bool: 'true or false', int: 'a whole number', str: 'text', float: 'a number'}
+WORDS[type(None)] = 'null'
+# What JSON may have in each field; whole numbers are numbers too.
+TYPES = {
+    name: {kind for kind, one in ((k, k()) for k in WORDS) if fits(one, hint)}
+    for name, hint in hints_of(Sample).items()
+}
+
+
 class SamplePool:
     """An append-only folder of images with ``manifest.jsonl``.
 
@@ -132,12 +144,20 @@ class SamplePool:
 
     Raises:
         ValueError: If a line of the manifest is not one that mmgap writes, or names an image that
-            is missing, truncated or outside of the folder.
+            is missing, truncated, outside of the folder, or another line's.
+        NotADirectoryError: If the folder is something else, or a link to nothing.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._torn = 0
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            what = 'a file' if self.folder.exists() else f'a link to {os.readlink(self.folder)}'
+            missing = '' if self.folder.exists() else ', which does not exist'
+            raise NotADirectoryError(
+                f'pool {self.folder} must be a folder, it is {what}{missing}; give another path'
+            )
+        self._seen = self._stamp()
         self.samples: list[Sample] = self._read()
 
     def __len__(self) -> int:
@@ -177,6 +197,26 @@ class SamplePool:
         known = self.generators
         if name not in known:
             write_json(self.folder / GENERATORS, plain({**known, name: dict(settings)}))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other processes from writing; what they have written since is read.
+
+        Raises:
+            BlockingIOError: If another process writes to the pool.
+        """
+        new = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(self.folder):
+                if self._stamp() != self._seen:
+                    self.samples = self._read()
+                yield
+        finally:
+            self._seen = self._stamp()
+            if new:
+                with suppress(OSError):  # it is not empty
+                    self.folder.rmdir()
 
     def append(
         self, image: np.ndarray | bytes, depth: np.ndarray | None = None, **fields: Any
@@ -288,6 +328,14 @@ class SamplePool:
                 write_json(self.folder / GENERATORS, known)
         return len(dropped)
 
+    def _stamp(self) -> tuple[int, int] | None:
+        """What tells that the manifest has changed."""
+        try:
+            found = self.manifest.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
     def _read(self) -> list[Sample]:
         if not self.manifest.exists():
             return []
@@ -297,7 +345,8 @@ class SamplePool:
         self._torn = len(torn)
         names = {field.name for field in dataclasses.fields(Sample)}
         required = {field.name for field in dataclasses.fields(Sample) if field.default is MISSING}
-        samples = []
+        samples: list[Sample] = []
+        lines: dict[str, int] = {}
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
                 fields = json.loads(line)
@@ -318,10 +367,17 @@ class SamplePool:
                     f'{self.manifest} line {number}: depth_file must be depth/NUMBER.png with the '
                     f'number of its image, got {fields["depth_file"]!r}'
                 )
-            if type(fields['label']) is not int:
+            for name, value in fields.items():
+                if type(value) not in TYPES[name]:
+                    kinds = ' or '.join(sorted(WORDS[kind] for kind in TYPES[name]))
+                    raise ValueError(
+                        f'{self.manifest} line {number}: {name} must be {kinds}, got {value!r}'
+                    )
+            other = lines.setdefault(fields['file'], number)
+            if other != number:
                 raise ValueError(
-                    f'{self.manifest} line {number}: label must be a whole number, got '
-                    f'{fields["label"]!r}'
+                    f'{self.manifest} line {number} names {fields["file"]}, as line {other} does; '
+                    'delete one of them'
                 )
             samples.append(Sample(**fields))
         self._check_images(samples)

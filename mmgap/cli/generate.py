@@ -80,10 +80,10 @@ def main() -> None:
     start_processes(args.launcher, config)
     pool = SamplePool(out)
     loop = Loop.from_config(config)
-    out.mkdir(parents=True, exist_ok=True)
-    logger = MMLogger.get_instance('mmgap', log_file=str(out / 'generate.log'), log_level='INFO')
     prompts = collect_prompts(loop, args.prompts, args.text)
     target = loop.target(checkpoint) if checkpoint is not None else None
+    out.mkdir(parents=True, exist_ok=True)
+    logger = MMLogger.get_instance('mmgap', log_file=str(out / 'generate.log'), log_level='INFO')
     began = time.time()
     drawn = loop.synthesize(prompts, args.num, pool, target, keep_drawn=args.resume)
     if not dist.is_main_process():

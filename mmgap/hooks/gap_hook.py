@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import is_dataclass
 from typing import Any
 
+from mmengine import dist
 from mmengine.runner import Runner
 
 from mmgap.compat import allow_nondeterministic_resize, restart_infinite_iterator
 from mmgap.configs import change_hook, check_one_hook, warn_renamed
-from mmgap.distributed import broadcast_object, rank0_buffers
+from mmgap.distributed import broadcast_object, raise_on_all_ranks, rank0_buffers
 from mmgap.hooks import runner_access
 from mmgap.hooks.injection_hook import InjectionHook
 from mmgap.hooks.schedule import Position, check_plan, plateaued, rounds_missed
+from mmgap.locks import locked
 from mmgap.loop import GAPSettings, Loop
 from mmgap.loop.method import describe_method
 from mmgap.machine import release_memory
@@ -59,6 +62,7 @@ class GAPHook(InjectionHook):
         self.state.update(method=None)
         self.seconds.update(search=0.0, synthesis=0.0)
         self._loop: Loop | None = None
+        self._locks = ExitStack()
         self._trained = False
 
     # MMEngine's points
@@ -82,6 +86,7 @@ class GAPHook(InjectionHook):
 
     def before_train(self, runner: Runner) -> None:
         """Wrap the training data, check the plan, and set up the loop."""
+        self._lock(runner)
         self._begin(runner)
         position = Position.of(runner, self._by_epoch)
         check_plan(self.settings, self.state['rounds_done'], self._over(), position)
@@ -126,6 +131,13 @@ class GAPHook(InjectionHook):
             missed = rounds_missed(self.settings, self.state, position, stopped)
             runner.logger.warning(f'[gap] {missed["why"]}')
         self._finish(runner, missed)
+        self._locks.close()
+
+    def _lock(self, runner: Runner) -> None:
+        """Refuse to train where another process trains."""
+        with raise_on_all_ranks(BlockingIOError):
+            if dist.is_main_process():
+                self._locks.enter_context(locked(runner.work_dir))
 
     def _settings(self) -> dict[str, Any]:
         own = vars(self.settings).items()

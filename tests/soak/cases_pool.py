@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from mmgap.locks import locked
 from mmgap.pool import SamplePool
 from tests.soak.stage import Stage, case
 from tests.support.commands import Finished
@@ -164,8 +165,6 @@ def two_at_once(stage: Stage) -> None:
 
     def second() -> Finished:
         return stage.run('generate', config, '--text', 'c', '--num', 4, '--out', pool.folder)
-
-    from mmgap.files import locked
 
     with locked(pool.folder):
         done = stage.forked(second)

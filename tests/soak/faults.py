@@ -25,7 +25,7 @@ os.environ['CUDA_VISIBLE_DEVICES'] = ''  # these are no questions of speed
 from mmgap.files import write_bytes, write_json
 from tests.soak.stage import CASES, Case, Shared, run_case
 
-MODULES = ('config', 'data', 'pool', 'weights')
+MODULES = ('commands', 'config', 'data', 'images', 'pool', 'weights', 'disk')
 SHOWN = 200  # characters of a message in the table
 
 

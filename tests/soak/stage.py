@@ -81,12 +81,12 @@ class Shared:
     @functools.cached_property
     def sd(self) -> Path:
         """A tiny Stable Diffusion."""
-        return self._made('sd', save_tiny_pipeline)
+        return self.made('sd', save_tiny_pipeline)
 
     @functools.cached_property
     def birds(self) -> Path:
         """A miniature of Waterbirds with masks: 10 images to train on, 8 to test on."""
-        return self._made('birds', lambda folder: draw_waterbirds(folder, per_group=2))
+        return self.made('birds', lambda folder: draw_waterbirds(folder, per_group=2))
 
     @functools.cached_property
     def pool(self) -> Path:
@@ -98,9 +98,10 @@ class Shared:
             options = ('--text', 'a b', '--num', 2, '--out', folder / 'pool')
             run_command('mmgap', 'generate', stage.config(), *options).check()
 
-        return self._made('drawn', make) / 'pool'
+        return self.made('drawn', make) / 'pool'
 
-    def _made(self, name: str, make: Callable[[Path], Any]) -> Path:
+    def made(self, name: str, make: Callable[[Path], Any]) -> Path:
+        """A folder that is made when it is asked for, and then kept."""
         path, unfinished = self.folder / name, self.folder / f'{name}.unfinished'
         if not path.exists():
             shutil.rmtree(unfinished, ignore_errors=True)
