@@ -15,7 +15,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 from mmgap.typed import check_types, hints_of
@@ -114,6 +114,11 @@ def read_config(name: str | os.PathLike[str], changes: Mapping[str, Any] | None 
             finish_config(config)
     except (TypeError, ValueError) as error:
         raise SystemExit(f'config {os.fspath(name)}: {error}') from error
+    except KeyError as error:  # an index of a list, which the message prints
+        text = str(error.args[0])
+        raise SystemExit(
+            f'config {os.fspath(name)}: --cfg-options {" ".join(changes or ())}: {text[:200]}'
+        ) from error
     return config
 
 
@@ -139,6 +144,17 @@ def _is_config(frame: traceback.FrameSummary, path: Path) -> bool:
 
 def _same_file(name: str, path: Path) -> bool:
     return os.path.realpath(name) == os.path.realpath(path)
+
+
+class Changes(DictAction):
+    """MMEngine's ``--cfg-options key=value …``; what is no such pair is said."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Read the pairs."""
+        strange = [value for value in values if '=' not in value]
+        if strange:
+            parser.error(f'{option} takes key=value …, got {" ".join(strange)}')
+        super().__call__(parser, namespace, values, option)
 
 
 def work_dir_of(config: Config) -> str:

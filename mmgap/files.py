@@ -59,6 +59,21 @@ def read_text(path: str | Path) -> str:
         ) from error
 
 
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not JSON; names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(
+            f'{path} is not JSON: {error}; bring it back, or delete it to have it made again'
+        ) from error
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all. See :func:`write_bytes`.
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmgap.files import plain, write_bytes, write_json
+from mmgap.files import plain, read_json, write_bytes, write_json
 from mmgap.locks import locked
 from mmgap.typed import fits, hints_of
 
@@ -185,7 +185,7 @@ class SamplePool:
     def generators(self) -> dict[str, dict[str, Any]]:
         """What has drawn images of the pool: settings of generators by their fingerprint."""
         path = self.folder / GENERATORS
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def add_generator(self, name: str, settings: Mapping[str, Any]) -> None:
         """Write down what draws, so that ``generator`` of a sample can be looked up.

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from mmgap.benchmark.training import base_config, cell_config, inject, train_and
 from mmgap.compat import name_pretrained
 from mmgap.configs import build_settings, change_settings, gap_hooks, is_gap_hook
 from mmgap.datasets import SyntheticDataset
-from mmgap.files import fingerprint, plain, write_json
+from mmgap.files import fingerprint, plain, read_json, write_json
 from mmgap.injection import InjectionSettings, judge_images
 from mmgap.loop import GAPSettings, Loop
 from mmgap.loop.parts import settings_of
@@ -109,7 +108,7 @@ class Benchmark:
         }
         self._cells = fingerprint(cells)
         known = out / 'base' / 'key.json'
-        if known.exists() and json.loads(known.read_text()) != self._shared:
+        if known.exists() and read_json(known) != self._shared:
             raise ValueError(
                 f'{out} holds results of another config, generator or world; choose another --out'
             )
@@ -153,7 +152,7 @@ class Benchmark:
         """
         path = self.path(method, budget, seed, layers, injection)
         if path.exists():
-            cell = json.loads(path.read_text())
+            cell = read_json(path)
             if cell.pop('key') != self.cell_key(method, injection):
                 raise ValueError(
                     f'{path} was made with other settings of {method!r}; choose another --out, or '
@@ -291,7 +290,7 @@ class Benchmark:
         if overdraw is not None:
             folder = folder.with_name(f'{folder.name}-x{overdraw}')
         count, file = count or max(self.budgets), folder / 'about.json'
-        known = json.loads(file.read_text()) if file.exists() else {}
+        known = read_json(file) if file.exists() else {}
         if known.get('images', 0) >= count:
             if known.get('coverage_of') != self._covering:
                 write_json(file, {**known, **self._covered(folder)})

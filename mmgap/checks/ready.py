@@ -19,13 +19,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 
-from mmgap.configs import gap_hooks, name_of, read_config, set_scope
+from mmgap.configs import Changes, gap_hooks, name_of, read_config, set_scope
 from mmgap.datasets import share_classes
 from mmgap.datasets.masked_folders import left_out_note
 from mmgap.injection import rate_note
@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file, or the name of a shipped one')
     parser.add_argument('--checkpoint', help="weights of the model instead of the config's")
     parser.add_argument('--tiny', action='store_true', help='packaged tiny weights')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
+    parser.add_argument('--cfg-options', nargs='+', action=Changes, help='key=value …')
     return parser.parse_args()
 
 

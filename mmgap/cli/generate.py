@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 from mmengine import dist
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from mmgap.compat import start_processes
-from mmgap.configs import read_config
+from mmgap.configs import Changes, read_config
 from mmgap.loop import Loop
 from mmgap.loop.contact_sheet import picture_round, write_contact_sheet
 from mmgap.pool import SamplePool
@@ -44,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         '--checkpoint', help="weights of the model whose losses go into the pool's manifest"
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
+        '--cfg-options', nargs='+', action=Changes, help='override settings: key=value …'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     args = parser.parse_args()

@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 from mmengine import dist
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from mmgap.compat import start_processes
-from mmgap.configs import read_config, work_dir_of
+from mmgap.configs import Changes, read_config, work_dir_of
 from mmgap.files import write_json
 from mmgap.loop import Loop, environment
 from mmgap.loop.method import describe_method
@@ -36,7 +35,7 @@ def parse_args() -> argparse.Namespace:
         '(default: WORK_DIR/prompts)',
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
+        '--cfg-options', nargs='+', action=Changes, help='override settings: key=value …'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     return parser.parse_args()

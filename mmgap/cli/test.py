@@ -7,12 +7,11 @@ import argparse
 import os
 import os.path as osp
 
-from mmengine.config import DictAction
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmgap.compat import allow_checkpoint_history, start_processes
-from mmgap.configs import is_gap_hook, read_config, set_scope, work_dir_of
+from mmgap.configs import Changes, is_gap_hook, read_config, set_scope, work_dir_of
 from mmgap.datasets import share_classes
 from mmgap.targets.load import check_readable, fitting_share
 
@@ -24,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='where the log goes')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
+        '--cfg-options', nargs='+', action=Changes, help='override settings: key=value …'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)

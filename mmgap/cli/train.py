@@ -8,13 +8,13 @@ import os
 import os.path as osp
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import mmgap.weights  # noqa: F401  so that `mmgap://…` is known where no GAPHook brings it
 from mmgap.compat import allow_checkpoint_history, name_pretrained, start_processes
-from mmgap.configs import name_of, read_config, set_scope, toolbox_of, work_dir_of
+from mmgap.configs import Changes, name_of, read_config, set_scope, toolbox_of, work_dir_of
 from mmgap.datasets import share_classes
 from mmgap.targets.load import check_readable, fitting_share
 
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         'auto_scale_lr.base_batch_size',
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
+        '--cfg-options', nargs='+', action=Changes, help='override settings: key=value …'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)

@@ -58,7 +58,7 @@ def prompts_missing(stage: Stage) -> None:
 
 @case('a folder without a run', 'report')
 def report_nothing(stage: Stage) -> None:
-    stage.refuses('report', stage.folder, says=[stage.folder, 'summary.json'])
+    stage.refuses('report', stage.folder, says=[stage.folder, 'gap'])
 
 
 @case('a folder that does not exist', 'report')
@@ -151,7 +151,7 @@ def benchmark_section(stage: Stage) -> None:
 def benchmark_budget(stage: Stage) -> None:
     out = stage.folder / 'out'
     options = ('--methods', 'none', 'gap', '--budgets', 0, '--seeds', 0, '--out', out)
-    stage.refuses('benchmark', CONFIG, *options, says=['--budgets', '0'])
+    stage.refuses('benchmark', CONFIG, *options, says=['budget 0', '(8)'])
 
 
 @case('the same seed twice', 'benchmark')
@@ -186,7 +186,7 @@ def benchmark_cell(stage: Stage) -> None:
 def benchmark_out(stage: Stage) -> None:
     out = stage.folder / 'out'
     out.write_text('out')
-    options = ('--methods', 'none', '--budgets', 2, '--seeds', 0, '--layers', 'last')
+    options = ('--methods', 'none', '--budgets', 8, '--seeds', 0, '--layers', 'last')
     stage.refuses('benchmark', CONFIG, *options, '--out', out, says=[out])
 
 
@@ -205,8 +205,7 @@ def cost_case(stage: Stage) -> None:
 @case('a config that has no test data', 'test')
 def test_no_data(stage: Stage) -> None:
     path = stage.config(text='test_dataloader = test_evaluator = test_cfg = None\n')
-    (stage.folder / 'last.pth').write_bytes(b'')
-    stage.refuses('test', path, stage.folder / 'last.pth', says=['test_dataloader'])
+    stage.refuses('test', path, stage.shared.checkpoint, says=['test_dataloader'])
 
 
 @case('a shipped config whose copy would overwrite another file', 'configs')

@@ -89,6 +89,25 @@ class Shared:
         return self.made('birds', lambda folder: draw_waterbirds(folder, per_group=2))
 
     @functools.cached_property
+    def checkpoint(self) -> Path:
+        """A checkpoint of the model of :meth:`Stage.config`."""
+        import torch
+        from mmengine.config import Config
+
+        from mmgap.configs import set_scope
+        from mmgap.targets.load import load_model
+
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            config = Config.fromfile(Stage(folder, self).config())
+            set_scope(config)
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                state = load_model(config).state_dict()
+            torch.save(dict(state_dict=state, meta={}), folder / 'last.pth')
+
+        return self.made('model', make) / 'last.pth'
+
+    @functools.cached_property
     def pool(self) -> Path:
         """A pool of two images that ``generate`` draws for the text 'a b'."""
 
@@ -167,7 +186,7 @@ class Stage:
         litter = Litter(self.folder)
         done = act()
         self.litter += litter.left()
-        self.said = last_words(done.output)
+        self.said = done.message or last_words(done.output)
         return done
 
     def refuses(self, command: str, *arguments: object, says: Iterable[object]) -> Finished:
@@ -223,7 +242,7 @@ class Stage:
                     done = act()
                 except BaseException:
                     done = Finished(1, traceback.format_exc())
-            there.send((done.code, done.output))
+            there.send((done.code, done.output, done.message))
             os._exit(0)
 
         def wait() -> Finished:
@@ -231,11 +250,11 @@ class Stage:
             process.start()
             there.close()
             try:
-                code, output = here.recv()
+                done = Finished(*here.recv())
             except EOFError:
-                code, output = -9, 'killed'
+                done = Finished(-9, 'killed')
             process.join(timeout=60)
-            return Finished(code, output)
+            return done
 
         return self.watch(wait)
 
