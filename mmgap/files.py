@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def write_bytes(path: str | Path, data: bytes, sync: bool = True) -> None:
         OSError: When the disk is full or the folder cannot be written; no partial file stays.
     """
     path = Path(path)
+    new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.tmp')
     try:
@@ -36,8 +38,16 @@ def write_bytes(path: str | Path, data: bytes, sync: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # The system does not name it when the disk is full.
+        error.filename = str(path)
+        del error.filename2  # where it should have been moved to
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+        if new and not path.exists():
+            with suppress(OSError):  # others write there too
+                path.parent.rmdir()
 
 
 def read_text(path: str | Path) -> str:

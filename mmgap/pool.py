@@ -253,10 +253,13 @@ class SamplePool:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError:
-            if self.manifest.exists():
+        except OSError as error:
+            error.filename = error.filename or str(self.manifest)
+            if size:
                 os.truncate(self.manifest, size)
-                self._torn = 0
+            else:
+                self.manifest.unlink(missing_ok=True)
+            self._torn = 0
             self._unlink(sample)
             raise
         self.samples.append(sample)
@@ -410,6 +413,9 @@ class SamplePool:
         for path in (self.path(sample), self.depth_path(sample)):
             if path is not None:
                 path.unlink(missing_ok=True)
+                if not self.samples:
+                    with suppress(OSError):  # it is not there, or not empty
+                        path.parent.rmdir()
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -164,14 +164,14 @@ class Benchmark:
             pool, images = self.images(method, seed, budget)
             evaluations = evaluations_of(pool, images)
             images, dropped = counts_of(pool, images)
-        began = time.time()
+        began = time.monotonic()
         config = self.training(method, seed, layers, pool, images, injection)
         report, others = train_and_test(config, evaluate=self.settings.get('evaluate') or {})
         cell = dict(method=method, budget=budget, seed=seed, layers=layers, injection=injection)
         report.pop('metrics')
         cell.update(report)
         cell.update(images=images, dropped=dropped, evaluations=evaluations)
-        cell.update(seconds=time.time() - began)
+        cell.update(seconds=time.monotonic() - began)
         cell['val_worst_group'] = others['val']['worst_group'] if 'val' in others else None
         cell['others'] = others
         write_json(path, dict(cell, key=self.cell_key(method, injection)))
@@ -295,11 +295,11 @@ class Benchmark:
             if known.get('coverage_of') != self._covering:
                 write_json(file, {**known, **self._covered(folder)})
             return folder
-        began = time.time()
+        began = time.monotonic()
         facts = self._fill(SamplePool(folder), method, seed, count, overdraw)
         facts.update(method=method, seed=seed, images=count, key=self.key(method))
         facts.update(self._covered(folder))
-        write_json(file, dict(facts, seconds=time.time() - began))
+        write_json(file, dict(facts, seconds=time.monotonic() - began))
         return folder
 
     def _fill(

@@ -285,7 +285,7 @@ def run_cells(
                 known[path] = cell()
         return [known[path] for path in cells if path in known]
 
-    before, began = len(finished()), time.time()
+    before, began = len(finished()), time.monotonic()
     if report is not None and before:
         print(f'{before} of {len(cells)} cells are finished', flush=True)
         report(finished())
@@ -294,7 +294,7 @@ def run_cells(
             continue
         known[path] = cell()
         done = finished()
-        left = (len(cells) - len(done)) * (time.time() - began) / (len(done) - before)
+        left = (len(cells) - len(done)) * (time.monotonic() - began) / (len(done) - before)
         print(
             f'[{len(done)}/{len(cells)}] {line(known[path])}; {left / 60:.0f} min left', flush=True
         )

@@ -145,7 +145,7 @@ class Zoo:
                 raise ValueError(f'{path} was made with other settings; choose another --out')
             return cell
         self._make_room(model)
-        began = time.time()
+        began = time.monotonic()
         folder = row.pool(args.transfer, seed)
         loss, accuracy = evaluate_on_pool(column, seed, folder, args.budget)
         if images_of == model:
@@ -156,7 +156,7 @@ class Zoo:
             report, _ = train_and_test(config)
         cell = dict(images_of=images_of, model=model, seed=seed, loss=loss, accuracy=accuracy)
         cell.update({name: report[name] for name in ('worst_group', 'mean', 'groups', 'measure')})
-        cell.update(seconds=time.time() - began)
+        cell.update(seconds=time.monotonic() - began)
         write_json(path, dict(cell, key=key))
         return cell
 

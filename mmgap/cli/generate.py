@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from mmengine import dist
-from mmengine.logging import MMLogger
 
+from mmgap.cli.logs import logged
 from mmgap.compat import start_processes
 from mmgap.configs import Changes, read_config
 from mmgap.loop import Loop
@@ -81,19 +81,19 @@ def main() -> None:
     loop = Loop.from_config(config)
     prompts = collect_prompts(loop, args.prompts, args.text)
     target = loop.target(checkpoint) if checkpoint is not None else None
-    out.mkdir(parents=True, exist_ok=True)
-    logger = MMLogger.get_instance('mmgap', log_file=str(out / 'generate.log'), log_level='INFO')
-    began = time.time()
-    drawn = loop.synthesize(prompts, args.num, pool, target, keep_drawn=args.resume)
-    if not dist.is_main_process():
-        return
-    logger.info(f'[gap] {drawn} images drawn in {time.time() - began:.1f} s, {len(pool)} in {out}')
-    pictures = picture_round(
-        pool,
-        loop.sources,
-        loop.generator,
-        found=(),
-        num_inference_steps=loop.settings.synthesis.num_inference_steps,
-        round=0,
-    )
-    write_contact_sheet(out / 'contact_sheet.png', pictures)
+    with logged(out / 'generate.log') as logger:
+        began = time.monotonic()
+        drawn = loop.synthesize(prompts, args.num, pool, target, keep_drawn=args.resume)
+        if not dist.is_main_process():
+            return
+        seconds = time.monotonic() - began
+        logger.info(f'[gap] {drawn} images drawn in {seconds:.1f} s, {len(pool)} in {out}')
+        pictures = picture_round(
+            pool,
+            loop.sources,
+            loop.generator,
+            found=(),
+            num_inference_steps=loop.settings.synthesis.num_inference_steps,
+            round=0,
+        )
+        write_contact_sheet(out / 'contact_sheet.png', pictures)

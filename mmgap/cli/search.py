@@ -49,7 +49,7 @@ def main() -> None:
     if checkpoint is not None and '://' not in checkpoint and not osp.isfile(checkpoint):
         raise SystemExit(f'--checkpoint {checkpoint!r} does not exist')
     start_processes(args.launcher, config)
-    began = time.time()
+    began = time.monotonic()
     loop = Loop.from_config(config)
     out = Path(args.out or osp.join(work_dir_of(config), 'prompts'))
     out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def main() -> None:
             checkpoint=checkpoint,
             prompts=rows,
             seed=loop.seed,
-            seconds=time.time() - began,
+            seconds=time.monotonic() - began,
             versions=environment(loop.sources.dataset.metainfo),
         ),
     )

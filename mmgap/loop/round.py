@@ -365,14 +365,14 @@ class Loop:
         Returns:
             The report, with the ``seconds`` of ``search`` and ``synthesis``.
         """
-        pool, began = SamplePool(folder / 'pool'), time.time()
+        pool, began = SamplePool(folder / 'pool'), time.monotonic()
         checkpoint = folder / 'search' / f'round_{round_index}.safetensors'
         bank = PromptBank(folder / 'prompts')
         found = self.search(target, round_index, checkpoint, bank, watcher)
-        searched = time.time()
+        searched = time.monotonic()
         prompts, count = [result.prompt for result in found], self.settings.images_of(round_index)
         self.synthesize(prompts, count, pool, target, round_index, keep_drawn)
-        seconds = dict(search=searched - began, synthesis=time.time() - searched)
+        seconds = dict(search=searched - began, synthesis=time.monotonic() - searched)
         sheet = folder / f'round_{round_index}.png'
         report = self.report(found, pool, round_index, sheet, watcher)
         return dict(report, seconds=seconds)
@@ -439,7 +439,7 @@ class Loop:
         prompts = self.initial_prompts(search, round_index, draw=False)
         if not draw:
             return
-        began = time.time()
+        began = time.monotonic()
         try:
             with preserved_rng():
                 search.try_out(prompts)
@@ -450,7 +450,7 @@ class Loop:
                 'to see that generator, model and settings fit.'
             )
             raise
-        _log(f'one image went through search and synthesis in {time.time() - began:.1f} s')
+        _log(f'one image went through search and synthesis in {time.monotonic() - began:.1f} s')
 
     def training_memory(self) -> int:
         """Bytes of the GPU that training took at its peak, the generator's own left out."""

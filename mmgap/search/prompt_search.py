@@ -250,7 +250,7 @@ class PromptSearch:
         identity: Mapping[str, Any],
         on_step: OnStep | None,
     ) -> None:
-        settings, began, first = self.settings, time.time(), running.step
+        settings, began, first = self.settings, time.monotonic(), running.step
         while active := running.active:
             for progress, score in zip(active, self.step(active), strict=True):
                 self._take(progress, score, running.optimizer)
@@ -262,7 +262,7 @@ class PromptSearch:
             if on_step is not None:
                 on_step(step, active)
             if over or step % settings.log_interval == 0:
-                self._log_step(step, active, (time.time() - began) / max(1, step - first))
+                self._log_step(step, active, (time.monotonic() - began) / max(1, step - first))
             due = over or step % settings.checkpoint_interval == 0
             if checkpoint and due:
                 running.calls = self.calls()

@@ -63,16 +63,27 @@ def full_summary(stage: Stage) -> None:
         stage.refuses('train', stage.config(), says=['No space left', 'summary.json'])
 
 
-@case('no file may be larger than 20 kB (RLIMIT_FSIZE)', 'generate')
+@case('no file may be larger than 400 bytes (RLIMIT_FSIZE)', 'generate')
 def limited_size(stage: Stage) -> None:
     pool, config = stage.folder / 'pool', stage.config()
 
+    append = SamplePool.append
+
+    def limited(self, *args, **kwargs):
+        # Not before: configs and logs are larger.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400, resource.RLIM_INFINITY))
+        try:
+            return append(self, *args, **kwargs)
+        finally:
+            most = resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
     def act() -> Finished:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
-        return stage.run('generate', config, *DRAW, '--out', pool)
+        with patch.object(SamplePool, 'append', limited):
+            return stage.run('generate', config, *DRAW, '--out', pool)
 
-    stage.check_refused(stage.forked(act), ['File too large'])
+    stage.check_refused(stage.forked(act), ['File too large', pool])
 
 
 @case('an --out in /proc, where nothing can be made', 'generate')
@@ -205,6 +216,7 @@ def jump(stage: Stage, by: float) -> None:
     with patch('mmgap.hooks.injection_hook.time.time', clock):
         stage.accepts('train', config)
     assert stage.summary()['images'] == 2
+    assert all(0 <= value < 600 for value in stage.summary()['seconds'].values())
 
 
 class full_disk:

@@ -86,7 +86,7 @@ def other_classes(stage: Stage) -> None:
 def pool_is_a_file(stage: Stage) -> None:
     path = stage.folder / 'pool'
     path.write_text('pool')
-    stage.refuses('train', mixed(stage, SamplePool(path)), says=[path])
+    stage.refuses('train', mixed(stage, path), says=[path])
 
 
 @case('a pool folder that is a file', 'generate')
@@ -206,9 +206,10 @@ def edit(pool: SamplePool, number: int, **changes: object) -> None:
     pool.manifest.write_text('\n'.join(lines) + '\n')
 
 
-def mixed(stage: Stage, pool: SamplePool, **settings: object) -> Path:
+def mixed(stage: Stage, pool: SamplePool | Path, **settings: object) -> Path:
     """A config of a short training on a pool."""
-    added = dict(type='mmgap.SyntheticMixDataset', pool=str(pool.folder), **settings)
+    folder = pool if isinstance(pool, Path) else pool.folder
+    added = dict(type='mmgap.SyntheticMixDataset', pool=str(folder), **settings)
     text = (
         f"train_dataloader['dataset'] = dict({added!r}, dataset=train_dataloader['dataset'])\n"
         "custom_hooks = []\ntrain_cfg['max_epochs'] = 1\n"
