@@ -88,14 +88,14 @@ class SyntheticDataset(BaseDataset):
     @staticmethod
     def _info(pool: SamplePool, sample: Sample) -> dict[str, Any]:
         info: dict[str, Any] = dict(
-            img_path=str(pool.path(sample)),
+            img_path=f'{pool.folder}/{sample.file}',  # a Path takes ten times as long
             prompt_id=sample.prompt_id,
             source_index=sample.source_index,
             round=sample.round,
         )
         if sample.depth_file is None:
             return dict(info, gt_label=sample.label)
-        return dict(info, depth_map_path=str(pool.depth_path(sample)), seg_fields=[])
+        return dict(info, depth_map_path=f'{pool.folder}/{sample.depth_file}', seg_fields=[])
 
     def _join_prefix(self) -> None:
         """Paths are complete already."""
