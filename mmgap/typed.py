@@ -82,10 +82,11 @@ def parameters_of(kind: type) -> tuple[dict[str, Any], bool]:
     """
     found: dict[str, Any] = {}
     for parent in kind.__mro__:
-        if '__init__' not in vars(parent):
+        own = vars(parent).get('__init__')
+        if own is None:
             continue
-        hints, passes = hints_of(parent.__init__), False
-        for name, parameter in list(inspect.signature(parent.__init__).parameters.items())[1:]:
+        hints, passes = hints_of(own), False
+        for name, parameter in list(inspect.signature(own).parameters.items())[1:]:
             if parameter.kind is parameter.VAR_KEYWORD:
                 passes = True
             elif parent is kind or parameter.default is not parameter.empty:
