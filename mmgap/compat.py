@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist
+from mmengine.logging import MMLogger
 from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -328,6 +329,11 @@ def repair_last_checkpoint(work_dir: str | Path) -> None:
     whole = [path for path in Path(work_dir).glob('[!.]*.pth') if zipfile.is_zipfile(path)]
     if not whole:
         note.unlink()
+        if name:
+            MMLogger.get_current_instance().warning(
+                f'{note} names {name}, which does not exist, and there is no other checkpoint in '
+                f'{work_dir}: training starts anew'
+            )
         return
     newest = max(whole, key=lambda path: path.stat().st_mtime_ns)
     write_bytes(note, str(newest).encode())

@@ -9,13 +9,16 @@ import difflib
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
+
+from mmgap.typed import check_types, hints_of
 
 Settings = TypeVar('Settings')
 PACKAGE = Path(__file__).parent
@@ -92,7 +95,7 @@ def read_config(name: str | os.PathLike[str], changes: Mapping[str, Any] | None 
         changes: What ``--cfg-options`` changes.
 
     Raises:
-        SystemExit: If there is no such config, or its ``gap_hook`` fits no hook.
+        SystemExit: If there is no such config, it cannot be read, or its ``gap_hook`` fits no hook.
     """
     try:
         path = find_config(name)
@@ -100,7 +103,10 @@ def read_config(name: str | os.PathLike[str], changes: Mapping[str, Any] | None 
         raise SystemExit(str(error)) from error
     if path != Path(name):  # there may also be a copy that was meant, in another folder
         print(f'config {os.fspath(name)}: {path}', file=sys.stderr, flush=True)
-    config = Config.fromfile(str(path))
+    try:
+        config = Config.fromfile(str(path))
+    except Exception as error:  # its code can fail in any way
+        raise SystemExit(f'config {os.fspath(name)}: {config_fault(path, error)}') from error
     try:
         finish_config(config)  # first, so that what is typed of custom_hooks counts
         if changes:
@@ -108,7 +114,47 @@ def read_config(name: str | os.PathLike[str], changes: Mapping[str, Any] | None 
             finish_config(config)
     except (TypeError, ValueError) as error:
         raise SystemExit(f'config {os.fspath(name)}: {error}') from error
+    except KeyError as error:  # an index of a list, which the message prints
+        text = str(error.args[0])
+        raise SystemExit(
+            f'config {os.fspath(name)}: --cfg-options {" ".join(changes or ())}: {text[:200]}'
+        ) from error
     return config
+
+
+def config_fault(path: Path, error: Exception) -> str:
+    """What is wrong with a config that cannot be read, and in which line of which file."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, SyntaxError):
+        # MMEngine reads the file before it compiles it, so that the error does not know its name.
+        line, text = error.lineno, f'{error.msg}: {(error.text or "").strip()}'
+        places = [] if error.filename in (None, '<unknown>', str(path)) else [error.filename]
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.name == '<module>' and _is_config(frame, path)]
+        line = own[-1].lineno if own else None
+        places = [own[-1].filename] if own and not _same_file(own[-1].filename, path) else []
+    where = [*places, *([f'line {line}'] if line else [])]
+    return ': '.join([*([' '.join(where)] if where else []), f'{type(error).__name__}: {text}'])
+
+
+def _is_config(frame: traceback.FrameSummary, path: Path) -> bool:
+    return _same_file(frame.filename, path) or '/configs/' in Path(frame.filename).as_posix()
+
+
+def _same_file(name: str, path: Path) -> bool:
+    return os.path.realpath(name) == os.path.realpath(path)
+
+
+class Changes(DictAction):
+    """MMEngine's ``--cfg-options key=value …``; what is no such pair is said."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Read the pairs."""
+        strange = [value for value in values if '=' not in value]
+        if strange:
+            parser.error(f'{option} takes key=value …, got {" ".join(strange)}')
+        super().__call__(parser, namespace, values, option)
 
 
 def work_dir_of(config: Config) -> str:
@@ -136,6 +182,21 @@ def gap_hooks(config: MutableMapping[str, Any]) -> list[Any]:
     """
     finish_config(config)
     return [hook for hook in config.get('custom_hooks') or () if is_gap_hook(hook)]
+
+
+def one_gap_hook(config: MutableMapping[str, Any]) -> Any:
+    """The config of the one GAPHook among a config's ``custom_hooks``.
+
+    Raises:
+        ValueError: If there is none, or several.
+    """
+    found = gap_hooks(config)
+    if len(found) != 1:
+        raise ValueError(
+            f'custom_hooks must have one mmgap.GAPHook, {getattr(config, "filename", "it")} has '
+            f'{len(found)}'
+        )
+    return found[0]
 
 
 def finish_config(config: MutableMapping[str, Any]) -> None:
@@ -268,13 +329,14 @@ def build_settings(kind: type[Settings], settings: Mapping[str, Any], name: str)
         name: What the config calls them, for messages.
 
     Raises:
-        TypeError: If there is no such setting, or one is missing.
+        TypeError: If there is no such setting, one is missing, or has another type.
         ValueError: If one is out of range.
     """
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     unknown = [key for key in settings if key not in known]
     if unknown:
         raise TypeError(f'{name} has no settings {unknown}; there are {known}')
+    check_types(settings, hints_of(kind), name)
     return kind(**settings)
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def write_bytes(path: str | Path, data: bytes, sync: bool = True) -> None:
         OSError: When the disk is full or the folder cannot be written; no partial file stays.
     """
     path = Path(path)
+    new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.tmp')
     try:
@@ -36,8 +38,50 @@ def write_bytes(path: str | Path, data: bytes, sync: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # The system does not name it when the disk is full.
+        error.filename = str(path)
+        del error.filename2  # where it should have been moved to
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+        if new and not path.exists():
+            with suppress(OSError):  # others write there too
+                path.parent.rmdir()
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: Any path that ``mmengine.fileio`` can read.
+
+    Raises:
+        ValueError: If it is in another encoding.
+    """
+    from mmengine.fileio import get
+
+    try:
+        return get(str(path)).decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f'{path} is not in UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8'
+        ) from error
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not JSON; names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(
+            f'{path} is not JSON: {error}; bring it back, or delete it to have it made again'
+        ) from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

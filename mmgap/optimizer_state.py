@@ -1,15 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An optimiser's state as tensors and plain data: what safetensors and JSON can hold."""
+"""Optimisers from a config, and their state as safetensors and JSON can hold it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import OPTIMIZERS
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 PREFIX = 'optimizer/'
+
+
+def build_optimizer(module: nn.Module, config: Mapping[str, Any], name: str) -> OptimWrapper:
+    """Build an optimiser wrapper of MMEngine.
+
+    Args:
+        module: Whose parameters it changes.
+        config: Its config, with ``optimizer``.
+        name: Whose setting that is, for messages.
+
+    Raises:
+        ValueError: If it names no optimiser.
+        KeyError: If there is none of this type.
+    """
+    kind = (config.get('optimizer') or {}).get('type')
+    if kind is None:
+        raise ValueError(
+            f"{name} optim_wrapper must have optimizer=dict(type='Adam', lr=…), got {dict(config)}"
+        )
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+        raise KeyError(
+            f'{name} optim_wrapper: there is no optimizer type={kind!r}; take one of torch.optim, '
+            'or name the module of your own in custom_imports'
+        )
+    return build_optim_wrapper(module, dict(config))
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from mmgap.files import fingerprint, weights_fingerprint, write_bytes, write_json
+from mmgap.files import (
+    fingerprint,
+    read_json,
+    read_text,
+    weights_fingerprint,
+    write_bytes,
+    write_json,
+)
 from mmgap.seeds import derive_rng, derive_seed
 
 
@@ -61,6 +68,22 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / 'a.json', object())
     assert (tmp_path / 'a.json').read_text() == '1\n'
+
+
+@pytest.mark.parametrize(
+    'read, data, words',
+    [
+        (read_text, 'Vögel'.encode('latin-1'), r'file is not in UTF-8 \(byte 1'),
+        (read_json, b'{"a": ', 'file is not JSON.*delete it'),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path, read, data, words):
+    path = tmp_path / 'file'
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=words):
+        read(path)
+    path.write_bytes('\ufeff"Vögel"'.encode() if read is read_text else b'"V"')
+    assert read(path) in ('"Vögel"', 'V')
 
 
 def test_fingerprint_names_values():

@@ -103,9 +103,10 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, what, ther
     with monkeypatch.context() as patch:
         for module in (pool_module, sys.modules['mmgap.files']):
             patch.setattr(module, 'open', opened, raising=False)
-        with pytest.raises(OSError, match='No space'):
+        with pytest.raises(OSError, match=f'No space.*{what}'):
             pool.append(picture(2), **ABOUT)
     assert [name for name in files(tmp_path) if name != 'manifest.jsonl'] == images
+    assert there or not list(tmp_path.iterdir())
     assert (pool.manifest.read_bytes() if pool.manifest.exists() else b'') == before
     assert len(pool) == len(SamplePool(tmp_path)) == there
     pool.append(picture(2), **ABOUT)
@@ -187,6 +188,14 @@ def test_a_link_out_of_the_pool_is_an_error(tmp_path, what):
     assert len(SamplePool(tmp_path / 'linked')) == len(pool)  # the pool itself may be one
 
 
+def test_a_pool_must_be_a_folder(tmp_path):
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'link').symlink_to(tmp_path / 'nothing')
+    for name, words in (('file', 'it is a file'), ('link', 'nothing, which does not exist')):
+        with pytest.raises(NotADirectoryError, match=words):
+            SamplePool(tmp_path / name)
+
+
 def edited(**changes):
     return lambda line: json.dumps({**json.loads(line), **changes})
 
@@ -205,6 +214,10 @@ def edited(**changes):
         (edited(file='images/../../000001.png'), 'line 2: file must be images/NUMBER.png'),
         (edited(depth_file='depth/../../x.png'), 'line 2: depth_file must be depth/NUMBER.png'),
         (edited(label='1'), "line 2: label must be a whole number, got '1'"),
+        (edited(seed=1.5), 'line 2: seed must be a whole number, got 1.5'),
+        (edited(kept=None), 'line 2: kept must be true or false, got None'),
+        (edited(file='images/000000.png'), r'line 2 names images/000000\.png, as line 1 does'),
+        (lambda line: f'{line},{line}', 'line 2 is not JSON'),
     ],
 )
 def test_garbage_lines_are_errors(tmp_path, edit, words):

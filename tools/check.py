@@ -3,6 +3,7 @@
 """Look whether a config is ready to run; ``--help`` says more."""
 
 from mmgap.checks.ready import main
+from mmgap.cli.errors import run
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw labelled images with prompts into a sample pool; ``--help`` says more."""
 
+from mmgap.cli.errors import run
 from mmgap.cli.generate import main
 
 if __name__ == '__main__':
-    main()
+    run(main)

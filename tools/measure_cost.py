@@ -3,6 +3,7 @@
 """Measure what a search step and an image of a config cost; ``--help`` says more."""
 
 from mmgap.checks.cost import main
+from mmgap.cli.errors import run
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from mmgap.benchmark.training import base_config, cell_config, inject, train_and
 from mmgap.compat import name_pretrained
 from mmgap.configs import build_settings, change_settings, gap_hooks, is_gap_hook
 from mmgap.datasets import SyntheticDataset
-from mmgap.files import fingerprint, plain, write_json
+from mmgap.files import fingerprint, plain, read_json, write_json
 from mmgap.injection import InjectionSettings, judge_images
 from mmgap.loop import GAPSettings, Loop
 from mmgap.loop.parts import settings_of
@@ -109,7 +108,7 @@ class Benchmark:
         }
         self._cells = fingerprint(cells)
         known = out / 'base' / 'key.json'
-        if known.exists() and json.loads(known.read_text()) != self._shared:
+        if known.exists() and read_json(known) != self._shared:
             raise ValueError(
                 f'{out} holds results of another config, generator or world; choose another --out'
             )
@@ -153,7 +152,7 @@ class Benchmark:
         """
         path = self.path(method, budget, seed, layers, injection)
         if path.exists():
-            cell = json.loads(path.read_text())
+            cell = read_json(path)
             if cell.pop('key') != self.cell_key(method, injection):
                 raise ValueError(
                     f'{path} was made with other settings of {method!r}; choose another --out, or '
@@ -165,14 +164,14 @@ class Benchmark:
             pool, images = self.images(method, seed, budget)
             evaluations = evaluations_of(pool, images)
             images, dropped = counts_of(pool, images)
-        began = time.time()
+        began = time.monotonic()
         config = self.training(method, seed, layers, pool, images, injection)
         report, others = train_and_test(config, evaluate=self.settings.get('evaluate') or {})
         cell = dict(method=method, budget=budget, seed=seed, layers=layers, injection=injection)
         report.pop('metrics')
         cell.update(report)
         cell.update(images=images, dropped=dropped, evaluations=evaluations)
-        cell.update(seconds=time.time() - began)
+        cell.update(seconds=time.monotonic() - began)
         cell['val_worst_group'] = others['val']['worst_group'] if 'val' in others else None
         cell['others'] = others
         write_json(path, dict(cell, key=self.cell_key(method, injection)))
@@ -291,16 +290,16 @@ class Benchmark:
         if overdraw is not None:
             folder = folder.with_name(f'{folder.name}-x{overdraw}')
         count, file = count or max(self.budgets), folder / 'about.json'
-        known = json.loads(file.read_text()) if file.exists() else {}
+        known = read_json(file) if file.exists() else {}
         if known.get('images', 0) >= count:
             if known.get('coverage_of') != self._covering:
                 write_json(file, {**known, **self._covered(folder)})
             return folder
-        began = time.time()
+        began = time.monotonic()
         facts = self._fill(SamplePool(folder), method, seed, count, overdraw)
         facts.update(method=method, seed=seed, images=count, key=self.key(method))
         facts.update(self._covered(folder))
-        write_json(file, dict(facts, seconds=time.time() - began))
+        write_json(file, dict(facts, seconds=time.monotonic() - began))
         return folder
 
     def _fill(

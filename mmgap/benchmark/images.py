@@ -122,7 +122,7 @@ def draw_images(
     prompts, seconds = [], 0.0
     evaluations: float | None = 0.0
     for round_index in range(method.rounds):
-        began = time.time()
+        began = time.monotonic()
         target = base if round_index == 0 else loop.target(str(checkpoint(round_index)))
         of_round, cost = _find_prompts(
             method.finder,
@@ -133,7 +133,7 @@ def draw_images(
             loop.settings.search.prompts_per_class * len(loop.sources.classes),
         )
         evaluations = None if cost is None or evaluations is None else evaluations + cost
-        seconds += time.time() - began
+        seconds += time.monotonic() - began
         if per_round < len(of_round):
             raise ValueError(
                 f'method {method.name!r} has {len(of_round)} prompts for {per_round} images; lower '

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from mmgap.benchmark.figures import (
     select,
     title,
 )
-from mmgap.files import write_bytes, write_json
+from mmgap.files import read_json, write_bytes, write_json
 
 
 def write_report(
@@ -325,6 +324,6 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
 def _latest(out: Path, method: str, seed: int) -> list[dict[str, Any]]:
     """What is known of a method's pool of a seed: of several the largest, and then the latest."""
     files = out.glob(f'pools/{method}-{seed}-*/about.json')
-    facts = [(json.loads(file.read_text()), file.stat().st_mtime_ns) for file in files]
+    facts = [(read_json(file), file.stat().st_mtime_ns) for file in files]
     own = [(one.get('images', 0), time, one) for one, time in facts if one['method'] == method]
     return [max(own, key=lambda entry: entry[:2])[2]] if own else []

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from mmgap.benchmark.cells import Benchmark
 from mmgap.benchmark.figures import kind_of, on_split
@@ -29,7 +29,7 @@ from mmgap.benchmark.methods import current_names, read_methods
 from mmgap.benchmark.models import check_weights, with_model
 from mmgap.benchmark.report import write_report
 from mmgap.compat import allow_checkpoint_history, leave_unformatted
-from mmgap.configs import gap_hooks, name_of, read_config
+from mmgap.configs import Changes, gap_hooks, name_of, read_config
 from mmgap.datasets import share_classes
 from mmgap.files import fingerprint, weights_fingerprint, write_json
 from mmgap.loop import environment
@@ -81,7 +81,7 @@ def finish_arguments(parser: argparse.ArgumentParser, lists: Sequence[str]) -> a
         parser: With the tool's own arguments.
         lists: Names of those that must not name something twice.
     """
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
+    parser.add_argument('--cfg-options', nargs='+', action=Changes, help='key=value …')
     parser.add_argument(
         '--launcher',
         choices=['none', *LAUNCHERS],
@@ -286,7 +286,7 @@ def run_cells(
                 known[path] = cell()
         return [known[path] for path in cells if path in known]
 
-    before, began = len(finished()), time.time()
+    before, began = len(finished()), time.monotonic()
     if report is not None and before:
         print(f'{before} of {len(cells)} cells are finished', flush=True)
         report(finished())
@@ -295,7 +295,7 @@ def run_cells(
             continue
         known[path] = cell()
         done = finished()
-        left = (len(cells) - len(done)) * (time.time() - began) / (len(done) - before)
+        left = (len(cells) - len(done)) * (time.monotonic() - began) / (len(done) - before)
         print(
             f'[{len(done)}/{len(cells)}] {line(known[path])}; {left / 60:.0f} min left', flush=True
         )

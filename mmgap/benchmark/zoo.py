@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,7 +36,7 @@ from mmgap.benchmark.training import train_and_test
 from mmgap.benchmark.zoo_report import write_report
 from mmgap.compat import allow_checkpoint_history
 from mmgap.configs import name_of
-from mmgap.files import fingerprint, write_json
+from mmgap.files import fingerprint, read_json, write_json
 from mmgap.loop import environment
 from mmgap.pool import SamplePool
 
@@ -141,12 +140,12 @@ class Zoo:
         path = self.transfer_path(images_of, model, seed)
         key = fingerprint([row.key(args.transfer), column.key(args.transfer)])
         if path.exists():
-            cell = json.loads(path.read_text())
+            cell = read_json(path)
             if cell.pop('key') != key:
                 raise ValueError(f'{path} was made with other settings; choose another --out')
             return cell
         self._make_room(model)
-        began = time.time()
+        began = time.monotonic()
         folder = row.pool(args.transfer, seed)
         loss, accuracy = evaluate_on_pool(column, seed, folder, args.budget)
         if images_of == model:
@@ -157,7 +156,7 @@ class Zoo:
             report, _ = train_and_test(config)
         cell = dict(images_of=images_of, model=model, seed=seed, loss=loss, accuracy=accuracy)
         cell.update({name: report[name] for name in ('worst_group', 'mean', 'groups', 'measure')})
-        cell.update(seconds=time.time() - began)
+        cell.update(seconds=time.monotonic() - began)
         write_json(path, dict(cell, key=key))
         return cell
 

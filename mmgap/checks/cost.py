@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from tqdm import tqdm
 
 from mmgap.checks.cost_cases import BATCHES, Case, timed
 from mmgap.checks.random_sd15 import random_pipeline
-from mmgap.configs import gap_hooks, name_of, read_config
+from mmgap.configs import Changes, gap_hooks, name_of, read_config
 from mmgap.files import fingerprint, write_bytes, write_json
 from mmgap.loop import environment
 from mmgap.loop.parts import settings_of
@@ -82,7 +82,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--formats', nargs='+', choices=FORMATS, default=list(FORMATS))
     parser.add_argument('--repeats', type=int, default=3, help='measured, after one to warm up')
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
+    parser.add_argument('--cfg-options', nargs='+', action=Changes, help='key=value …')
     parser.add_argument('--only', nargs=2, help=argparse.SUPPRESS)  # one case, in this process
     args = parser.parse_args()
     if args.repeats < 1:

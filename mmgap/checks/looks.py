@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,14 +13,13 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS
-from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_with_prefix
-from torch import nn
 
 from mmgap.datasets.masked_folders import left_out_note
 from mmgap.injection import rate_note
 from mmgap.loop import Loop
 from mmgap.loop.guards import check_classes
 from mmgap.targets import TargetModel
+from mmgap.targets.load import fitting_share
 from mmgap.weights import is_pretrained
 from mmgap.wrappers import innermost
 
@@ -124,21 +122,6 @@ def load_target(loop: Loop, checkpoint: str | None) -> tuple[Any, str]:
     number = sum(p.numel() for p in target.model.parameters()) / 1e6
     kind = type(target.model).__name__
     return target, f'{kind}, {number:.1f} M parameters; {", ".join(loaded) or "no weights loaded"}'
-
-
-def fitting_share(module: nn.Module, settings: Mapping[str, Any]) -> float:
-    """Share of a module's tensors that a checkpoint has in the same shape."""
-    if settings.get('prefix') is not None:
-        state = _load_checkpoint_with_prefix(settings['prefix'], settings['checkpoint'])
-    else:
-        state = _load_checkpoint(settings['checkpoint'], map_location='cpu')
-        state = state.get('state_dict', state)
-    own = module.state_dict()
-    state = {k: v for k, v in state.items() if k not in own or own[k].shape == v.shape}
-    # Loaded into a copy, since some backbones rename what they are given.
-    missing = copy.deepcopy(module).load_state_dict(state, strict=False).missing_keys
-    counted = [name for name in own if not name.endswith('num_batches_tracked')]
-    return 1 - len(set(missing) & set(counted)) / max(1, len(counted))
 
 
 def look_at_schedule(config: Config, loop: Loop, target: TargetModel) -> tuple[None, str]:

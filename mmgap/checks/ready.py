@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from mmgap.checks.looks import (
@@ -29,7 +29,7 @@ from mmgap.checks.looks import (
     one_test_sample,
 )
 from mmgap.checks.trials import one_image, one_step, set_up
-from mmgap.configs import gap_hooks, name_of, read_config, set_scope
+from mmgap.configs import Changes, gap_hooks, name_of, read_config, set_scope
 from mmgap.datasets import share_classes
 from mmgap.loop import Loop
 from mmgap.weights import without_pretrained
@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file, or the name of a shipped one')
     parser.add_argument('--checkpoint', help="weights of the model instead of the config's")
     parser.add_argument('--tiny', action='store_true', help='packaged tiny weights')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value …')
+    parser.add_argument('--cfg-options', nargs='+', action=Changes, help='key=value …')
     return parser.parse_args()
 
 

@@ -80,14 +80,14 @@ def measure(loop: Loop, target: Any, images: int) -> tuple[float, int]:
     prompts = [random_prompt(4, seed=i, id=f'check-{i}') for i in range(images)]
     progress = [PromptProgress(prompt, prompt.embeddings.detach().clone()) for prompt in prompts]
     reset_peak()
-    began = time.time()
+    began = time.monotonic()
     with target.frozen():
         scores = step(progress, [ImageSpec(i % len(loop.sources), i, i) for i in range(images)])
     if not all(score.gradient.abs().sum() > 0 for score in scores):
         raise ValueError('no gradient reaches the prompt; look at the terms of feedback')
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.time() - began, peak()
+    return time.monotonic() - began, peak()
 
 
 def duration(seconds: float) -> str:
@@ -108,9 +108,9 @@ def one_image(loop: Loop, target: TargetModel | None, tiny: bool) -> tuple[None,
     for images in (1, 1, min(settings.batch_size, drawn)):  # the first one warms up
         if each * images > MOST_SECONDS:
             break
-        began = time.time()
+        began = time.monotonic()
         synthesizer.try_out([prompt], target, feedback, images)
-        each = (time.time() - began) / images
+        each = (time.monotonic() - began) / images
     size = f'{generator.size[1]}x{generator.size[0]}'
     if tiny:
         return None, size

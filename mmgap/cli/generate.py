@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 from mmengine import dist
-from mmengine.config import DictAction
-from mmengine.logging import MMLogger
 
+from mmgap.cli.logs import logged
 from mmgap.compat import start_processes
-from mmgap.configs import read_config
+from mmgap.configs import Changes, read_config
 from mmgap.loop import Loop
 from mmgap.loop.contact_sheet import picture_round, write_contact_sheet
 from mmgap.pool import SamplePool
@@ -44,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         '--checkpoint', help="weights of the model whose losses go into the pool's manifest"
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
+        '--cfg-options', nargs='+', action=Changes, help='override settings: key=value …'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     args = parser.parse_args()
@@ -77,24 +76,24 @@ def main() -> None:
     if args.prompts is not None and not osp.exists(args.prompts):
         raise SystemExit(f'--prompts {args.prompts!r} does not exist')
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     start_processes(args.launcher, config)
-    logger = MMLogger.get_instance('mmgap', log_file=str(out / 'generate.log'), log_level='INFO')
     pool = SamplePool(out)
     loop = Loop.from_config(config)
     prompts = collect_prompts(loop, args.prompts, args.text)
     target = loop.target(checkpoint) if checkpoint is not None else None
-    began = time.time()
-    drawn = loop.synthesize(prompts, args.num, pool, target, keep_drawn=args.resume)
-    if not dist.is_main_process():
-        return
-    logger.info(f'[gap] {drawn} images drawn in {time.time() - began:.1f} s, {len(pool)} in {out}')
-    pictures = picture_round(
-        pool,
-        loop.sources,
-        loop.generator,
-        found=(),
-        num_inference_steps=loop.settings.synthesis.num_inference_steps,
-        round=0,
-    )
-    write_contact_sheet(out / 'contact_sheet.png', pictures)
+    with logged(out / 'generate.log') as logger:
+        began = time.monotonic()
+        drawn = loop.synthesize(prompts, args.num, pool, target, keep_drawn=args.resume)
+        if not dist.is_main_process():
+            return
+        seconds = time.monotonic() - began
+        logger.info(f'[gap] {drawn} images drawn in {seconds:.1f} s, {len(pool)} in {out}')
+        pictures = picture_round(
+            pool,
+            loop.sources,
+            loop.generator,
+            found=(),
+            num_inference_steps=loop.settings.synthesis.num_inference_steps,
+            round=0,
+        )
+        write_contact_sheet(out / 'contact_sheet.png', pictures)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from mmgap import __version__
+from mmgap.cli import errors
 
 # Name of a command: the function that runs it, which reads sys.argv, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -48,7 +49,10 @@ search and generate do its steps apart. NAME is a config file, or the name of a 
 def help_text() -> str:
     """What ``mmgap --help`` prints."""
     lines = ''.join(f'  {name:<11}{about}\n' for name, (_, about) in COMMANDS.items())
-    return f'{HELP}{lines}\n`mmgap COMMAND --help` says more; `mmgap --version`.\n'
+    return (
+        f'{HELP}{lines}\n`mmgap COMMAND --help` says more; `mmgap --version`.\n'
+        'MMGAP_DEBUG=1 before a command shows where an error comes from.\n'
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,4 +95,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "OpenMMLab's packages to you. pip install 'mmgap[openmmlab,lite]' adds a set of them "
             'to an environment that has none'
         ) from error
-    run()
+    errors.run(run)

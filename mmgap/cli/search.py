@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 from mmengine import dist
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from mmgap.compat import start_processes
-from mmgap.configs import read_config, work_dir_of
+from mmgap.configs import Changes, read_config, work_dir_of
 from mmgap.files import write_json
 from mmgap.loop import Loop, environment
 from mmgap.loop.method import describe_method
@@ -36,7 +35,7 @@ def parse_args() -> argparse.Namespace:
         '(default: WORK_DIR/prompts)',
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
+        '--cfg-options', nargs='+', action=Changes, help='override settings: key=value …'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     return parser.parse_args()
@@ -49,12 +48,12 @@ def main() -> None:
     checkpoint = args.checkpoint
     if checkpoint is not None and '://' not in checkpoint and not osp.isfile(checkpoint):
         raise SystemExit(f'--checkpoint {checkpoint!r} does not exist')
+    start_processes(args.launcher, config)
+    began = time.monotonic()
+    loop = Loop.from_config(config)
     out = Path(args.out or osp.join(work_dir_of(config), 'prompts'))
     out.mkdir(parents=True, exist_ok=True)
-    start_processes(args.launcher, config)
     logger = MMLogger.get_instance('mmgap', log_file=str(out / 'search.log'), log_level='INFO')
-    began = time.time()
-    loop = Loop.from_config(config)
     method = describe_method(loop.settings)
     logger.info(f'[gap] {method}')
     target = loop.target(checkpoint)
@@ -81,7 +80,7 @@ def main() -> None:
             checkpoint=checkpoint,
             prompts=rows,
             seed=loop.seed,
-            seconds=time.time() - began,
+            seconds=time.monotonic() - began,
             versions=environment(loop.sources.dataset.metainfo),
         ),
     )

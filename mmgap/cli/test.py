@@ -7,12 +7,13 @@ import argparse
 import os
 import os.path as osp
 
-from mmengine.config import DictAction
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmgap.compat import allow_checkpoint_history, start_processes
-from mmgap.configs import is_gap_hook, read_config, set_scope, work_dir_of
+from mmgap.configs import Changes, is_gap_hook, read_config, set_scope, work_dir_of
 from mmgap.datasets import share_classes
+from mmgap.targets.load import check_readable, fitting_share
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='where the log goes')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
+        '--cfg-options', nargs='+', action=Changes, help='override settings: key=value …'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -47,4 +48,13 @@ def main() -> None:
     share_classes(config)
     allow_checkpoint_history()
     start_processes(config.launcher, config)
-    Runner.from_cfg(config).test()
+    check_readable(args.checkpoint)
+    runner = Runner.from_cfg(config)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    share = fitting_share(model, dict(checkpoint=args.checkpoint))
+    if share < 0.9:  # MMEngine would warn, and test what a random start makes of it
+        raise SystemExit(
+            f'only {share:.0%} of the weights of {type(model).__name__} are in '
+            f'{args.checkpoint!r}: it is of another model. Give the config that it was trained with'
+        )
+    runner.test()

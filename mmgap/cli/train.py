@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import os.path as osp
 
 import torch
-from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from mmengine.config import Config
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, find_latest_checkpoint
 
 import mmgap.weights  # noqa: F401  so that `mmgap://…` is known where no GAPHook brings it
 from mmgap.compat import allow_checkpoint_history, name_pretrained, start_processes
-from mmgap.configs import name_of, read_config, set_scope, toolbox_of, work_dir_of
+from mmgap.configs import Changes, name_of, read_config, set_scope, toolbox_of, work_dir_of
 from mmgap.datasets import share_classes
+from mmgap.targets.load import check_readable, fitting_share
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         'auto_scale_lr.base_batch_size',
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value …'
+        '--cfg-options', nargs='+', action=Changes, help='override settings: key=value …'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -82,4 +85,27 @@ def main() -> None:
     share_classes(config)
     allow_checkpoint_history()
     start_processes(config.launcher, config)
-    Runner.from_cfg(config).train()
+    check_start(config)
+    runner = Runner.from_cfg(config)
+    start = None if config.get('resume') else config.get('load_from')
+    if start is not None and os.path.isfile(start):
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not fitting_share(model, dict(checkpoint=start)):
+            raise SystemExit(
+                f'load_from={start!r} has no weight of {type(model).__name__}: it is of another '
+                'model. Give one of this model, or load_from=None'
+            )
+    runner.train()
+
+
+def check_start(config: Config) -> None:
+    """See that the checkpoint that training starts from, or goes on from, is whole.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    start = config.get('load_from')
+    if start is None and config.get('resume') and osp.exists(config.work_dir):
+        start = find_latest_checkpoint(config.work_dir)
+    if start is not None:
+        check_readable(start)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.dataset import BaseDataset
-from mmengine.fileio import exists, get_text, join_path
+from mmengine.fileio import exists, join_path
 
+from mmgap.files import read_text
 from mmgap.registry import DATASETS
 
 CLASSES = ('background', 'cattle', 'elephants', 'impalas', 'zebras', 'giraffes', 'dik-diks')
@@ -152,7 +153,7 @@ def read_rows(path: str) -> list[dict[str, Any]]:
             f'{path} does not exist: data_root must be the folder that '
             'tools/dataset_converters/iwildcam.py wrote (`mim run mmgap iwildcam` runs it, too)'
         )
-    reader = csv.DictReader(io.StringIO(get_text(path, encoding='utf-8-sig'), newline=''))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=''))
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise ValueError(f'{path}: missing column(s) {missing}; found {reader.fieldnames}')

@@ -38,10 +38,38 @@ def list_others(folder: str) -> list[str]:
 def _visible(folder: str) -> list[str]:
     return sorted(
         name
-        for name in list_dir_or_file(folder, list_dir=False, recursive=True)
+        for name in _files(folder)
         if not name.lower().endswith(BESIDE)
         and not any(part.startswith('.') for part in name.split('/'))
     )
+
+
+def _files(folder: str) -> Iterator[str]:
+    """Paths of files in a folder and below, relative to it; those that are hidden may be left out.
+
+    Raises:
+        FileNotFoundError: If one is a link to nothing, which MMEngine's listing leaves out.
+    """
+    if '://' in folder:
+        yield from list_dir_or_file(folder, list_dir=False, recursive=True)
+        return
+    below = ['']
+    while below:
+        inside = below.pop()
+        with os.scandir(osp.join(folder, inside)) as entries:
+            for entry in entries:
+                name = f'{inside}{entry.name}'
+                if entry.name.startswith('.'):
+                    continue
+                if entry.is_dir():
+                    below.append(f'{name}/')
+                elif entry.is_symlink() and not osp.exists(entry.path):
+                    raise FileNotFoundError(
+                        f'{entry.path} is a link to {os.readlink(entry.path)}, which does not '
+                        'exist; bring that back, or delete the link'
+                    )
+                else:
+                    yield name
 
 
 @DATASETS.register_module()

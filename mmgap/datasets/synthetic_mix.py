@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS as ROOT_DATASETS
 
 from mmgap.datasets.synthetic import SyntheticDataset
 from mmgap.images import described
-from mmgap.pool import REAL, SamplePool
+from mmgap.pool import REAL
 from mmgap.registry import DATASETS
 from mmgap.seeds import derive_seed, seeded
 from mmgap.wrappers import Distinct, innermost, parts_of
@@ -141,13 +141,17 @@ class SyntheticMixDataset:
             raise ValueError('this mix has no pool yet; call refresh(pool) with its folder')
         self.pool = str(pool)
         self._synthetic = self._redraws = None
-        if self.budget is None and not SamplePool(self.pool).kept:
+        try:
+            synthetic = SyntheticDataset(self.pool, self.budget, metainfo=self._metainfo)
+        except FileNotFoundError:
+            if self.budget is not None:
+                raise
             MMLogger.get_current_instance().warning(
                 f'[gap] pool={self.pool!r} has no samples yet: all that is trained on is real'
             )
-        else:
-            self._synthetic = SyntheticDataset(self.pool, self.budget, metainfo=self._metainfo)
-            self._synthetic.read_with(self._pipeline())
+            return
+        synthetic.read_with(self._pipeline())
+        self._synthetic = synthetic
 
     def _pipeline(self) -> Compose:
         """What generated samples go through: the same as real ones.

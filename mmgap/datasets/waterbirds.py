@@ -9,10 +9,11 @@ import posixpath
 from typing import Any
 
 from mmengine.dataset import BaseDataset
-from mmengine.fileio import exists, get_text, join_path
+from mmengine.fileio import exists, join_path
 from mmengine.utils import is_abs
 
 from mmgap.datasets.mask_files import check_masks
+from mmgap.files import read_text
 from mmgap.registry import DATASETS
 
 SPLITS = {'train': 0, 'val': 1, 'test': 2}
@@ -177,7 +178,7 @@ def read_metadata(path: str) -> list[dict]:
             f'{path} does not exist: data_root must be the folder of the unpacked Waterbirds data, '
             'with metadata.csv in it'
         )
-    reader = csv.DictReader(io.StringIO(get_text(path, encoding='utf-8-sig'), newline=''))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=''))
     found = list(reader.fieldnames or [])
     missing = [column for column in REQUIRED_COLUMNS if column not in found]
     if missing:

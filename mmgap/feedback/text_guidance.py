@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmgap.feedback.base import Feedback, FeedbackBatch, prepared
 from mmgap.feedback.clip_model import ClipModel
+from mmgap.files import read_text
 from mmgap.generators import DiffusionGenerator
 from mmgap.registry import TASK_UTILS
 
@@ -48,7 +49,7 @@ def read_sentences(path: str) -> list[str]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path!r} is no text file; for one sentence give a list of one')
-    lines = [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     return [line for line in lines if line and line[0] != '#']
 
 

@@ -22,7 +22,7 @@ from mmgap.generators.compilation import compile_blocks
 from mmgap.generators.denoising import denoising_loss
 from mmgap.generators.evaluations import Evaluations
 from mmgap.generators.gradient import GradientPolicy
-from mmgap.generators.loading import dtype_of
+from mmgap.generators.loading import device_of, dtype_of
 from mmgap.generators.lora import merge_lora
 from mmgap.generators.patching import patched
 from mmgap.generators.posterior_cache import PosteriorCache
@@ -114,7 +114,7 @@ class DiffusionGenerator:
         zeros = pipeline.config.get('force_zeros_for_empty_prompt', False)
         self.negative_prompt = negative_prompt if zeros else negative_prompt or ''
         self.gradient = GradientPolicy(**(gradient or {}))
-        self.home = self.device = torch.device(device or get_device())
+        self.home = self.device = device_of(device or get_device())
         self.autocast = dtype_of(autocast, 'autocast') if autocast else None
         self.pipeline = pipe = pipeline.to(self.device)
         pipe.set_progress_bar_config(disable=True)

@@ -41,6 +41,24 @@ def dtype_of(name: str, setting: str) -> torch.dtype:
     return getattr(torch, name)
 
 
+def device_of(name: str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        ValueError: If there is none of this name here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch has no CUDA at all
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={name!r} cannot be used: {reason}; take 'cpu' or leave it out for the best "
+            'there is'
+        ) from error
+    return device
+
+
 def is_file(model: str) -> bool:
     """Whether a model is one file of the original layout, as they are passed on.
 

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import is_dataclass
 from typing import Any
 
+from mmengine import dist
 from mmengine.runner import Runner
 
 from mmgap.compat import allow_nondeterministic_resize, restart_infinite_iterator
 from mmgap.configs import change_hook, check_one_hook, warn_renamed
-from mmgap.distributed import broadcast_object, rank0_buffers
+from mmgap.distributed import broadcast_object, raise_on_all_ranks, rank0_buffers
 from mmgap.hooks import runner_access
 from mmgap.hooks.injection_hook import InjectionHook
 from mmgap.hooks.schedule import Position, check_plan, plateaued, rounds_missed
+from mmgap.locks import locked
 from mmgap.loop import GAPSettings, Loop
 from mmgap.loop.method import describe_method
 from mmgap.machine import release_memory
@@ -59,6 +62,7 @@ class GAPHook(InjectionHook):
         self.state.update(method=None)
         self.seconds.update(search=0.0, synthesis=0.0)
         self._loop: Loop | None = None
+        self._locks = ExitStack()
         self._trained = False
 
     # MMEngine's points
@@ -66,9 +70,15 @@ class GAPHook(InjectionHook):
     def before_run(self, runner: Runner) -> None:
         """Take the changes of the config's ``gap_hook``, before anything is built."""
         warn_renamed(runner.cfg)
+        count = sum(isinstance(hook, GAPHook) for hook in runner.hooks)
+        if count > 1:
+            raise ValueError(
+                f'custom_hooks must have one mmgap.GAPHook, it has {count}, which would write to '
+                'one folder; leave one, and give it more rounds'
+            )
         changes = runner.cfg.get('gap_hook')
         if changes is not None:
-            check_one_hook(sum(isinstance(hook, GAPHook) for hook in runner.hooks))
+            check_one_hook(count)
             self.settings = GAPSettings.from_config(change_hook(self._config, changes))
             self.asked = self.injection = self.settings.injection
             self.given_seed = self.settings.seed
@@ -76,6 +86,7 @@ class GAPHook(InjectionHook):
 
     def before_train(self, runner: Runner) -> None:
         """Wrap the training data, check the plan, and set up the loop."""
+        self._lock(runner)
         self._begin(runner)
         position = Position.of(runner, self._by_epoch)
         check_plan(self.settings, self.state['rounds_done'], self._over(), position)
@@ -120,6 +131,13 @@ class GAPHook(InjectionHook):
             missed = rounds_missed(self.settings, self.state, position, stopped)
             runner.logger.warning(f'[gap] {missed["why"]}')
         self._finish(runner, missed)
+        self._locks.close()
+
+    def _lock(self, runner: Runner) -> None:
+        """Refuse to train where another process trains."""
+        with raise_on_all_ranks(BlockingIOError):
+            if dist.is_main_process():
+                self._locks.enter_context(locked(runner.work_dir))
 
     def _settings(self) -> dict[str, Any]:
         own = vars(self.settings).items()

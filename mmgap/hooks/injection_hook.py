@@ -191,7 +191,7 @@ class InjectionHook(Hook):
         return dict(pool=self.pool, budget=self.budget, injection=vars(self.asked))
 
     def _begin(self, runner: Runner) -> None:
-        self._began = time.time()
+        self._began = time.monotonic()
         # The Runner's own may differ between processes (diff_rank_seed), and all must draw alike.
         self.seed = broadcast_object(runner.seed if self.given_seed is None else self.given_seed)
         self.folder = Path(runner.work_dir) / 'gap'
@@ -268,7 +268,7 @@ class InjectionHook(Hook):
             self.state['since'] = position.done if done is None else done
         known = self.state['injection'] is not None and self.state['asked'] == asked
         if not known or self.state['images'] != images:
-            began = time.time()
+            began = time.monotonic()
             self.state['injection'] = judge_images(
                 runner_access.plain_model(runner),
                 self._mix.generated,
@@ -278,7 +278,7 @@ class InjectionHook(Hook):
                 seed=self.seed,
             )
             self.state['asked'] = asked
-            self.seconds['injection'] += time.time() - began
+            self.seconds['injection'] += time.monotonic() - began
         if self.mode == 'refit':
             check_classes(self._mix.generated, self.injection)
             self._note_rate(runner)
@@ -338,7 +338,7 @@ class InjectionHook(Hook):
             model.load_state_dict(kept)
 
     def _refit(self, runner: Runner, name: str) -> dict[str, Any]:
-        began = time.time()
+        began = time.monotonic()
         images = self._mix.generated
         report = Refit(
             runner.model,
@@ -348,7 +348,7 @@ class InjectionHook(Hook):
             label_type=label_type_of(images),
             seed=self.seed,
         ).run(self.folder / 'refit' / f'{name}.safetensors')
-        self.seconds['injection'] += time.time() - began
+        self.seconds['injection'] += time.monotonic() - began
         return report
 
     def _finish(self, runner: Runner, missed: dict[str, Any] | None = None) -> None:
@@ -370,13 +370,13 @@ class InjectionHook(Hook):
             runner.logger.info(summary_table(summary))
 
     def _evaluate(self, runner: Runner, split: str) -> dict[str, Any] | None:
-        began = time.time()
+        began = time.monotonic()
         report = runner_access.evaluate(runner, split)
-        self.seconds['evaluation'] += time.time() - began
+        self.seconds['evaluation'] += time.monotonic() - began
         return report
 
     def _elapsed(self) -> dict[str, float]:
-        now = time.time()
+        now = time.monotonic()
         self.seconds['total'] += now - self._began
         self._began = now
         return dict(self.seconds)

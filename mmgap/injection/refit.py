@@ -15,7 +15,7 @@ import torch
 from mmengine import dist
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule, is_model_wrapper
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.optim import OptimWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from mmgap.files import fingerprint, plain, weights_fingerprint, write_bytes
 from mmgap.injection.batches import RefitBatches, infos_of, label_type_of, missing_classes
 from mmgap.injection.settings import InjectionSettings
 from mmgap.injection.weighting import SampleWeights
-from mmgap.optimizer_state import load_optimizer_state, optimizer_state
+from mmgap.optimizer_state import build_optimizer, load_optimizer_state, optimizer_state
 from mmgap.seeds import derive_seed, preserved_rng, seeded
 
 # Batches between two savings, and between two lines in the log.
@@ -109,7 +109,7 @@ class Refit:
             part = self.model.get_submodule(self.prefix.rstrip('.')) if self.last else self.model
             if self.last and self.settings.reset:
                 _begin_anew(part, derive_seed(self.seed, 'refit', 'last layer'))
-            optimizer = build_optim_wrapper(part, self.settings.refit_optimizer)
+            optimizer = build_optimizer(part, self.settings.refit_optimizer, 'injection')
             rates = [group['lr'] for group in optimizer.param_groups]
             first, losses = self._load(checkpoint, identity, optimizer)
             if first < self.settings.steps:

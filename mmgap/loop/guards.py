@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from mmgap.feedback import Critic, Feedback
 from mmgap.sources import Sources
 
@@ -43,6 +45,25 @@ def check_classes(sources: Sources, evaluation: Sequence[Any]) -> None:
                 f'training data {[*sources.classes]}: a label would mean two things. Give both '
                 'the same, with metainfo=dict(classes=[…])'
             )
+
+
+def check_model_classes(model: nn.Module, sources: Sources) -> None:
+    """See that the model knows all classes of the sources, where its head says how many it knows.
+
+    Raises:
+        ValueError: If the data have more.
+    """
+    known = getattr(getattr(model, 'head', None), 'num_classes', None)
+    if sources.label_type == 'classes' and isinstance(known, int) and known < len(sources.classes):
+        raise ValueError(
+            f'the head of the model has num_classes={known}, the training data have the '
+            f'{len(sources.classes)} classes {_some(sources.classes)}; set num_classes='
+            f'{len(sources.classes)} in model.head and in data_preprocessor'
+        )
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ', '.join(names[:most]) + ' …' * (len(names) > most)
 
 
 def check_guidance_images(feedback: Sequence[Feedback], evaluation: Sequence[Any]) -> None:

@@ -18,13 +18,18 @@ from mmengine.registry import DATASETS
 from mmengine.runner import set_random_seed
 from torch import nn
 
-from mmgap.configs import gap_hooks, set_scope
+from mmgap.configs import one_gap_hook, set_scope
 from mmgap.datasets.masked_folders import share_classes
 from mmgap.distributed import broadcast_object
 from mmgap.feedback import Critic, Feedback
 from mmgap.generators import DiffusionGenerator
 from mmgap.loop.contact_sheet import picture_round, write_contact_sheet
-from mmgap.loop.guards import check_classes, check_guidance_images, check_label_types
+from mmgap.loop.guards import (
+    check_classes,
+    check_guidance_images,
+    check_label_types,
+    check_model_classes,
+)
 from mmgap.loop.parts import build_critic, build_sources, settings_of, without_pools
 from mmgap.loop.report import round_report
 from mmgap.loop.settings import GAPSettings
@@ -110,14 +115,10 @@ class Loop:
         Raises:
             ValueError: If the config has no GAPHook, or several.
         """
-        found = gap_hooks(config)
-        if len(found) != 1:
-            raise ValueError(
-                f'custom_hooks must have one mmgap.GAPHook, {config.filename} has {len(found)}'
-            )
+        hook = one_gap_hook(config)
         set_scope(config)
         share_classes(config)
-        settings = settings_of(found[0])
+        settings = settings_of(hook)
         seeds = (settings.seed, (config.get('randomness') or {}).get('seed'), 0)
         loaders = [config.get(f'{name}_dataloader') for name in ('val', 'test')]
         return cls.build(
@@ -229,7 +230,9 @@ class Loop:
         if model is None:
             set_random_seed(self.seed)
             model = load_model(self.config, checkpoint or self.config.get('load_from'))
-        return build_target(model, self.config, self.settings.input, self.sources.label_type)
+        target = build_target(model, self.config, self.settings.input, self.sources.label_type)
+        check_model_classes(target.model, self.sources)
+        return target
 
     def prompt_search(self, target: TargetModel, round_index: int = 0) -> PromptSearch:
         """The search of a round.
@@ -362,14 +365,14 @@ class Loop:
         Returns:
             The report, with the ``seconds`` of ``search`` and ``synthesis``.
         """
-        pool, began = SamplePool(folder / 'pool'), time.time()
+        pool, began = SamplePool(folder / 'pool'), time.monotonic()
         checkpoint = folder / 'search' / f'round_{round_index}.safetensors'
         bank = PromptBank(folder / 'prompts')
         found = self.search(target, round_index, checkpoint, bank, watcher)
-        searched = time.time()
+        searched = time.monotonic()
         prompts, count = [result.prompt for result in found], self.settings.images_of(round_index)
         self.synthesize(prompts, count, pool, target, round_index, keep_drawn)
-        seconds = dict(search=searched - began, synthesis=time.time() - searched)
+        seconds = dict(search=searched - began, synthesis=time.monotonic() - searched)
         sheet = folder / f'round_{round_index}.png'
         report = self.report(found, pool, round_index, sheet, watcher)
         return dict(report, seconds=seconds)
@@ -436,7 +439,7 @@ class Loop:
         prompts = self.initial_prompts(search, round_index, draw=False)
         if not draw:
             return
-        began = time.time()
+        began = time.monotonic()
         try:
             with preserved_rng():
                 search.try_out(prompts)
@@ -447,7 +450,7 @@ class Loop:
                 'to see that generator, model and settings fit.'
             )
             raise
-        _log(f'one image went through search and synthesis in {time.time() - began:.1f} s')
+        _log(f'one image went through search and synthesis in {time.monotonic() - began:.1f} s')
 
     def training_memory(self) -> int:
         """Bytes of the GPU that training took at its peak, the generator's own left out."""

@@ -72,7 +72,7 @@ class GAPSettings:
             )
         for name in ('max_seconds', 'plateau'):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ValueError(f'{name} must be positive, or None, got {value}')
 
     @classmethod

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import DictAction
 from PIL import ExifTags, Image, ImageFilter, ImageOps
 from tqdm import tqdm
 
+from mmgap.configs import Changes
 from mmgap.datasets.masked_folders import BESIDE, list_images
 from mmgap.files import write_image
 from mmgap.images import UNREADABLE, read_image, read_mask
@@ -111,12 +111,6 @@ class Prompted:
         return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
-def key_value(text: str) -> str:
-    if '=' not in text:
-        raise argparse.ArgumentTypeError(f'{text!r} is not key=value')
-    return text
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('images', type=Path, help='folder of the images, and folders of them')
@@ -125,8 +119,7 @@ def parse_args() -> argparse.Namespace:
     source.add_argument(
         '--segmenter',
         nargs='+',
-        action=DictAction,
-        type=key_value,
+        action=Changes,
         metavar='KEY=VALUE',
         help='type=mmgap.SamSegmenter model=PATH, for example',
     )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from mmengine import dist
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
@@ -24,6 +24,7 @@ from mmgap.feedback import Critic, Feedback, least_attack
 from mmgap.files import fingerprint, plain, weights_fingerprint
 from mmgap.generators import DiffusionGenerator
 from mmgap.generators.evaluations import of_all
+from mmgap.optimizer_state import build_optimizer
 from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.search.alignment import AlignmentAlarm
 from mmgap.search.checkpoint import RunningSearch, load_search, save_search
@@ -192,6 +193,7 @@ class PromptSearch:
         """
         if self.settings.steps == 0:
             return
+        self._begin(prompts)  # builds optimiser and schedulers
         prompt = prompts[0]
         seed = derive_seed(self.seed, 'try-out')
         source = int(self.sources.of_class(prompt.label)[0])
@@ -209,7 +211,7 @@ class PromptSearch:
             words = self.generator.prompts.vocabulary().float()
             deviation = float(words.std(dim=0).square().mean().sqrt())
             config['optimizer']['lr'] = self.settings.rate * deviation
-        optimizer = build_optim_wrapper(nn.ModuleList(prompts), config)
+        optimizer = build_optimizer(nn.ModuleList(prompts), config, 'search')
         return RunningSearch(
             [
                 PromptProgress(
@@ -248,7 +250,7 @@ class PromptSearch:
         identity: Mapping[str, Any],
         on_step: OnStep | None,
     ) -> None:
-        settings, began, first = self.settings, time.time(), running.step
+        settings, began, first = self.settings, time.monotonic(), running.step
         while active := running.active:
             for progress, score in zip(active, self.step(active), strict=True):
                 self._take(progress, score, running.optimizer)
@@ -260,7 +262,7 @@ class PromptSearch:
             if on_step is not None:
                 on_step(step, active)
             if over or step % settings.log_interval == 0:
-                self._log_step(step, active, (time.time() - began) / max(1, step - first))
+                self._log_step(step, active, (time.monotonic() - began) / max(1, step - first))
             due = over or step % settings.checkpoint_interval == 0
             if checkpoint and due:
                 running.calls = self.calls()

@@ -145,6 +145,11 @@ class DepthSourceSet:
         except (*UNREADABLE, AttributeError) as error:  # the toolbox's on what OpenCV cannot read
             raise ValueError(f'depth map {path} cannot be read: {error}') from error
         depth = np.asarray(loaded['gt_depth_map'], np.float32)
+        if depth.ndim != 2:
+            raise ValueError(
+                f'depth map {path} must have one channel, it is read with the shape {depth.shape}; '
+                'save it as grey PNG of 16 bits'
+            )
         if depth.shape != image.size[::-1]:
             raise ValueError(
                 f'depth map {path} is {depth.shape[1]}x{depth.shape[0]}, its image '

@@ -131,7 +131,8 @@ class SourceSet:
             what = 'covers the whole image' if foreground.all() else 'has no foreground'
             raise ValueError(
                 f'mask {mask_path} {what} after the resize to {height}x{width}: there would be '
-                f'{"nothing to generate" if foreground.all() else "no object to keep"}'
+                f'{"nothing to generate" if foreground.all() else "no object to keep"}. Draw it '
+                f'{"tighter" if foreground.all() else "larger"}, or take the image out'
             )
         return np.array(image), foreground
 

@@ -14,11 +14,11 @@ class Progress:
     def __init__(self, count: int) -> None:
         self.count = count
         self.drawn = self.missing = 0
-        self.began = self.logged = time.time()
+        self.began = self.logged = time.monotonic()
 
     def log(self, done: int) -> None:
         """Say so every ten seconds and at the end."""
-        now = time.time()
+        now = time.monotonic()
         if self.drawn == 0 or (now - self.logged < 10 and done < self.count):
             return
         self.logged = now

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -104,6 +105,7 @@ class Synthesizer:
         Raises:
             FloatingPointError: If an image or a loss is NaN or Inf; images before its batch stay.
             OSError: When the disk is full; complete images stay.
+            BlockingIOError: If another process writes to the pool.
         """
         prompt_ids = broadcast_object([f'{p.id}@{_content(p)}' for p in prompts])
         if target is None and self.settings.overdraw > 1:
@@ -118,7 +120,11 @@ class Synthesizer:
         # Whole selections, that are held in memory until they are chosen from.
         block = overdraw * max(1, min(size, MOST * size // overdraw))
         progress = Progress(len(plan))
-        with torch.no_grad(), PoolWriter(pool, fingerprint(drawing), drawing) as writer:
+        with (
+            torch.no_grad(),
+            _sole_writer(pool),
+            PoolWriter(pool, fingerprint(drawing), drawing) as writer,
+        ):
             context = self._context(
                 prompts, prompt_ids, round, target, feedback, fingerprint(drawing)
             )
@@ -342,6 +348,15 @@ def _keep(pool: SamplePool, wanted: Callable[[int, Sample], bool]) -> None:
         MMLogger.get_current_instance().warning(
             f'[gap] {deleted} images of another plan deleted from {pool.folder}'
         )
+
+
+@contextmanager
+def _sole_writer(pool: SamplePool) -> Iterator[None]:
+    with ExitStack() as stack:
+        with raise_on_all_ranks(BlockingIOError):
+            if dist.is_main_process():
+                stack.enter_context(pool.writing())
+        yield
 
 
 def _content(prompt: SoftPrompt) -> str:

@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 import copy
+import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import MODELS
-from mmengine.runner import load_checkpoint
+from mmengine.runner.checkpoint import (
+    _load_checkpoint,
+    _load_checkpoint_to_model,
+    _load_checkpoint_with_prefix,
+)
 from torch import nn
 
 from mmgap.compat import allow_checkpoint_history, name_pretrained
@@ -27,6 +33,7 @@ def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
 
     Raises:
         RuntimeError: If the checkpoint does not fit the model.
+        ValueError: If it cannot be read.
     """
     settings = copy.deepcopy(config.model)
     name_pretrained(settings)
@@ -36,9 +43,67 @@ def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
     if checkpoint is None:
         model.init_weights()
     else:
-        allow_checkpoint_history()
-        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+        try:
+            _load_checkpoint_to_model(model, read_checkpoint(checkpoint), strict=True)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f'checkpoint {checkpoint} does not fit the {type(model).__name__} of the config: '
+                f'{error}'
+            ) from error
     return model.to(get_device())
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """What is in a checkpoint, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it cannot be read; it never runs code.
+    """
+    allow_checkpoint_history()
+    try:
+        return _load_checkpoint(path, map_location='cpu')
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f'checkpoint {path} cannot be read: {reason}; it is truncated, or none of MMEngine'
+        ) from error
+
+
+def check_readable(path: str) -> None:
+    """See that a checkpoint is whole, without reading it where its kind makes that possible.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    # Zip files have their directory at the end; those of PyTorch before 1.6 are none.
+    if os.path.isfile(path) and not zipfile.is_zipfile(path):
+        read_checkpoint(path)
+
+
+def fitting_share(module: nn.Module, settings: Mapping[str, Any]) -> float:
+    """Share of a module's tensors that a checkpoint has in the same shape.
+
+    Args:
+        module: The module.
+        settings: Its ``checkpoint`` and, for a part of one, the ``prefix``.
+
+    Raises:
+        ValueError: If the checkpoint cannot be read.
+    """
+    if settings.get('prefix') is not None:
+        state = _load_checkpoint_with_prefix(settings['prefix'], settings['checkpoint'])
+    else:
+        state = read_checkpoint(settings['checkpoint'])
+        state = state.get('state_dict', state)
+    own = module.state_dict()
+    state = {k: v for k, v in state.items() if k not in own or own[k].shape == v.shape}
+    # Loaded into a copy, since some backbones rename what they are given.
+    missing = copy.deepcopy(module).load_state_dict(state, strict=False).missing_keys
+    counted = [name for name in own if not name.endswith('num_batches_tracked')]
+    return 1 - len(set(missing) & set(counted)) / max(1, len(counted))
 
 
 def build_target(

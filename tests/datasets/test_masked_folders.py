@@ -125,3 +125,12 @@ def test_what_is_missing_is_named(root):
         MaskedFolders(str(root))
     with pytest.raises(FileNotFoundError, match='nowhere.* does not exist'):
         MaskedFolders(str(root / 'nowhere'))
+
+
+def test_a_link_to_nothing_is_named(root):
+
+    (root / 'cat' / '.#lock').symlink_to('nobody@nowhere')  # as editors leave them
+    path = root / 'cat' / 'gone.jpg'
+    path.symlink_to(root / 'nothing.jpg')
+    with pytest.raises(FileNotFoundError, match=r'gone\.jpg is a link to .*nothing\.jpg, which'):
+        DATASETS.build(dict(type='mmgap.MaskedFolders', data_root=str(root)))

@@ -308,7 +308,10 @@ def test_sam(masks, animals, tmp_path):
 @pytest.mark.parametrize(
     'options, words',
     [
-        (['--segmenter', 'mmgap.SamSegmenter'], "'mmgap.SamSegmenter' is not key=value"),
+        (
+            ['--segmenter', 'mmgap.SamSegmenter'],
+            'takes key=value …, got mmgap.Sam',
+        ),
         (['--segmenter', 'model=x'], 'must say type='),
         (['--segmenter', 'type=mmgap.Sam', 'model=x'], 'mmgap.Sam'),
         (['--segmenter', 'type=mmgap.SamSegmenter'], "'model'"),

@@ -30,10 +30,12 @@ class Finished:
     Attributes:
         code: its exit status; 1 after an error.
         output: all that it printed, with what it exited with or the traceback at the end.
+        message: what it exited with; empty if that was a number, or an error.
     """
 
     code: int
     output: str
+    message: str = ''
 
     def check(self) -> str:
         """The output of a command that must have succeeded."""
@@ -50,7 +52,7 @@ def run_command(name: str, *arguments: object, cwd: Path = ROOT) -> Finished:
         cwd: where it runs.
     """
     path = ROOT / ('mmgap/__main__.py' if name == 'mmgap' else f'tools/{name}.py')
-    printed, code = io.StringIO(), 0
+    printed, code, message = io.StringIO(), 0, ''
     with contextlib.ExitStack() as stack:
         stack.enter_context(process_state())
         stack.enter_context(contextlib.chdir(cwd))
@@ -62,12 +64,12 @@ def run_command(name: str, *arguments: object, cwd: Path = ROOT) -> Finished:
         except SystemExit as ended:
             code = ended.code or 0
             if not isinstance(code, int):
-                code = 1
+                code, message = 1, str(ended)
                 print(ended, file=printed)
         except Exception:
             code = 1
             traceback.print_exc(file=printed)
-    return Finished(code, printed.getvalue())
+    return Finished(code, printed.getvalue(), message)
 
 
 @contextlib.contextmanager

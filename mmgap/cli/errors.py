@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a command ends that cannot go on: what is wrong and the way out, without a traceback.
+
+An error that somebody wrote a message for is for the person at the keyboard; one that nobody
+foresaw is for who mends mmgap, and keeps its traceback. With ``MMGAP_DEBUG=1`` all keep it.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+DEBUG = 'MMGAP_DEBUG'
+PACKAGE = Path(__file__).parents[1]
+WORKER = 'Original Traceback (most recent call last):\n'  # in what PyTorch's loaders raise
+
+
+def run(command: Callable[[], None]) -> None:
+    """Run the function of a command.
+
+    Raises:
+        SystemExit: As the command ends, or with the message of an error that has one.
+        Exception: An error that nobody wrote a message for; any error with ``MMGAP_DEBUG`` set.
+    """
+    debug = os.environ.get(DEBUG, '0') not in ('', '0')
+    try:
+        command()
+    except SystemExit as ended:
+        if debug and ended.__cause__ is not None:
+            traceback.print_exception(ended.__cause__)
+        raise
+    except Exception as raised:
+        error = cause(raised)
+        if debug or not is_told(error):
+            raise
+        raise SystemExit(f'{Path(sys.argv[0]).name}: {message(error)}') from raised
+
+
+def cause(error: Exception) -> Exception:
+    """What a hook has raised, where MMEngine has wrapped it."""
+    inner = error.__context__
+    if isinstance(inner, TypeError) and str(error).startswith(f'{inner} in <'):
+        return inner
+    return error
+
+
+def is_told(error: Exception) -> bool:
+    """Whether the message of an error was written for whoever gave the input."""
+    if not str(error):
+        return False
+    # The system's own messages name the path; those of asserts in the toolboxes the value.
+    return isinstance(error, (OSError, AssertionError)) or _last_line(error).startswith('raise')
+
+
+def message(error: Exception) -> str:
+    """The message of an error; one from outside mmgap with its type and how to see the rest."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    _, worker, rest = text.rpartition(WORKER)
+    if worker:
+        lines = rest.splitlines()
+        last = max((i for i, line in enumerate(lines) if line.startswith('  ')), default=-1)
+        text = '\n'.join(lines[last + 1 :]) or text
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and PACKAGE in Path(frames[-1].filename).parents:
+        return text
+    kind = '' if worker else f'{type(error).__name__}: '
+    return f'{kind}{text}\n({DEBUG}=1 before the command shows where this comes from)'
+
+
+def _last_line(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ''
+    return linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()

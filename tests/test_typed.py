@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmgap.registry import TASK_UTILS
+from mmgap.search import SearchSettings
+from mmgap.synthesis.selection import Keep
+from mmgap.typed import check_types, fits, hints_of
+
+
+@pytest.mark.parametrize(
+    'hint, right, wrong',
+    [
+        (int, [3, np.int64(3)], [3.0, True, '3', None]),
+        (float, [3, 0.5, np.float32(1)], [True, '0.5', None]),
+        (bool, [True], [1, 'yes']),
+        (str | None, ['a', None], [1, ['a']]),
+        (int | Sequence[int], [3, [1, 2], (1,), []], ['3', [1.5], ['a']]),
+        (tuple[int, int] | None, [[8, 8], None], ['8x8', 8]),
+        (dict[str, Any], [{}, dict(a=1)], [[], 'a']),
+        (Mapping[str, Any] | bool, [{}, False], [0, None]),
+        (Keep | None, [Keep(), dict(by='loss'), None], ['loss']),
+        (Any, [1, None, 'a'], []),
+    ],
+)
+def test_fits(hint, right, wrong):
+    assert all(fits(value, hint) for value in right)
+    assert not any(fits(value, hint) for value in wrong)
+
+
+def test_messages_name_setting_type_and_value():
+    words = "search tokens must be a whole number or a list of whole numbers, got '5'"
+    with pytest.raises(TypeError, match=words):
+        check_types(dict(tokens='5'), hints_of(SearchSettings), 'search')
+
+
+@pytest.mark.parametrize(
+    'config, kind, words',
+    [
+        (dict(type='mmgap.AdversarialLos'), KeyError, 'near it are mmgap.AdversarialLoss'),
+        (
+            dict(type='mmgap.AdversarialLoss', weigth=1.0),
+            TypeError,
+            r"no settings \['weigth'\]",
+        ),
+        (dict(type='mmgap.AdversarialLoss', start='late'), TypeError, "start must be a whole .*'l"),
+        (
+            dict(type='mmgap.InpaintingGenerator', model='x', guidance_scale='1'),
+            TypeError,
+            'guid',
+        ),
+    ],
+)
+def test_parts_that_cannot_be_built(config, kind, words):
+    with pytest.raises(kind) as caught:
+        TASK_UTILS.build(config)
+    assert re.search(words, str(caught.value))
