@@ -37,7 +37,8 @@ def run(command: Callable[[], None]) -> None:
         error = cause(raised)
         if debug or not is_told(error):
             raise
-        raise SystemExit(f'{Path(sys.argv[0]).name}: {message(error)}') from raised
+        notes = ''.join(f'\n{note}' for note in getattr(error, '__notes__', ()))
+        raise SystemExit(f'{Path(sys.argv[0]).name}: {message(error)}{notes}') from raised
 
 
 def cause(error: Exception) -> Exception:
