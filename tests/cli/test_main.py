@@ -86,7 +86,7 @@ def test_unknown_command(name, words):
 
 def test_without_openmmlab(monkeypatch):
     monkeypatch.delitem(sys.modules, 'mmgap.cli.test', raising=False)
-    monkeypatch.setitem(sys.modules, 'mmengine.config', None)
+    monkeypatch.setitem(sys.modules, 'mmengine.runner', None)
     with pytest.raises(SystemExit, match=r'mmgap test needs mmengine.*mmgap\[openmmlab,lite\]'):
         main(['test', 'config.py', 'checkpoint.pth'])
 

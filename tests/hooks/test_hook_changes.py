@@ -141,7 +141,7 @@ def test_the_hook_takes_them_from_the_run():
         plain = GAPHook(**own)
         plain.before_run(run(plain, **keys))
         assert plain.settings == settings_of(HOOK)
-    with pytest.raises(ValueError, match='which has 2; add or take out'):
+    with pytest.raises(ValueError, match='it has 2, which would write to one folder'):
         hook.before_run(run(hook, GAPHook(**own), gap_hook=changes))
     with pytest.warns(FutureWarning, match='it, or one that it inherits from, is called new now'):
         hook.before_run(run(hook, renamed='new'))
