@@ -63,26 +63,26 @@ def report_nothing(stage: Stage) -> None:
 
 @case('a folder that does not exist', 'report')
 def report_missing(stage: Stage) -> None:
-    stage.refuses('report', stage.folder / 'work', says=[stage.folder / 'work'])
+    stage.refuses('report', stage.folder / 'run', says=[stage.folder / 'run'])
 
 
 @case('a run whose summary.json is cut off', 'report')
 def report_cut(stage: Stage) -> None:
-    path = fake_run(stage.folder / 'work') / 'gap' / 'summary.json'
+    path = fake_run(stage.folder / 'run') / 'gap' / 'summary.json'
     path.write_text(path.read_text()[:300])
-    stage.refuses('report', stage.folder / 'work', says=[path, 'JSON'])
+    stage.refuses('report', stage.folder / 'run', says=[path, 'JSON'])
 
 
 @case('a run whose summary.json is a list', 'report')
 def report_list(stage: Stage) -> None:
-    path = fake_run(stage.folder / 'work') / 'gap' / 'summary.json'
+    path = fake_run(stage.folder / 'run') / 'gap' / 'summary.json'
     path.write_text('[1, 2]')
-    stage.refuses('report', stage.folder / 'work', says=[path])
+    stage.refuses('report', stage.folder / 'run', says=[path])
 
 
 @case('a run whose pictures are gone', 'report')
 def report_pictures(stage: Stage) -> None:
-    work = fake_run(stage.folder / 'work')
+    work = fake_run(stage.folder / 'run')
     for path in work.rglob('*.png'):
         path.unlink()
     stage.accepts('report', work)
@@ -91,7 +91,7 @@ def report_pictures(stage: Stage) -> None:
 
 @case('an --out for the page that is a folder', 'report')
 def report_out(stage: Stage) -> None:
-    work, out = fake_run(stage.folder / 'work'), stage.folder / 'page'
+    work, out = fake_run(stage.folder / 'run'), stage.folder / 'page'
     out.mkdir()
     (out / 'note.txt').write_text('mine')
     stage.refuses('report', work, '--out', out, says=[out])

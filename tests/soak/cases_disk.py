@@ -52,7 +52,7 @@ def full_prompts(stage: Stage) -> None:
 def full_round(stage: Stage) -> None:
     config = stage.config()
     with full_disk('000001.png'):
-        stage.refuses('train', config, says=['No space left', stage.folder / 'work'])
+        stage.refuses('train', config, says=['No space left', stage.folder / 'run'])
     stage.accepts('train', config, '--resume')
     assert stage.summary()['images'] == 2
 
@@ -99,7 +99,7 @@ def work_in_proc(stage: Stage) -> None:
 
 @case('a work_dir that is a file', 'train')
 def work_is_a_file(stage: Stage) -> None:
-    path = stage.folder / 'work'
+    path = stage.folder / 'run'
     path.write_text('work')
     stage.refuses('train', stage.config(), says=[path])
 
@@ -184,7 +184,7 @@ def clock_forward(stage: Stage) -> None:
 
 @case('two trainings in one work_dir at once', 'train')
 def two_trainings(stage: Stage) -> None:
-    config, work = stage.config(), stage.folder / 'work'
+    config, work = stage.config(), stage.folder / 'run'
     work.mkdir()
     with locked(work):
         done = stage.forked(lambda: stage.run('train', config))
@@ -195,7 +195,7 @@ def two_trainings(stage: Stage) -> None:
 @case('a work_dir behind a symbolic link', 'train')
 def work_linked(stage: Stage) -> None:
     (stage.folder / 'elsewhere').mkdir()
-    (stage.folder / 'work').symlink_to(stage.folder / 'elsewhere')
+    (stage.folder / 'run').symlink_to(stage.folder / 'elsewhere')
     stage.accepts('train', stage.config())
     assert stage.summary()['images'] == 2
 

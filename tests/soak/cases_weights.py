@@ -53,7 +53,7 @@ def checkpoint_cut(stage: Stage) -> None:
 
 @case('a truncated checkpoint', 'train --resume')
 def checkpoint_cut_resume(stage: Stage) -> None:
-    work = stage.folder / 'work'
+    work = stage.folder / 'run'
     work.mkdir()
     (work / 'epoch_1.pth').write_bytes(b'PK\x03\x04' + bytes(99))
     (work / 'last_checkpoint').write_text(str(work / 'epoch_1.pth'))
@@ -62,7 +62,7 @@ def checkpoint_cut_resume(stage: Stage) -> None:
 
 @case('a work folder whose last_checkpoint names a file that is gone', 'train --resume')
 def checkpoint_gone(stage: Stage) -> None:
-    work = stage.folder / 'work'
+    work = stage.folder / 'run'
     work.mkdir()
     (work / 'last_checkpoint').write_text(str(work / 'epoch_1.pth'))
     says = [work / 'last_checkpoint', 'does not exist', 'starts anew']

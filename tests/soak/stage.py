@@ -161,7 +161,7 @@ class Stage:
             text: What is added at its end.
             **changes: By dotted path, ``hook`` for that of the GAPHook, and ``__`` for the dots.
         """
-        config = small_config(data or self.shared.birds, self.shared.sd, self.folder / 'work')
+        config = small_config(data or self.shared.birds, self.shared.sd, self.folder / 'run')
         named = {_dotted(name): value for name, value in changes.items()}
         config.merge_from_dict(SHORT)
         for name, value in named.items():
@@ -175,7 +175,7 @@ class Stage:
 
     def summary(self) -> dict[str, Any]:
         """``gap/summary.json`` of the training."""
-        return json.loads((self.folder / 'work' / 'gap' / 'summary.json').read_text())
+        return json.loads((self.folder / 'run' / 'gap' / 'summary.json').read_text())
 
     def run(self, command: str, *arguments: object) -> Finished:
         """Run ``mmgap COMMAND``, and look at what is left."""
