@@ -46,6 +46,7 @@ def run_jobs(
     # What a stopped job leaves is cleaned up; a warning of it would hide the error that stopped it.
     os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
     spawn = multiprocessing.get_context('spawn')  # CUDA does not work in forked processes
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, spawn, initializer=begin_job, initargs=(threads,)) as pool:
         try:
             for done in as_completed([pool.submit(work, args, rank, jobs) for rank in range(jobs)]):
@@ -56,7 +57,7 @@ def run_jobs(
                 'are kept'
             ) from error
         except BaseException:  # Ctrl-C, too
-            for job in multiprocessing.active_children():
+            for job in set(multiprocessing.active_children()) - others:
                 job.terminate()
             raise
 

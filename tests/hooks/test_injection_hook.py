@@ -268,6 +268,7 @@ def test_auto_goes_on_in_the_mode_that_it_finds(threshold, mode, data, tmp_path,
 def test_a_refit_notes_a_rate_that_does_not_fall(schedule, mode, noted, data, tmp_path, pool):
     config = config_of(data, tmp_path, pool, 1, mode=mode, steps=1)
     config.param_scheduler = schedule
+    config.experiment_name = tmp_path.name  # two of one second would share a log
     train(config)
     log = next(tmp_path.rglob('*.log')).read_text()
     assert ('the learning rate is still 100% of what training begins with' in log) == noted
