@@ -85,11 +85,12 @@ def parameters_of(kind: type) -> tuple[dict[str, Any], bool]:
         own = vars(parent).get('__init__')
         if own is None:
             continue
+        called = own is kind.__init__  # by the user; others by what is passed on
         hints, passes = hints_of(own), False
         for name, parameter in list(inspect.signature(own).parameters.items())[1:]:
             if parameter.kind is parameter.VAR_KEYWORD:
                 passes = True
-            elif parent is kind or parameter.default is not parameter.empty:
+            elif called or parameter.default is not parameter.empty:
                 found.setdefault(name, hints.get(name, Any))  # a parent's others are not the user's
         if not passes:
             return found, False

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from mmgap.registry import TASK_UTILS
 from mmgap.search import SearchSettings
 from mmgap.synthesis.selection import Keep
-from mmgap.typed import check_types, fits, hints_of
+from mmgap.typed import check_types, fits, hints_of, parameters_of
 
 
 @pytest.mark.parametrize(
@@ -61,3 +62,12 @@ def test_parts_that_cannot_be_built(config, kind, words):
     with pytest.raises(kind) as caught:
         TASK_UTILS.build(config)
     assert re.search(words, str(caught.value))
+
+
+def test_what_a_constructor_needs_may_be_set():
+    """Also where a class inherits it, as DepthCritic does."""
+    assert TASK_UTILS.get('DepthCritic')
+    for kind in TASK_UTILS.module_dict.values():
+        taken = inspect.signature(kind).parameters.values()
+        names = {one.name for one in taken if one.kind is not one.VAR_KEYWORD}
+        assert names <= parameters_of(kind)[0].keys(), kind
