@@ -11,7 +11,7 @@ BLOCK = re.compile(r'^( *)\.\. code-block:: \w+\n', re.MULTILINE)
 
 
 class Roles(griffe.Extension):
-    """``:class:`~mmgap.pool.Sample` `` becomes a link to it where the site has it, else code."""
+    """``:class:`~mmgap.manifest.Sample` `` becomes a link where the site has it, else code."""
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         """Rewrite all docstrings of a package once it is loaded."""

@@ -85,7 +85,7 @@ def parameters_of(kind: type) -> tuple[dict[str, Any], bool]:
         own = vars(parent).get('__init__')
         if own is None:
             continue
-        called = own is kind.__init__  # by the user; others by what is passed on
+        called = not found  # by the user; others by what is passed on
         hints, passes = hints_of(own), False
         for name, parameter in list(inspect.signature(own).parameters.items())[1:]:
             if parameter.kind is parameter.VAR_KEYWORD:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mmgap.pool import Sample, SamplePool
+from mmgap.manifest import Sample
+from mmgap.pool import SamplePool
 
 
 def counts_of(pool: Path, images: int) -> tuple[int, int]:

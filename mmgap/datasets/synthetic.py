@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from mmengine.dataset import BaseDataset, Compose
 
-from mmgap.pool import Sample, SamplePool
+from mmgap.manifest import MANIFEST, ManifestReader, Sample
 from mmgap.registry import DATASETS
 
 
@@ -32,11 +34,16 @@ class SyntheticDataset(BaseDataset):
             samples than ``budget``.
     """
 
+    data_bytes: np.ndarray
+    data_address: np.ndarray
+    _fully_initialized: bool
+
     def __init__(self, pool: str, budget: int | None = None, **kwargs: Any) -> None:
         if budget is not None and budget < 1:
             raise ValueError(f'budget must be at least 1, got {budget}')
         self.pool = pool
         self.budget = budget
+        self._reader = ManifestReader(pool)
         # The pool's samples say all that MMEngine would look for in an annotation file.
         super().__init__(ann_file='', **kwargs)
 
@@ -63,39 +70,74 @@ class SyntheticDataset(BaseDataset):
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Read the manifest; ``depth_unit`` is then known."""
-        pool = SamplePool(self.pool)
-        kept = pool.kept
+        self._reader.forget()
+        samples, _ = self._reader.read()
+        kept = [sample for sample in samples if sample.kept]
         if not kept:
-            raise FileNotFoundError(f'pool={self.pool!r} has no samples in {pool.manifest.name}')
+            raise FileNotFoundError(f'pool={self.pool!r} has no samples in {MANIFEST}')
         if self.budget is not None and self.budget > len(kept):
             raise ValueError(f'budget={self.budget}, but {self.pool!r} has {len(kept)} samples')
-        classes = self._metainfo.get('classes')
-        strange = next((one for one in kept if classes and not 0 <= one.label < len(classes)), None)
-        if strange is not None and strange.depth_file is None:
-            raise ValueError(
-                f'{pool.path(strange)} has label {strange.label}, which is none of the '
-                f'{len(classes)} classes {list(classes[:8])}: pool={self.pool!r} was drawn for '
-                'other data'
-            )
-        units = {sample.depth_unit for sample in kept}
-        if len(units) > 1:
-            raise ValueError(
-                f'pool={self.pool!r} mixes depth in units of {sorted(map(str, units))}'
-            )
-        (self.depth_unit,) = units
-        return [self._info(pool, sample) for sample in kept[: self.budget]]
+        self.depth_unit = kept[0].depth_unit
+        self._check(kept)
+        return [self._info(sample) for sample in kept[: self.budget]]
 
-    @staticmethod
-    def _info(pool: SamplePool, sample: Sample) -> dict[str, Any]:
+    def refresh(self) -> None:
+        """Take what has been added to the pool; all anew, if it is not what it was.
+
+        The time goes with the number of new images.
+
+        Raises:
+            FileNotFoundError: As for the class.
+            ValueError: As for the class.
+        """
+        loaded = self._fully_initialized and self._indices is None and self.serialize_data
+        held = len(self) if loaded else 0
+        self._fully_initialized = False  # until all has been found right
+        if loaded:
+            samples, follow = self._reader.read()
+            kept = [sample for sample in samples if sample.kept]
+            if follow:
+                self._check(kept)
+                more = None if self.budget is None else self.budget - held
+                self._extend([self._info(sample) for sample in kept[:more]])
+                self._fully_initialized = True
+                return
+        self.full_init()
+
+    def _extend(self, infos: list[dict[str, Any]]) -> None:
+        """Add to what MMEngine has serialised."""
+        if not infos:
+            return
+        self.data_list = infos
+        added, ends = self._serialize_data()
+        self.data_address = np.concatenate([self.data_address, ends + len(self.data_bytes)])
+        self.data_bytes = np.concatenate([self.data_bytes, added])
+
+    def _check(self, samples: Sequence[Sample]) -> None:
+        """See that samples are for these classes, and their depth in one unit."""
+        classes, folder = self._metainfo.get('classes'), self._reader.folder
+        for sample in samples:
+            if sample.depth_unit != self.depth_unit:
+                units = sorted({str(sample.depth_unit), str(self.depth_unit)})
+                raise ValueError(f'pool={self.pool!r} mixes depth in units of {units}')
+            if classes and sample.depth_file is None and not 0 <= sample.label < len(classes):
+                raise ValueError(
+                    f'{folder}/{sample.file} has label {sample.label}, which is none of the '
+                    f'{len(classes)} classes {list(classes[:8])}: pool={self.pool!r} was drawn for '
+                    'other data'
+                )
+
+    def _info(self, sample: Sample) -> dict[str, Any]:
+        folder = self._reader.folder
         info: dict[str, Any] = dict(
-            img_path=f'{pool.folder}/{sample.file}',  # a Path takes ten times as long
+            img_path=f'{folder}/{sample.file}',  # a Path takes ten times as long
             prompt_id=sample.prompt_id,
             source_index=sample.source_index,
             round=sample.round,
         )
         if sample.depth_file is None:
             return dict(info, gt_label=sample.label)
-        return dict(info, depth_map_path=f'{pool.folder}/{sample.depth_file}', seg_fields=[])
+        return dict(info, depth_map_path=f'{folder}/{sample.depth_file}', seg_fields=[])
 
     def _join_prefix(self) -> None:
         """Paths are complete already."""

@@ -135,14 +135,18 @@ class SyntheticMixDataset:
             self.refresh()
 
     def refresh(self, pool: str | None = None) -> None:
-        """Read the pool again, or another one. Workers see it when they start anew."""
+        """Read what the pool has got since, or another one. Workers see it when they start anew."""
         pool = pool or self.pool
         if pool is None:
             raise ValueError('this mix has no pool yet; call refresh(pool) with its folder')
         self.pool = str(pool)
+        synthetic = self._synthetic
         self._synthetic = self._redraws = None
         try:
-            synthetic = SyntheticDataset(self.pool, self.budget, metainfo=self._metainfo)
+            if synthetic and (synthetic.pool, synthetic.budget) == (self.pool, self.budget):
+                synthetic.refresh()
+            else:
+                synthetic = SyntheticDataset(self.pool, self.budget, metainfo=self._metainfo)
         except FileNotFoundError:
             if self.budget is not None:
                 raise

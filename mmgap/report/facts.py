@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmgap.pool import MANIFEST
+from mmgap.manifest import MANIFEST
 from mmgap.search import SearchCurve, read_curves
 
 ROUND = re.compile(r'round_(\d+)')

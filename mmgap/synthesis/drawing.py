@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmgap.feedback import Critic, Feedback, FeedbackBatch, total_feedback
 from mmgap.generators import DiffusionGenerator
-from mmgap.pool import Recipe
+from mmgap.manifest import Recipe
 from mmgap.sources import Condition, ImageSpec, Sources
 from mmgap.synthesis.guidance import SampleGuidance
 from mmgap.synthesis.pool_writer import GeneratedImage

@@ -21,7 +21,7 @@ class GeneratedImage:
     Attributes:
         pixels: ``(H, W, 3)`` uint8 RGB.
         depth: ``(H, W)`` uint16, if the label is a depth map.
-        fields: Those of :class:`~mmgap.pool.Sample` but the files and their sizes.
+        fields: Those of :class:`~mmgap.manifest.Sample` but the files and their sizes.
     """
 
     pixels: np.ndarray

@@ -17,7 +17,8 @@ from mmgap.distributed import broadcast_object, gather_list, raise_on_all_ranks,
 from mmgap.feedback import Critic, Feedback
 from mmgap.files import fingerprint, plain, weights_fingerprint
 from mmgap.generators import DiffusionGenerator
-from mmgap.pool import Sample, SamplePool
+from mmgap.manifest import Sample
+from mmgap.pool import SamplePool
 from mmgap.prompts import SoftPrompt
 from mmgap.seeds import derive_seed
 from mmgap.sources import ImageSpec, Sources

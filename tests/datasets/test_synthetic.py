@@ -5,9 +5,10 @@ import pytest
 from mmengine.registry import init_default_scope
 
 from mmgap.datasets import SyntheticDataset
+from mmgap.manifest import ManifestReader
 from mmgap.pool import SamplePool
 from mmgap.registry import DATASETS
-from tests.support.pools import fill_pool
+from tests.support.pools import ABOUT, fill_pool, picture
 
 
 def test_samples_and_pipeline(tmp_path):
@@ -43,3 +44,48 @@ def test_bad_input(tmp_path):
     SamplePool(tmp_path).path(SamplePool(tmp_path).samples[1]).unlink()
     with pytest.raises(ValueError, match='000001.png, which is missing'):
         SyntheticDataset(str(tmp_path))
+
+
+def infos_of(dataset: SyntheticDataset) -> list[dict]:
+    return [dataset.get_data_info(i) for i in range(len(dataset))]
+
+
+def test_a_refresh_is_as_reading_anew(tmp_path, monkeypatch):
+    """Whatever has happened to the pool; what was read and is as it was is not looked at again."""
+    looked_at = []
+    check = ManifestReader._check_fields
+    monkeypatch.setattr(
+        ManifestReader, '_check_fields', lambda *a: (looked_at.append(a[1]), check(*a))
+    )
+
+    def anew(budget: int | None = None) -> list[dict]:
+        return infos_of(SyntheticDataset(str(tmp_path), budget, metainfo=classes))
+
+    classes = dict(classes=('a', 'b'))
+    pool = fill_pool(tmp_path, 3)
+    dataset = SyntheticDataset(str(tmp_path), metainfo=classes)
+    limited = SyntheticDataset(str(tmp_path), 2, metainfo=classes)
+    dropped = dict(ABOUT, kept=False, agreement=0.1, critic='c')
+    for fields in (ABOUT, dropped, dict(ABOUT, label=1)):  # appended
+        pool.append(picture(9), **fields)
+        looked_at.clear()
+        dataset.refresh()
+        limited.refresh()
+        assert set(looked_at) == {len(pool)} and infos_of(dataset) == anew()
+        assert infos_of(limited) == anew(2)
+    with pool.manifest.open('ab') as file:  # a line that is being written
+        file.write(b'{"file": "images/0')
+    dataset.refresh()
+    assert len(dataset) == 5 and infos_of(dataset) == anew()
+    again = SamplePool(tmp_path)
+    again.keep(lambda number, _: number < 4)  # shorter
+    dataset.refresh()
+    assert len(dataset) == 4 and infos_of(dataset) == anew()
+    lines = again.manifest.read_text().replace('"label": 1', '"label": 0')
+    again.manifest.write_text(lines)  # of the same length
+    dataset.refresh()
+    assert infos_of(dataset) == anew() and not any(i['gt_label'] for i in infos_of(dataset))
+    wrong = again.append(picture(9), **dict(ABOUT, label=7))
+    for _ in range(2):  # not only once
+        with pytest.raises(ValueError, match=f'{wrong.file} has label 7, which is none of the 2'):
+            dataset.refresh()

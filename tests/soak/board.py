@@ -79,7 +79,7 @@ def watch(board: StageBoard) -> None:
     from mmgap.feedback import ModelCritic
     from mmgap.hooks import InjectionHook, injection_hook, runner_access
     from mmgap.injection import Refit
-    from mmgap.pool import SamplePool
+    from mmgap.manifest import ManifestReader
     from mmgap.search import PromptSearch
     from mmgap.synthesis import Synthesizer
 
@@ -101,7 +101,7 @@ def watch(board: StageBoard) -> None:
     tell(ModelCritic, '__call__', 'judging', inside=True)
     tell(injection_hook, 'judge_images', 'judging', works=True)
     tell(Synthesizer, '_draw_once', 'synthesis', works=True)
-    tell(SamplePool, '_read', 'pool reading')
+    tell(ManifestReader, 'read', 'pool reading')
     tell(SyntheticMixDataset, 'refresh', 'pool reading')
     for model in (BaseModel, MMDistributedDataParallel):
         tell(model, 'train_step', 'training', works=True)

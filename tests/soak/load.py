@@ -25,11 +25,13 @@ import numpy as np
 import psutil
 
 from mmgap.files import write_bytes, write_json
-from mmgap.pool import MANIFEST, Sample, SamplePool, encode_png
+from mmgap.manifest import MANIFEST, Sample
+from mmgap.pool import SamplePool, encode_png
 from tests.support.pools import ABOUT, picture
 
 SIZES = (100, 10_000, 100_000)
 APPENDED = 50
+ADDED = 500  # to a pool before a refresh
 LINKS = 500  # images that share a file; file systems allow some tens of thousands
 
 
@@ -125,8 +127,8 @@ def sync_milliseconds(folder: Path) -> float:
     return statistics.median(taken)
 
 
-def refresh_seconds(pool: Path) -> tuple[float, float]:
-    """Seconds in which a mix reads the pool anew, as :func:`seconds`."""
+def refresh_seconds(folder: Path) -> tuple[float, float]:
+    """Median seconds in which a mix takes new images of a pool: by the clock, and of a core."""
     from mmengine.dataset import BaseDataset
 
     from mmgap.datasets import SyntheticMixDataset
@@ -137,11 +139,18 @@ def refresh_seconds(pool: Path) -> tuple[float, float]:
         def load_data_list(self) -> list[dict]:
             return [dict(img_path=f'{i}.png', gt_label=i % 2) for i in range(1000)]
 
-    mix = SyntheticMixDataset(Real(pipeline=[]), pool=str(pool))
-    taken = seconds(mix.refresh)
-    if mix.num_synthetic != len(SamplePool(pool)):
-        raise SystemExit(f'{mix.num_synthetic} images in use')
-    return taken
+    mix = SyntheticMixDataset(Real(pipeline=[]), pool=str(folder))
+    pool, data, taken = SamplePool(folder), encode_png(picture(0)), []
+    before = len(pool)
+    for _ in range(3):
+        for i in range(ADDED):
+            pool.append(data, **dict(ABOUT, seed=i))
+        taken.append(seconds(mix.refresh, times=1))
+        if mix.num_synthetic != len(pool):
+            raise SystemExit(f'{mix.num_synthetic} images in use, not {len(pool)}')
+    pool.keep(lambda number, _: number < before)
+    walls, cores = zip(*taken, strict=True)
+    return statistics.median(walls), statistics.median(cores)
 
 
 def measure(out: Path) -> list[Figure]:
@@ -155,7 +164,7 @@ def measure(out: Path) -> list[Figure]:
         figures.append(Figure(f'open {count:,} images, of a core', core, 's', goal))
     largest = pools[SIZES[-1]]
     wall, core = refresh_seconds(largest)
-    what = f'refresh a mix with {SIZES[-1]:,} images'
+    what = f'refresh a mix with {SIZES[-1]:,} images after {ADDED} more'
     figures.append(Figure(f'{what}, by the clock', wall, 's', 1.0))
     figures.append(Figure(f'{what}, of a core', core, 's', 1.0))
     appended = {count: append_milliseconds(folder) for count, folder in pools.items()}
