@@ -4,6 +4,8 @@
 #       --layers all --injections refit --seeds $(seq 20 39) --out runs/methods
 _base_ = ['toybirds_resnet18.py']
 
+guided = [{{_base_.patient_attack}}, {{_base_.text_guidance}}]
+
 # Splits that were read for this comparison alone.
 test_dataloader = dict(dataset=dict(split='test_final_3'))
 benchmark = dict(
@@ -33,6 +35,21 @@ benchmark = dict(
             texts={{_base_.descriptions}},
             cost_of='gap',
             synthesis=dict(keep=dict(by='loss', rank=0.5)),
+        ),
+        # Later rounds search against the model trained on the images of those before.
+        'gap-rounds-2': dict(
+            about='gap in two rounds of half the prompts each',
+            rounds=2,
+            search=dict(_base_.from_descriptions, prompts_per_class=2, aim=1.0),
+            feedback=guided,
+            synthesis=dict(aim=0.5),
+        ),
+        'gap-rounds-4': dict(
+            about='gap in four rounds of a quarter of the prompts each',
+            rounds=4,
+            search=dict(_base_.from_descriptions, prompts_per_class=1, aim=1.0),
+            feedback=guided,
+            synthesis=dict(aim=0.5),
         ),
     },
 )
