@@ -9,7 +9,7 @@ import numpy as np
 
 from mmgap.toyworld.canvas import SIZE, XX, YY
 
-# Sub-types used to pretrain the backbone; the world itself names only the two kinds.
+# Captions name only the two kinds.
 SUBTYPES = {'landbird': ('songbird', 'wren', 'pigeon'), 'waterbird': ('heron', 'duck', 'stork')}
 
 
@@ -118,6 +118,13 @@ class Bird:
     feet: float
 
 
+def draw_subtype(rng: np.random.Generator, kind: str) -> str:
+    """Draws a sub-type of a kind; a sub-type is its own."""
+    if kind not in SUBTYPES:
+        return kind
+    return SUBTYPES[kind][int(rng.integers(len(SUBTYPES[kind])))]
+
+
 def draw_shape(rng: np.random.Generator, subtype: str) -> BirdShape:
     """Draws the proportions of one bird of a sub-type."""
     low, high = np.array(_RANGES[subtype]).T
@@ -134,9 +141,7 @@ def _hue(rng: np.random.Generator) -> np.ndarray:
 def draw_bird(rng: np.random.Generator, kind: str) -> Bird:
     """Draws a bird of a kind ('landbird', 'waterbird') or sub-type; position, size, pose, colours
     derive from ``rng`` alone."""
-    subtype = kind
-    if kind in SUBTYPES:
-        subtype = SUBTYPES[kind][int(rng.integers(len(SUBTYPES[kind])))]
+    subtype = draw_subtype(rng, kind)
     shape = draw_shape(rng, subtype)
     # Squat birds are drawn a little longer, so that the area of a bird tells nothing.
     length = rng.uniform(16.0, 21.0) * (1.12 if subtype in SUBTYPES['landbird'] else 1.0)

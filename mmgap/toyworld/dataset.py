@@ -9,9 +9,12 @@ from mmengine.dataset import BaseDataset
 
 from mmgap.registry import DATASETS
 from mmgap.toyworld.backend import ToyBirdsBackend
-from mmgap.toyworld.renderer import WORLD_VERSION
-from mmgap.toyworld.splits import GROUPS, SIZES, UNLABELLED, record
+from mmgap.toyworld.birds import SUBTYPES
+from mmgap.toyworld.renderer import WORLD_VERSION, subtype_of
+from mmgap.toyworld.splits import GROUPS, SIZES, UNLABELLED, Record, record
 from mmgap.toyworld.vocabulary import BIRDS
+
+SPECIES = tuple(subtype for bird in BIRDS for subtype in SUBTYPES[bird])
 
 
 @DATASETS.register_module()
@@ -30,6 +33,8 @@ class ToyBirds(BaseDataset):
         split: One of ``splits.SIZES``.
         size: Number of records; None for the split's own (see ``splits.SIZES``). Record ``i`` is
             the same at every size.
+        species: Label birds by their species, six classes in place of two: songbirds, wrens and
+            pigeons live on land, herons, ducks and storks on water. The pictures are the same.
         **kwargs: As for :class:`mmengine.dataset.BaseDataset`.
 
     Raises:
@@ -43,18 +48,28 @@ class ToyBirds(BaseDataset):
         'world_version': WORLD_VERSION,
     }
 
-    def __init__(self, split: str = 'train', size: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, split: str = 'train', size: int | None = None, species: bool = False, **kwargs: Any
+    ) -> None:
         if split not in SIZES:
             raise ValueError(f'split={split!r} is unknown; use one of {tuple(SIZES)}')
         if size is not None and size < 1:
             raise ValueError(f'size={size} must be positive, or None for {SIZES[split]} records')
         self.split = split
+        self.species = species
         self.size = SIZES[split] if size is None else size
         train_size = self.size if split == 'train' else SIZES['train']
-        counts = [0] * len(GROUPS)
-        for index in range(train_size):
-            counts[3 * (index % 2)] += 1  # fully correlated: landbird-land and waterbird-water
-        metainfo = {'train_group_counts': tuple(counts), **(kwargs.pop('metainfo', None) or {})}
+        classes = SPECIES if species else BIRDS
+        groups = tuple(f'{bird}-{place}' for bird in classes for place in ('land', 'water'))
+        counts = [0] * len(groups)
+        for index in range(train_size):  # fully correlated: a bird's label tells its place
+            counts[self._labels(record('train', index))[1] if species else 3 * (index % 2)] += 1
+        metainfo = {
+            'classes': classes,
+            'groups': groups,
+            'train_group_counts': tuple(counts),
+            **(kwargs.pop('metainfo', None) or {}),
+        }
         super().__init__(metainfo=metainfo, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -64,13 +79,21 @@ class ToyBirds(BaseDataset):
             info: dict[str, Any] = {'img_path': ToyBirdsBackend.image_path(self.split, index)}
             if self.split not in UNLABELLED:
                 drawn = record(self.split, index)
+                label, group = self._labels(drawn)
                 info.update(
-                    gt_label=drawn.label,
-                    group=drawn.group,
+                    gt_label=label,
+                    group=group,
                     mask_path=ToyBirdsBackend.truth_path(self.split, index),
                 )
             infos.append(info)
         return infos
+
+    def _labels(self, drawn: Record) -> tuple[int, int]:
+        """Class and group of a record."""
+        if not self.species:
+            return drawn.label, drawn.group
+        label = SPECIES.index(str(subtype_of(drawn.scene)))
+        return label, 2 * label + drawn.place
 
     def _join_prefix(self) -> None:
         """Paths are complete already, and there is no annotation file."""

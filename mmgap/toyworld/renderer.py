@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmgap.toyworld.backdrops import paint_backdrop
-from mmgap.toyworld.birds import SUBTYPES, Bird, draw_bird
+from mmgap.toyworld.birds import SUBTYPES, Bird, draw_bird, draw_subtype
 from mmgap.toyworld.canvas import FAR, SIZE, XX, YY, Canvas, rain_table
 from mmgap.toyworld.places import PAINTERS
 from mmgap.toyworld.vocabulary import Scene, caption
@@ -80,6 +80,13 @@ def render(scene: Scene, subtype: str | None = None) -> Rendering:
     return Rendering(pixels, mask.astype(np.uint8) * 255, depth)
 
 
+def subtype_of(scene: Scene) -> str | None:
+    """The sub-type of a scene's bird where none is asked for; None without a bird."""
+    if scene.bird is None:
+        return None
+    return draw_subtype(np.random.default_rng([WORLD_VERSION, scene.seed, 1]), scene.bird)
+
+
 def _place_bird(image: np.ndarray, depth: np.ndarray, bird: Bird, horizon: int, time: str) -> None:
     """Composites a bird and its small shadow in place; hard edges keep the mask exact."""
     columns = np.flatnonzero(bird.mask.any(0))
@@ -109,4 +116,4 @@ def _weather(
         image += streaks * (np.array(_RAIN[scene.time], np.float32) - image)
 
 
-__all__ = ['WORLD_VERSION', 'Rendering', 'Scene', 'caption', 'render']
+__all__ = ['WORLD_VERSION', 'Rendering', 'Scene', 'caption', 'render', 'subtype_of']

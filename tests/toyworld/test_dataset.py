@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from mmgap.registry import DATASETS
 from mmgap.toyworld import ToyBirds, render
+from mmgap.toyworld.birds import SUBTYPES, draw_bird
+from mmgap.toyworld.renderer import WORLD_VERSION
 from mmgap.toyworld.splits import SIZES, record
 
 
@@ -124,3 +126,20 @@ def test_bad_paths(path):
     assert not fileio.exists(path)
     with pytest.raises(FileNotFoundError, match='SPLIT'):
         fileio.get(path)
+
+
+def test_species_are_labels_of_the_same_pictures():
+    plain, species = ToyBirds('test', size=60), ToyBirds('test', size=60, species=True)
+    classes = species.metainfo['classes']
+    assert classes == SUBTYPES['landbird'] + SUBTYPES['waterbird']
+    for i in range(60):
+        by_kind, by_species = plain.get_data_info(i), species.get_data_info(i)
+        label = by_species['gt_label']
+        assert by_species['img_path'] == by_kind['img_path'] and label // 3 == by_kind['gt_label']
+        assert by_species['group'] == 2 * label + by_kind['group'] % 2
+        scene = record('test', i).scene
+        rng = np.random.default_rng([WORLD_VERSION, scene.seed, 1])
+        rng.integers(3)  # which draws the species
+        assert np.array_equal(draw_bird(rng, classes[label]).mask, render(scene).mask > 0)
+    counts = ToyBirds('train', species=True).metainfo['train_group_counts']
+    assert sum(counts) == 1200 and not any(counts[1:6:2]) and not any(counts[6::2])
