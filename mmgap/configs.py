@@ -332,12 +332,18 @@ def build_settings(kind: type[Settings], settings: Mapping[str, Any], name: str)
         TypeError: If there is no such setting, one is missing, or has another type.
         ValueError: If one is out of range.
     """
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(settings, Mapping):
+        raise TypeError(f'{name} must be a dict of settings, got {settings!r}')
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    known = [field.name for field in fields]
     unknown = [key for key in settings if key not in known]
     if unknown:
         raise TypeError(f'{name} has no settings {unknown}; there are {known}')
-    check_types(settings, hints_of(kind), name)
-    return kind(**settings)
+    for field in fields:
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if needed and field.name not in settings:
+            raise TypeError(f'{name} needs {field.name}, which is not given')
+    return kind(**check_types(settings, hints_of(kind), name))
 
 
 def change_settings(settings: Settings, changes: Mapping[str, Any], name: str) -> Settings:

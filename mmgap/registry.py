@@ -8,6 +8,7 @@ are therefore not among them: the configs that use them list ``mmgap.models`` in
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ def build_part(cfg: Mapping[str, Any], registry: Registry, **others: Any) -> Any
 
     Raises:
         KeyError: If there is no such type; names those like it.
-        TypeError: If a class of mmgap has no such setting, or it has another type.
+        TypeError: If a class of mmgap has no such setting, lacks one, or it has another type.
     """
     kind = cfg.get('type') if isinstance(cfg, Mapping) else None
     found = TASK_UTILS.get(kind) if isinstance(kind, str) else kind
@@ -42,7 +43,12 @@ def build_part(cfg: Mapping[str, Any], registry: Registry, **others: Any) -> Any
         unknown = [name for name in settings if name not in hints]
         if unknown and not others_too:
             raise TypeError(f'{found.__name__} has no settings {unknown}; there are {[*hints]}')
-        check_types(settings, hints, found.__name__)
+        cfg = {**cfg, **check_types(settings, hints, found.__name__)}
+        try:
+            if not others:  # they may have what is missing
+                inspect.signature(found).bind(**settings)
+        except TypeError as error:
+            raise TypeError(f'{found.__name__}: {error}') from error
     try:
         return build_from_cfg(cfg, registry, **others)
     except KeyError:

@@ -168,7 +168,7 @@ class ModelCritic(Critic):
         threshold: As for :class:`Critic`.
         input: Arguments of :class:`~mmgap.targets.TargetModel` that say size and channel order
             instead of the pipeline.
-        **kwargs: ``target``, the old name of ``input``.
+        target: The old name of ``input``.
     """
 
     def __init__(
@@ -177,15 +177,14 @@ class ModelCritic(Critic):
         checkpoint: str,
         threshold: float | None = None,
         input: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        target: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(threshold)
-        renamed(kwargs, type(self).__name__, target='input')
+        old = {} if target is None else dict(target=target)
+        renamed(old, type(self).__name__, target='input')
         self.config = config
         self.checkpoint = checkpoint
-        self.input = kwargs.pop('input', input)
-        if kwargs:
-            raise TypeError(f'{type(self).__name__} has no settings {list(kwargs)}')
+        self.input = old.get('input', input)
         self._target: TargetModel | None = None
 
     def prepare(self, classes: Sequence[str]) -> None:

@@ -79,7 +79,7 @@ class TextGuidance(Feedback):
 
     def __init__(
         self,
-        descriptions: Sequence[str] | Mapping[str, Sequence[str]],
+        descriptions: str | Sequence[str] | Mapping[str, Sequence[str]],
         assign: str = 'mean',
         space: str = 'text_encoder',
         distance: str = 'l2',

@@ -206,7 +206,7 @@ class PromptSearch:
                 self._score([progress], [ImageSpec(source, 0, seed)] * count)
 
     def _begin(self, prompts: Sequence[SoftPrompt]) -> RunningSearch:
-        config = copy.deepcopy(dict(self.settings.optim_wrapper))
+        config = copy.deepcopy(dict(self.settings.optim_wrapper or {}))
         if self.settings.rate is not None:
             words = self.generator.prompts.vocabulary().float()
             deviation = float(words.std(dim=0).square().mean().sqrt())
@@ -222,7 +222,7 @@ class PromptSearch:
             optimizer,
             [
                 PARAM_SCHEDULERS.build({'by_epoch': False, 'optimizer': optimizer, **config})
-                for config in self.settings.param_scheduler
+                for config in self.settings.param_scheduler or ()
             ],
         )
 
