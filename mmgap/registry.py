@@ -8,7 +8,6 @@ are therefore not among them: the configs that use them list ``mmgap.models`` in
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry, build_from_cfg
 
-from mmgap.typed import check_types, parameters_of
+from mmgap.typed import checked
 
 
 def build_part(cfg: Mapping[str, Any], registry: Registry, **others: Any) -> Any:
@@ -38,17 +37,9 @@ def build_part(cfg: Mapping[str, Any], registry: Registry, **others: Any) -> Any
     kind = cfg.get('type') if isinstance(cfg, Mapping) else None
     found = TASK_UTILS.get(kind) if isinstance(kind, str) else kind
     if isinstance(found, type) and found.__module__.startswith('mmgap.'):
-        settings = {name: value for name, value in cfg.items() if name not in ('type', '_scope_')}
-        hints, others_too = parameters_of(found)
-        unknown = [name for name in settings if name not in hints]
-        if unknown and not others_too:
-            raise TypeError(f'{found.__name__} has no settings {unknown}; there are {[*hints]}')
-        cfg = {**cfg, **check_types(settings, hints, found.__name__)}
-        try:
-            if not others:  # they may have what is missing
-                inspect.signature(found).bind(**settings)
-        except TypeError as error:
-            raise TypeError(f'{found.__name__}: {error}') from error
+        given = {**(others.get('default_args') or {}), **cfg}
+        settings = {name: given[name] for name in given if name not in ('type', '_scope_')}
+        cfg = {**cfg, **checked(found, settings)}
     try:
         return build_from_cfg(cfg, registry, **others)
     except KeyError:

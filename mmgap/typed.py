@@ -50,6 +50,32 @@ def check_types(settings: Mapping[str, Any], hints: Mapping[str, Any], name: str
     return typed
 
 
+def checked(kind: type, settings: Mapping[str, Any], *given: Any) -> dict[str, Any]:
+    """The settings of a class from a config, for its constructor.
+
+    Args:
+        kind: The class.
+        settings: Its arguments by name; what is no setting of its own may be one of its parents'.
+        *given: Arguments that come before them, and from no config.
+
+    Returns:
+        As of :func:`check_types`.
+
+    Raises:
+        TypeError: If it has no such setting, lacks one, or one has another type.
+    """
+    hints, others = parameters_of(kind)
+    unknown = [name for name in settings if name not in hints]
+    if unknown and not others:
+        raise TypeError(f'{kind.__name__} has no settings {unknown}; there are {[*hints]}')
+    typed = check_types(settings, hints, kind.__name__)
+    try:
+        inspect.signature(kind).bind(*given, **typed)
+    except TypeError as error:
+        raise TypeError(f'{kind.__name__}: {error}') from error
+    return typed
+
+
 def as_typed(value: Any, hint: Any) -> Any:
     """A value of a config as the code that reads it knows it; what fits no better stays as it is.
 

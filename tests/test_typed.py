@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmgap.feedback.clip_model import ClipModel
+from mmgap.generators.gradient import GradientPolicy
 from mmgap.registry import TASK_UTILS
 from mmgap.search import SearchSettings
 from mmgap.synthesis.selection import Keep
-from mmgap.typed import check_types, fits, hints_of, parameters_of
+from mmgap.targets import TargetModel, build_target
+from mmgap.typed import check_types, checked, fits, hints_of, parameters_of
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,19 @@ def test_parts_may_be_told_what_their_docs_say(tmp_path):
         with pytest.warns(FutureWarning, match=f'{kind}: target= is called input= now'):
             critic = TASK_UTILS.build(dict(type=f'mmgap.{kind}', **own))
         assert (critic.input, critic.config) == (dict(input_size=(8, 8)), 'a.py')
+
+
+def test_settings_within_settings():
+    sizes = ([np.int64(8), 8], (8, 8.0), None)
+    found = [checked(TargetModel, dict(input_size=size), None)['input_size'] for size in sizes]
+    assert found == [[8, 8], (8, 8), None]
+    assert build_target(None, {}, dict(input_size=[8, 8])).input_size == [8, 8]
+    with pytest.raises(TypeError, match='TargetModel input_size must be a list of 2 whole .*224'):
+        build_target(None, {}, dict(input_size=224))
+    with pytest.raises(TypeError, match=r"GradientPolicy has no settings \['mod'\]; there are"):
+        checked(GradientPolicy, dict(mod='last_k'))
+    with pytest.raises(TypeError, match="ClipModel: missing a required argument: 'model'"):
+        checked(ClipModel, {})
 
 
 def test_what_a_constructor_needs_may_be_set():

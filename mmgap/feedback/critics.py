@@ -20,6 +20,7 @@ from mmgap.feedback.clip_model import ClipModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.registry import TASK_UTILS
 from mmgap.targets import TargetModel, build_target, load_model
+from mmgap.typed import checked
 
 
 class Critic:
@@ -112,7 +113,7 @@ class ClipCritic(Critic):
     def model(self) -> ClipModel:
         """The CLIP model, built when it is first needed."""
         if self._model is None:
-            self._model = ClipModel(**self.clip)
+            self._model = ClipModel(**checked(ClipModel, self.clip))
         return self._model
 
     def prepare(self, classes: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmgap.compat import allow_checkpoint_history, name_pretrained
 from mmgap.targets.classifier import TargetModel
 from mmgap.targets.depth import DepthTarget
+from mmgap.typed import checked
 
 # What PyTorch says of a class or function in a pickle that it does not load as weights.
 REFUSED = re.compile(r"GLOBAL (\S+) was not|but got <class '([^']+)'>")
@@ -155,7 +156,7 @@ def build_target(
     """
     kind = DepthTarget if label_type == 'depth' else TargetModel
     if input is not None:
-        return kind(model, **input)
+        return kind(model, **checked(kind, input, model))
     for name in ('test_dataloader', 'val_dataloader'):
         dataset = (config.get(name) or {}).get('dataset')
         while isinstance(dataset, Mapping) and 'pipeline' not in dataset:
