@@ -75,10 +75,12 @@ def message(error: Exception) -> str:
         lines = rest.splitlines()
         last = max((i for i, line in enumerate(lines) if line.startswith('  ')), default=-1)
         text = '\n'.join(lines[last + 1 :]) or text
+    hint = f'\n({DEBUG}=1 before the command shows where this comes from)'
     if _is_ours(_origin(error)[0]) and not worker:
-        return text
+        # Where all that a library raised is taken for a wrong input, it may be a bug there.
+        return text + hint * isinstance(error.__cause__, BUGS)
     kind = '' if worker else f'{type(error).__name__}: '
-    return f'{kind}{text}\n({DEBUG}=1 before the command shows where this comes from)'
+    return f'{kind}{text}{hint}'
 
 
 def _origin(error: Exception) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from mmgap.cli import errors
 from mmgap.files import read_json
 from mmgap.registry import TASK_UTILS
 from mmgap.search import SearchSettings
+from mmgap.weights import load_pretrained
 from tests.support.commands import run_command
 
 
@@ -77,6 +78,20 @@ def test_what_wraps_an_error_is_taken_off():
     assert str(errors.cause(raised(wrapped_by_mmengine))) == 'rate must be a number'
     said = errors.message(raised(lambda: in_a_worker(TOLD['ours'])))
     assert said.startswith('ValueError: search steps must not be negative, got -1\n')
+
+
+def test_how_to_see_more_is_said_where_there_is_more(tmp_path):
+    def broken(path):
+        raise AttributeError('no such part')
+
+    def load():
+        (tmp_path / 'index.json').touch()
+        load_pretrained(broken, str(tmp_path), 'a model', 'a library', 'index.json')
+
+    assert errors.message(raised(load)).endswith(
+        '=1 before the command shows where this comes from)'
+    )
+    assert errors.message(raised(TOLD['ours'])) == 'search steps must not be negative, got -1'
 
 
 @pytest.mark.parametrize('debug', [False, True])
