@@ -300,7 +300,8 @@ def allow_checkpoint_history() -> None:
 
     core = numpy._core if hasattr(numpy, '_core') else numpy.core
     reconstruct, scalar = core.multiarray._reconstruct, core.multiarray.scalar
-    dtypes = [type(numpy.dtype(t)) for t in ('f8', 'f4', 'i8', 'i4', 'bool')]
+    # Of the log, and of what data sets say of themselves: palettes, and names of classes.
+    dtypes = [type(numpy.dtype(t)) for t in (*numpy.typecodes['AllInteger'], *'?efdU')]
     torch.serialization.add_safe_globals(
         [HistoryBuffer, numpy.ndarray, numpy.dtype, *dtypes]
         + [(history_method, name) for name in ('builtins.getattr', '__builtin__.getattr')]

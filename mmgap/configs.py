@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import difflib
@@ -12,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,14 +149,39 @@ def _same_file(name: str, path: Path) -> bool:
 
 
 class Changes(DictAction):
-    """MMEngine's ``--cfg-options key=value …``; what is no such pair is said."""
+    """MMEngine's ``--cfg-options key=value …``; what is no such pair is said.
+
+    MMEngine takes all spaces out of values, of ``a photo of {}`` too; here texts keep theirs.
+    """
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         """Read the pairs."""
         strange = [value for value in values if '=' not in value]
         if strange:
             parser.error(f'{option} takes key=value …, got {" ".join(strange)}')
-        super().__call__(parser, namespace, values, option)
+        spaced = [pair for pair in values if re.search(r'\s', pair.partition('=')[2].strip())]
+        super().__call__(parser, namespace, [pair for pair in values if pair not in spaced], option)
+        for pair in spaced:
+            key, _, text = pair.partition('=')
+            try:
+                getattr(namespace, self.dest)[key] = self._spaced(text.strip())
+            except ValueError:
+                parser.error(
+                    f'{option} {key}: texts with spaces and commas need quotes of their own, as in '
+                    f"\"{key}='a, b'\" or \"{key}=['a b', 'c']\", got {text}"
+                )
+
+    def _spaced(self, text: str) -> Any:
+        """A value with spaces: a text, or a list or text as Python has it; else as in MMEngine."""
+        listed = text[0] in '[('
+        if listed or text[0] in '\'"':
+            with suppress(ValueError, SyntaxError):
+                return ast.literal_eval(text)
+        if not listed and ',' not in text:
+            return text
+        if re.search(r'[^\s,(\[]\s+[^\s,)\]]', text):  # not beside a comma or a bracket
+            raise ValueError(text)
+        return self._parse_iterable(text)
 
 
 def work_dir_of(config: Config) -> str:
@@ -332,12 +359,18 @@ def build_settings(kind: type[Settings], settings: Mapping[str, Any], name: str)
         TypeError: If there is no such setting, one is missing, or has another type.
         ValueError: If one is out of range.
     """
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(settings, Mapping):
+        raise TypeError(f'{name} must be a dict of settings, got {settings!r}')
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    known = [field.name for field in fields]
     unknown = [key for key in settings if key not in known]
     if unknown:
         raise TypeError(f'{name} has no settings {unknown}; there are {known}')
-    check_types(settings, hints_of(kind), name)
-    return kind(**settings)
+    for field in fields:
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if needed and field.name not in settings:
+            raise TypeError(f'{name} needs {field.name}, which is not given')
+    return kind(**check_types(settings, hints_of(kind), name))
 
 
 def change_settings(settings: Settings, changes: Mapping[str, Any], name: str) -> Settings:

@@ -19,7 +19,7 @@ from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry, build_from_cfg
 
-from mmgap.typed import check_types, parameters_of
+from mmgap.typed import checked
 
 
 def build_part(cfg: Mapping[str, Any], registry: Registry, **others: Any) -> Any:
@@ -32,17 +32,14 @@ def build_part(cfg: Mapping[str, Any], registry: Registry, **others: Any) -> Any
 
     Raises:
         KeyError: If there is no such type; names those like it.
-        TypeError: If a class of mmgap has no such setting, or it has another type.
+        TypeError: If a class of mmgap has no such setting, lacks one, or it has another type.
     """
     kind = cfg.get('type') if isinstance(cfg, Mapping) else None
     found = TASK_UTILS.get(kind) if isinstance(kind, str) else kind
     if isinstance(found, type) and found.__module__.startswith('mmgap.'):
-        settings = {name: value for name, value in cfg.items() if name not in ('type', '_scope_')}
-        hints, others_too = parameters_of(found)
-        unknown = [name for name in settings if name not in hints]
-        if unknown and not others_too:
-            raise TypeError(f'{found.__name__} has no settings {unknown}; there are {[*hints]}')
-        check_types(settings, hints, found.__name__)
+        given = {**(others.get('default_args') or {}), **cfg}
+        settings = {name: given[name] for name in given if name not in ('type', '_scope_')}
+        cfg = {**cfg, **checked(found, settings)}
     try:
         return build_from_cfg(cfg, registry, **others)
     except KeyError:

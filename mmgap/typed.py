@@ -12,6 +12,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
+import numpy as np
+
 NAMES: dict[Any, str] = {
     bool: 'True or False',
     int: 'a whole number',
@@ -23,7 +25,7 @@ NAMES: dict[Any, str] = {
 }
 
 
-def check_types(settings: Mapping[str, Any], hints: Mapping[str, Any], name: str) -> None:
+def check_types(settings: Mapping[str, Any], hints: Mapping[str, Any], name: str) -> dict[str, Any]:
     """See that settings have the types of their annotations.
 
     Args:
@@ -31,13 +33,72 @@ def check_types(settings: Mapping[str, Any], hints: Mapping[str, Any], name: str
         hints: Annotations by the name of the setting; what has none is not looked at.
         name: Whose settings they are, for messages.
 
+    Returns:
+        The settings, where they have annotations as :func:`as_typed` makes them.
+
     Raises:
         TypeError: If one has another type.
     """
+    typed = dict(settings)
     for key, value in settings.items():
-        if key in hints and not fits(value, hints[key]):
+        if key not in hints:
+            continue
+        typed[key] = as_typed(value, hints[key])
+        if not fits(typed[key], hints[key]):
             kinds = ' or '.join(dict.fromkeys(_names(hints[key])))
             raise TypeError(f'{name} {key} must be {kinds}, got {value!r}')
+    return typed
+
+
+def checked(kind: type, settings: Mapping[str, Any], *given: Any) -> dict[str, Any]:
+    """The settings of a class from a config, for its constructor.
+
+    Args:
+        kind: The class.
+        settings: Its arguments by name; what is no setting of its own may be one of its parents'.
+        *given: Arguments that come before them, and from no config.
+
+    Returns:
+        As of :func:`check_types`.
+
+    Raises:
+        TypeError: If it has no such setting, lacks one, or one has another type.
+    """
+    hints, others = parameters_of(kind)
+    unknown = [name for name in settings if name not in hints]
+    if unknown and not others:
+        raise TypeError(f'{kind.__name__} has no settings {unknown}; there are {[*hints]}')
+    typed = check_types(settings, hints, kind.__name__)
+    try:
+        inspect.signature(kind).bind(*given, **typed)
+    except TypeError as error:
+        raise TypeError(f'{kind.__name__}: {error}') from error
+    return typed
+
+
+def as_typed(value: Any, hint: Any) -> Any:
+    """A value of a config as the code that reads it knows it; what fits no better stays as it is.
+
+    NumPy's numbers and arrays become Python's, paths become text, and a whole number that is
+    written as 1e3 becomes 1000.
+    """
+    if hint is Any:
+        return value
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, os.PathLike) and fits(value, hint):
+        return os.fspath(value)
+    if isinstance(value, float) and value.is_integer() and not fits(value, hint):
+        return int(value) if fits(int(value), hint) else value
+    parts = [
+        part
+        for one in (typing.get_args(hint) if _kind(hint) is Union else [hint])
+        for part in typing.get_args(one)
+        if _kind(one) is list and part is not ...
+    ]
+    if isinstance(value, (list, tuple)) and parts:
+        return type(value)(as_typed(one, Union[tuple(parts)]) for one in value)  # noqa: UP007
+    return value
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -61,6 +122,7 @@ def fits(value: Any, hint: Any) -> bool:
         return (
             isinstance(value, Sequence)
             and not isinstance(value, str)
+            and len(value) == (_length(hint) or len(value))
             and (not each or all(any(fits(one, part) for part in each) for one in value))
         )
     return True
@@ -111,11 +173,18 @@ def _kind(hint: Any) -> Any:
     return origin if origin in NAMES else None
 
 
+def _length(hint: Any) -> int | None:
+    """How long a list must be; None for any length."""
+    parts = typing.get_args(hint)
+    return len(parts) if typing.get_origin(hint) is tuple and ... not in parts else None
+
+
 def _names(hint: Any) -> list[str]:
     kind = _kind(hint)
     if kind is Union:
         return [name for one in typing.get_args(hint) for name in _names(one)]
     name = NAMES.get(kind, getattr(hint, '__name__', str(hint)))
-    items = [one for one in typing.get_args(hint) if kind is list and one in NAMES]
+    items = [_kind(one) for one in typing.get_args(hint) if kind is list]
     plural = {int: 'whole numbers', float: 'numbers', str: 'texts', dict: 'dicts'}
-    return [f'{name} of {plural[items[0]]}' if items and items[0] in plural else name]
+    many = f'{_length(hint) or ""} {plural[items[0]]}' if items and items[0] in plural else ''
+    return [f'{name} of {many.strip()}' if many else name]

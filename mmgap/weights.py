@@ -68,13 +68,14 @@ ELSEWHERE = {
 }
 
 
-def resolve(name: str) -> str:
-    """Turn ``mmgap://…`` into a path; other strings come back unchanged.
+def resolve(name: str | os.PathLike[str]) -> str:
+    """Turn ``mmgap://…`` into a path; others come back unchanged, as text.
 
     Raises:
         FileNotFoundError: When no packaged weights have that name; lists those there are. Or when
             there is no such file.
     """
+    name = os.fspath(name)
     if not name.startswith(PREFIX):
         return name
     stem = name[len(PREFIX) :]

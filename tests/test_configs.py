@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 
 from mmgap import configs
-from mmgap.configs import find_config, read_config, shipped_configs
+from mmgap.configs import Changes, find_config, read_config, shipped_configs
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,3 +71,37 @@ def test_package_without_configs(tmp_path, monkeypatch):
     monkeypatch.setattr(configs, 'PACKAGE', tmp_path / 'mmgap')
     with pytest.raises(FileNotFoundError, match='installed without its configs'):
         find_config('gap_resnet18_toybirds')
+
+
+def changed(*pairs: str) -> dict:
+    parser = ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=Changes)
+    return parser.parse_args(['--cfg-options', *pairs]).cfg_options
+
+
+@pytest.mark.parametrize(
+    'text, value',
+    [
+        ('a photo of {}', 'a photo of {}'),
+        ('night (fog)', 'night (fog)'),
+        ('data/my set/a.pth', 'data/my set/a.pth'),
+        ("'night, fog'", 'night, fog'),
+        ('["in fog", "at night, late"]', ['in fog', 'at night, late']),
+        # As in MMEngine.
+        ('[1, 2]', [1, 2]),
+        ('(1, [a, b])', (1, ['a', 'b'])),
+        ('a,b', ['a', 'b']),
+        (' 5', 5),
+        ('1e-3', 1e-3),
+        ('None', None),
+    ],
+)
+def test_texts_of_the_command_line_keep_their_spaces(text, value):
+    assert changed('b=1', f'c.d={text}') == {'b': 1, 'c.d': value}
+
+
+@pytest.mark.parametrize('text', ['in fog, at night', '[in fog,night]', '(in fog)', 'a [b, c'])
+def test_texts_that_may_be_lists_need_quotes(text, capsys):
+    with pytest.raises(SystemExit):
+        changed(f'a={text}')
+    assert 'a: texts with spaces and commas need quotes of their own' in capsys.readouterr().err

@@ -13,13 +13,15 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS
+from mmengine.runner import load_checkpoint
+from torch import nn
 
 from mmgap.datasets.masked_folders import left_out_note
 from mmgap.injection import rate_note
 from mmgap.loop import Loop
 from mmgap.loop.guards import check_classes
 from mmgap.targets import TargetModel
-from mmgap.targets.load import fitting_share
+from mmgap.targets.load import fitting_share, load_model
 from mmgap.weights import is_pretrained
 from mmgap.wrappers import innermost
 
@@ -99,16 +101,32 @@ def look_at_sources(sources: Any) -> tuple[Any, str]:
     return sources, detail
 
 
+def load_start(config: Config, start: str) -> nn.Module:
+    """The model as training begins with it: ``load_from`` may be of another head.
+
+    Raises:
+        ValueError: If it has no weight of the model.
+    """
+    model = load_model(config)
+    if not fitting_share(model, dict(checkpoint=start)):
+        raise ValueError(f'load_from={start!r} has no weight of the model: it is of another one')
+    load_checkpoint(model, start, map_location='cpu')
+    return model
+
+
 def load_target(loop: Loop, checkpoint: str | None) -> tuple[Any, str]:
     """The model with its weights.
 
     Raises:
         ValueError: If pretrained weights are of another architecture.
     """
-    target = loop.target(checkpoint)
-    loaded = [f'weights from {checkpoint}'] if checkpoint else []
+    start, model = None if checkpoint else loop.config.get('load_from'), None
+    if start:
+        model = load_start(loop.config, start)
+    target = loop.target(checkpoint, model)
+    loaded = [f'weights from {checkpoint or start}'] if checkpoint or start else []
     for name, module in target.model.named_modules():
-        settings: Any = None if checkpoint else getattr(module, 'init_cfg', None)
+        settings: Any = None if checkpoint or start else getattr(module, 'init_cfg', None)
         if not is_pretrained(settings):
             continue
         share = fitting_share(module, settings)

@@ -149,8 +149,7 @@ def main() -> None:
         check('sources', lambda: look_at_sources(loop.sources))
         others = {name: found.get(name) for name in ('val', 'test')}
         check('splits', lambda: compare_splits(loop.sources, others))
-        checkpoint = args.checkpoint or config.get('load_from')
-        target = check('model', lambda: load_target(loop, checkpoint))
+        target = check('model', lambda: load_target(loop, args.checkpoint))
         if target:
             check('schedule', lambda: look_at_schedule(config, loop, target))
         if target and config.get('test_dataloader') is not None:

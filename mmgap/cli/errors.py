@@ -2,13 +2,15 @@
 """How a command ends that cannot go on: what is wrong and the way out, without a traceback.
 
 An error that somebody wrote a message for is for the person at the keyboard; one that nobody
-foresaw is for who mends mmgap, and keeps its traceback. With ``MMGAP_DEBUG=1`` all keep it.
+foresaw is for who mends mmgap, and one of a user's own class for who mends that: both keep their
+traceback. With ``MMGAP_DEBUG=1`` all keep it.
 """
 
 from __future__ import annotations
 
 import linecache
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from pathlib import Path
 
 DEBUG = 'MMGAP_DEBUG'
 PACKAGE = Path(__file__).parents[1]
+# What such errors say is of use beside their place alone.
+BUGS = (AttributeError, NameError, IndexError)
 WORKER = 'Original Traceback (most recent call last):\n'  # in what PyTorch's loaders raise
 
 
@@ -51,10 +55,16 @@ def cause(error: Exception) -> Exception:
 
 def is_told(error: Exception) -> bool:
     """Whether the message of an error was written for whoever gave the input."""
-    if not str(error):
-        return False
+    file, line = _origin(error)
     # The system's own messages name the path; those of asserts in the toolboxes the value.
-    return isinstance(error, (OSError, AssertionError)) or _last_line(error).startswith('raise')
+    told = isinstance(error, (OSError, AssertionError)) or line.startswith('raise')
+    if not told or not str(error):
+        return False
+    if _is_ours(file):
+        return True
+    # What a user's own class says is for who mends it, as is a name or an index that is wrong.
+    bare = isinstance(error, KeyError) and ' ' not in str(error.args[0])
+    return _is_installed(file) and not bare and not isinstance(error, BUGS)
 
 
 def message(error: Exception) -> str:
@@ -65,15 +75,31 @@ def message(error: Exception) -> str:
         lines = rest.splitlines()
         last = max((i for i, line in enumerate(lines) if line.startswith('  ')), default=-1)
         text = '\n'.join(lines[last + 1 :]) or text
-    frames = traceback.extract_tb(error.__traceback__)
-    if frames and PACKAGE in Path(frames[-1].filename).parents:
-        return text
+    hint = f'\n({DEBUG}=1 before the command shows where this comes from)'
+    if _is_ours(_origin(error)[0]) and not worker:
+        # Where all that a library raised is taken for a wrong input, it may be a bug there.
+        return text + hint * isinstance(error.__cause__, BUGS)
     kind = '' if worker else f'{type(error).__name__}: '
-    return f'{kind}{text}\n({DEBUG}=1 before the command shows where this comes from)'
+    return f'{kind}{text}{hint}'
 
 
-def _last_line(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return ''
-    return linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
+def _origin(error: Exception) -> tuple[str, str]:
+    """File and line that an error comes from; of one in a loader's worker, those there."""
+    frames = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
+    if WORKER in str(error):
+        found = re.findall(r'^  File "(.+)", line (\d+), in ', str(error), re.MULTILINE)
+        frames += [(file, int(number)) for file, number in found]
+    file, number = frames[-1] if frames else ('', 0)
+    return file, linecache.getline(file, number).strip()
+
+
+def _is_ours(file: str) -> bool:
+    return PACKAGE in Path(file).parents
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a file is of an installed package, or of Python."""
+    folders = Path(file).parents
+    return Path(os.__file__).parent in folders or any(
+        folder.name in ('site-packages', 'dist-packages') for folder in folders
+    )

@@ -10,6 +10,7 @@ import os.path as osp
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+import mmgap.weights  # noqa: F401  so that `mmgap://…` is known
 from mmgap.compat import allow_checkpoint_history, start_processes
 from mmgap.configs import Changes, is_gap_hook, read_config, set_scope, work_dir_of
 from mmgap.datasets import share_classes
@@ -20,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file, or the name of a shipped one')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint file, or its URL')
     parser.add_argument('--work-dir', help='where the log goes')
     parser.add_argument(
         '--cfg-options', nargs='+', action=Changes, help='override settings: key=value …'
@@ -36,7 +37,7 @@ def main() -> None:
     """Build the Runner from the config and test."""
     args = parse_args()
     config = read_config(args.config, dict(launcher=args.launcher, **(args.cfg_options or {})))
-    if not osp.isfile(args.checkpoint):
+    if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         raise SystemExit(f'checkpoint {args.checkpoint!r} does not exist')
     config.work_dir = args.work_dir or work_dir_of(config)
     # The hook belongs to training; the rest of custom_hooks (EMA, say) acts in tests too.

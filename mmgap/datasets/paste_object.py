@@ -61,7 +61,7 @@ class PasteObject(BaseTransform):
                 f'{width}x{height} here: put PasteObject right after loading'
             )
         behind = np.array(Image.fromarray(read_image(other)).resize((width, height)))[..., ::-1]
-        results['img'] = np.where(mask[..., None] > 127, results['img'], behind)
+        results['img'] = np.where(mask[..., None], results['img'], behind)
         return results
 
     def _of_another_class(self, label: int) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class AdversarialLoss(Feedback):
         floor: An image whose loss is below it counts as ``floor`` and gives no gradient: it is
             fooled well enough, and guidance goes on alone. Negative for ``'untargeted'``: -3 means
             a cross-entropy of 3. None for no floor.
+        target: The old name of ``target_class``.
         **kwargs: As for :class:`~mmgap.feedback.base.Feedback`.
 
     Raises:
@@ -94,11 +95,12 @@ class AdversarialLoss(Feedback):
         target_class: int | None = None,
         logit_scale: float = 1.0,
         floor: float | None = None,
+        target: int | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs = dict(kwargs, target_class=target_class)
-        renamed(kwargs, 'AdversarialLoss', target='target_class')
-        target_class = kwargs.pop('target_class')
+        old = {} if target is None else dict(target=target)
+        renamed(old, 'AdversarialLoss', target='target_class')
+        target_class = old.get('target_class', target_class)
         super().__init__(**kwargs)
         if mode not in MODES:
             raise ValueError(f'mode must be one of {MODES}, got {mode!r}')

@@ -20,6 +20,7 @@ from mmgap.feedback.clip_model import ClipModel
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.registry import TASK_UTILS
 from mmgap.targets import TargetModel, build_target, load_model
+from mmgap.typed import checked
 
 
 class Critic:
@@ -112,7 +113,7 @@ class ClipCritic(Critic):
     def model(self) -> ClipModel:
         """The CLIP model, built when it is first needed."""
         if self._model is None:
-            self._model = ClipModel(**self.clip)
+            self._model = ClipModel(**checked(ClipModel, self.clip))
         return self._model
 
     def prepare(self, classes: Sequence[str]) -> None:
@@ -168,7 +169,7 @@ class ModelCritic(Critic):
         threshold: As for :class:`Critic`.
         input: Arguments of :class:`~mmgap.targets.TargetModel` that say size and channel order
             instead of the pipeline.
-        **kwargs: ``target``, the old name of ``input``.
+        target: The old name of ``input``.
     """
 
     def __init__(
@@ -177,15 +178,14 @@ class ModelCritic(Critic):
         checkpoint: str,
         threshold: float | None = None,
         input: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        target: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(threshold)
-        renamed(kwargs, type(self).__name__, target='input')
+        old = {} if target is None else dict(target=target)
+        renamed(old, type(self).__name__, target='input')
         self.config = config
         self.checkpoint = checkpoint
-        self.input = kwargs.pop('input', input)
-        if kwargs:
-            raise TypeError(f'{type(self).__name__} has no settings {list(kwargs)}')
+        self.input = old.get('input', input)
         self._target: TargetModel | None = None
 
     def prepare(self, classes: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from mmgap.feedback.guidance_images import GuidanceImages
 from mmgap.files import fingerprint, write_bytes
 from mmgap.generators import DiffusionGenerator
 from mmgap.registry import TASK_UTILS
+from mmgap.typed import checked
 
 DISTANCES = ('cosine', 'l2')
 
@@ -140,7 +141,7 @@ class ImageGuidance(Feedback):
                 f"distance='l2' needs the variance of several images, {self.images!r} holds one"
             )
         self._paths = targets.paths
-        self._model = ClipModel(**self.clip)
+        self._model = ClipModel(**checked(ClipModel, self.clip))
         key = fingerprint([self._model.fingerprint(), targets.fingerprint()])
         path = cache / f'{key}.safetensors' if cache else None
         if path is not None and path.is_file():

@@ -16,6 +16,7 @@ from mmgap.feedback.clip_model import ClipModel
 from mmgap.files import read_text
 from mmgap.generators import DiffusionGenerator
 from mmgap.registry import TASK_UTILS
+from mmgap.typed import checked
 
 DISTANCES = ('l2', 'cosine')
 ASSIGN = ('mean', 'turn')
@@ -79,7 +80,7 @@ class TextGuidance(Feedback):
 
     def __init__(
         self,
-        descriptions: Sequence[str] | Mapping[str, Sequence[str]],
+        descriptions: str | Sequence[str] | Mapping[str, Sequence[str]],
         assign: str = 'mean',
         space: str = 'text_encoder',
         distance: str = 'l2',
@@ -131,7 +132,7 @@ class TextGuidance(Feedback):
         if self._towards is not None:
             return
         if self.clip is not None:
-            self._model = ClipModel(**self.clip)
+            self._model = ClipModel(**checked(ClipModel, self.clip))
         lists = self.descriptions
         if not isinstance(lists, dict):
             lists = dict.fromkeys(classes, lists)

@@ -35,6 +35,7 @@ from mmgap.generators.schedulers import (
 from mmgap.generators.steering import Steering, check_followed
 from mmgap.prompts import PromptEncoder, PromptEncoderPair
 from mmgap.sources import Condition, Sources
+from mmgap.typed import checked
 
 
 class DiffusionGenerator:
@@ -113,7 +114,7 @@ class DiffusionGenerator:
         # For most models None is the empty sentence.
         zeros = pipeline.config.get('force_zeros_for_empty_prompt', False)
         self.negative_prompt = negative_prompt if zeros else negative_prompt or ''
-        self.gradient = GradientPolicy(**(gradient or {}))
+        self.gradient = GradientPolicy(**checked(GradientPolicy, gradient or {}))
         self.home = self.device = device_of(device or get_device())
         self.autocast = dtype_of(autocast, 'autocast') if autocast else None
         self.pipeline = pipe = pipeline.to(self.device)

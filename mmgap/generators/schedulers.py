@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmgap.compat import keep_ddim_finite
+from mmgap.configs import name_of
 
 NEEDED = ('add_noise', 'init_noise_sigma', 'scale_model_input', 'set_timesteps', 'step')
 # A scheduler that knows the model is off by 0.00 to 0.15 below, one that does not by 0.2 and more.
@@ -32,7 +33,7 @@ def build_scheduler(current: Any, config: Mapping[str, Any]) -> Any:
 
     Args:
         current: The model's own scheduler.
-        config: ``type``, by default that of ``current``, and its settings.
+        config: ``type``, a name or the class, by default that of ``current``, and its settings.
 
     Raises:
         SchedulerError: If there is no such scheduler, or it cannot be made with these settings.
@@ -40,9 +41,11 @@ def build_scheduler(current: Any, config: Mapping[str, Any]) -> Any:
     import diffusers
 
     settings = dict(config)
-    name = settings.pop('type', type(current).__name__)
-    kind = getattr(diffusers, name, None)
-    if kind is None or not hasattr(kind, 'from_config'):
+    kind = settings.pop('type', type(current))
+    name = name_of(kind)
+    if isinstance(kind, str):
+        kind = getattr(diffusers, name, None)
+    if not hasattr(kind, 'from_config'):
         raise SchedulerError(f'scheduler type {name!r} is not a scheduler of diffusers')
     try:
         return kind.from_config(current.config, **settings)

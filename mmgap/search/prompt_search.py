@@ -35,6 +35,7 @@ from mmgap.search.step import SearchStep, StepScore
 from mmgap.seeds import derive_rng, derive_seed
 from mmgap.sources import ImageSpec, Sources
 from mmgap.targets import TargetModel
+from mmgap.typed import checked
 
 OnStep = Callable[[int, Sequence[PromptProgress]], None]
 
@@ -91,7 +92,10 @@ class PromptSearch:
         self.sources = sources
         self.settings = settings
         self.seed = seed
-        self.alarm = None if settings.alarm is None else AlignmentAlarm(critic, **settings.alarm)
+        self.alarm = None
+        if settings.alarm is not None:
+            alarm = checked(AlignmentAlarm, settings.alarm, critic)
+            self.alarm = AlignmentAlarm(critic, **alarm)
         self.split = SourceSplit(sources, settings.holdout, seed)
         drawing = dict(
             num_inference_steps=settings.num_inference_steps, batch_size=settings.batch_size
@@ -206,7 +210,7 @@ class PromptSearch:
                 self._score([progress], [ImageSpec(source, 0, seed)] * count)
 
     def _begin(self, prompts: Sequence[SoftPrompt]) -> RunningSearch:
-        config = copy.deepcopy(dict(self.settings.optim_wrapper))
+        config = copy.deepcopy(dict(self.settings.optim_wrapper or {}))
         if self.settings.rate is not None:
             words = self.generator.prompts.vocabulary().float()
             deviation = float(words.std(dim=0).square().mean().sqrt())
@@ -222,7 +226,7 @@ class PromptSearch:
             optimizer,
             [
                 PARAM_SCHEDULERS.build({'by_epoch': False, 'optimizer': optimizer, **config})
-                for config in self.settings.param_scheduler
+                for config in self.settings.param_scheduler or ()
             ],
         )
 

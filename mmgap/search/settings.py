@@ -80,9 +80,9 @@ class SearchSettings:
     num_inference_steps: int = 5
     images_per_prompt: int = 4
     batch_size: int = 8
-    optim_wrapper: dict[str, Any] = field(default_factory=lambda: dict(ADAM))
+    optim_wrapper: dict[str, Any] | None = field(default_factory=lambda: dict(ADAM))
     rate: float | None = None
-    param_scheduler: Sequence[dict[str, Any]] = ()
+    param_scheduler: Sequence[dict[str, Any]] | None = ()
     stop_loss: float | None = None
     stop_window: int = 1
     fresh: bool = True
@@ -168,4 +168,5 @@ class SearchSettings:
         values = {name: value for name, value in vars(self).items() if name not in left_out}
         if self.rate is None:  # as in older versions
             del values['rate']
-        return dict(values, param_scheduler=list(self.param_scheduler), max_restarts=self.restarts)
+        schedulers = list(self.param_scheduler or ())
+        return dict(values, param_scheduler=schedulers, max_restarts=self.restarts)

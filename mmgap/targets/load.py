@@ -5,23 +5,26 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import zipfile
 from collections.abc import Mapping
+from pickle import UnpicklingError
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
-from mmengine.runner.checkpoint import (
-    _load_checkpoint,
-    _load_checkpoint_to_model,
-    _load_checkpoint_with_prefix,
-)
-from torch import nn
+from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_model
+from torch import Tensor, nn
 
 from mmgap.compat import allow_checkpoint_history, name_pretrained
 from mmgap.targets.classifier import TargetModel
 from mmgap.targets.depth import DepthTarget
+from mmgap.typed import checked
+
+# What PyTorch says of a class or function in a pickle that it does not load as weights.
+REFUSED = re.compile(r"GLOBAL (\S+) was not|but got <class '([^']+)'>")
 
 
 def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
@@ -46,10 +49,13 @@ def load_model(config: Config, checkpoint: str | None = None) -> nn.Module:
         try:
             _load_checkpoint_to_model(model, read_checkpoint(checkpoint), strict=True)
         except RuntimeError as error:
-            raise RuntimeError(
-                f'checkpoint {checkpoint} does not fit the {type(model).__name__} of the config: '
-                f'{error}'
-            ) from error
+            if re.search('missing keys|size mismatch', str(error)):
+                raise RuntimeError(
+                    f'checkpoint {checkpoint} does not fit the {type(model).__name__} of the '
+                    f'config: {error}'
+                ) from error
+            # It has all and more, as of an auxiliary head that the config leaves out.
+            MMLogger.get_current_instance().warning(f'checkpoint {checkpoint}: {error}')
     return model.to(get_device())
 
 
@@ -62,14 +68,36 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """
     allow_checkpoint_history()
     try:
-        return _load_checkpoint(path, map_location='cpu')
-    except OSError:
+        checkpoint = _load_checkpoint(path, map_location='cpu')
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # a damaged pickle can fail in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f'checkpoint {path} cannot be read: {_fault(path, error)}') from error
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        what = [*checkpoint] if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise ValueError(
-            f'checkpoint {path} cannot be read: {reason}; it is truncated, or none of MMEngine'
-        ) from error
+            f"checkpoint {path} has no weights where MMEngine looks for them, under 'state_dict' "
+            f'or without any name; it holds {what}. Save them as dict(state_dict=…)'
+        )
+    return checkpoint
+
+
+def _fault(path: str, error: Exception) -> str:
+    """Why a checkpoint cannot be read, and what to do."""
+    if path.endswith('.safetensors'):
+        return f'MMEngine reads no safetensors by itself; write mmgap://{path}'
+    if not isinstance(error, UnpicklingError):
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f'{reason}; it is truncated, or none of PyTorch'
+    found = REFUSED.search(str(error))
+    if found is None:
+        return 'it is truncated, or none of PyTorch'
+    return (
+        f'it holds {found[1] or found[2]}, which might run code when it is loaded. If you trust '
+        'the file, keep its weights alone: torch.load(…, weights_only=False), then '
+        'torch.save(dict(state_dict=…), …)'
+    )
 
 
 def check_readable(path: str) -> None:
@@ -93,11 +121,14 @@ def fitting_share(module: nn.Module, settings: Mapping[str, Any]) -> float:
     Raises:
         ValueError: If the checkpoint cannot be read.
     """
-    if settings.get('prefix') is not None:
-        state = _load_checkpoint_with_prefix(settings['prefix'], settings['checkpoint'])
+    state = read_checkpoint(settings['checkpoint'])
+    state = state.get('state_dict', state)
+    prefix = settings.get('prefix')
+    if prefix is None:  # as MMEngine loads weights that were saved in DistributedDataParallel
+        state = {key.removeprefix('module.'): value for key, value in state.items()}
     else:
-        state = read_checkpoint(settings['checkpoint'])
-        state = state.get('state_dict', state)
+        prefix = f'{prefix.rstrip(".")}.'
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     own = module.state_dict()
     state = {k: v for k, v in state.items() if k not in own or own[k].shape == v.shape}
     # Loaded into a copy, since some backbones rename what they are given.
@@ -125,7 +156,7 @@ def build_target(
     """
     kind = DepthTarget if label_type == 'depth' else TargetModel
     if input is not None:
-        return kind(model, **input)
+        return kind(model, **checked(kind, input, model))
     for name in ('test_dataloader', 'val_dataloader'):
         dataset = (config.get(name) or {}).get('dataset')
         while isinstance(dataset, Mapping) and 'pipeline' not in dataset:

@@ -11,11 +11,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from PIL import Image, ImageOps
 
 from mmgap.checks import trials
-from mmgap.checks.looks import compare_splits, look_at_schedule, look_at_sources
+from mmgap.checks.looks import (
+    compare_splits,
+    load_start,
+    look_at_schedule,
+    look_at_sources,
+)
 from mmgap.datasets import Waterbirds
 from mmgap.injection import InjectionSettings
 from mmgap.sources import SourceSet
@@ -248,3 +254,19 @@ def test_too_little_memory(monkeypatch):
     assert done.code == 1 and done.output.endswith('1 things to mend\n'), done.output
     assert 'batch_size=24 would take about 27.0 GiB, and there are 10.0 GiB' in done.output
     assert 'set search.batch_size=7' in done.output
+
+
+def test_training_may_start_from_weights_with_another_head(tmp_path):
+    """As from ImageNet's; in training MMEngine takes what fits, and so does the check."""
+    path, other = tmp_path / 'other_head.pth', tiny_classifier(5)
+    torch.nn.init.constant_(other.backbone.conv1.weight, 0.5)
+    torch.save(dict(state_dict=other.state_dict()), path)
+    backbone = dict(type='ResNet', depth=18, base_channels=8, stem_channels=8)
+    head = dict(type='LinearClsHead', num_classes=2, in_channels=64)
+    neck = dict(type='GlobalAveragePooling')
+    model = dict(type='ImageClassifier', backbone=backbone, neck=neck, head=head)
+    started = load_start(Config(dict(model=model)), str(path))
+    assert (started.backbone.conv1.weight == 0.5).all() and started.head.fc.weight.shape[0] == 2
+    torch.save(dict(state_dict={'linear.weight': torch.zeros(3)}), path)
+    with pytest.raises(ValueError, match='other_head.pth. has no weight of the model'):
+        load_start(Config(dict(model=model)), str(path))

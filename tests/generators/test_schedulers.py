@@ -118,6 +118,15 @@ def test_ddim_is_the_stock_one_where_that_is_finite(kind):
     assert broken, 'the stock scheduler is finite now: keep_ddim_finite can go'
 
 
+def test_the_class_itself_names_a_scheduler():
+    """As in configs of the new style."""
+    current = DDIMScheduler.from_config(PLAIN)
+    made = build_scheduler(current, dict(type=diffusers.LCMScheduler, num_train_timesteps=900))
+    assert type(made) is diffusers.LCMScheduler and made.config.num_train_timesteps == 900
+    with pytest.raises(SchedulerError, match="'dict' is not a scheduler of diffusers"):
+        build_scheduler(current, dict(type=dict))
+
+
 def test_numbers_of_steps_that_a_scheduler_cannot_do():
     scheduler = build('PNDM', PLAIN, skip_prk_steps=False)
     check_steps(scheduler, PLAIN, 10)

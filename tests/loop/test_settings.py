@@ -37,6 +37,8 @@ def test_a_hook_is_told_the_same_in_dicts_and_in_settings():
             ValueError,
             "injection mode must be one of .* got 'add'",
         ),
+        (dict(search='fast'), TypeError, "search must be a dict of settings, got 'fast'"),
+        (dict(injection=['mix']), TypeError, r"injection must be a dict .* got \['mix'\]"),
         (dict(rounds=0), ValueError, 'rounds and interval at least 1, got .* rounds=0'),
         (dict(budget=1, rounds=2), ValueError, 'budget=1 gives not one image to each of 2 rounds'),
         (dict(plateau=0), ValueError, 'plateau must be positive, or None, got 0'),
@@ -50,8 +52,14 @@ def test_bad_settings(settings, error, words):
         GAPSettings.from_config(dict(generator={}) | settings)
 
 
+def test_a_hook_without_a_generator():
+    with pytest.raises(TypeError, match='GAPHook needs generator'):
+        GAPSettings.from_config(dict(budget=3))
+
+
 def test_none_and_empty_mean_the_default():
-    settings = SearchSettings(optim_wrapper=None, param_scheduler=None)
+    nothing = dict(optim_wrapper=None, param_scheduler=None)
+    settings = GAPSettings.from_config(dict(generator={}, search=nothing)).search
     assert settings == SearchSettings(optim_wrapper={}) == SearchSettings()
     assert settings.optim_wrapper['optimizer'] == dict(type='Adam', lr=1e-3)
 
