@@ -36,6 +36,20 @@ benchmark = dict(
             cost_of='gap',
             synthesis=dict(keep=dict(by='loss', rank=0.5)),
         ),
+        # Draws nothing.
+        'paste': dict(
+            about='training images whose objects are pasted on those of other classes instead',
+            train={
+                'train_dataloader.dataset.pipeline': [
+                    _base_.train_pipeline[0],
+                    dict(
+                        type='mmgap.PasteObject',
+                        images=dict(type='mmgap.ToyBirds', split='train'),
+                    ),
+                    *_base_.train_pipeline[1:],
+                ]
+            },
+        ),
         # Later rounds search against the model trained on the images of those before.
         'gap-rounds-2': dict(
             about='gap in two rounds of half the prompts each',
