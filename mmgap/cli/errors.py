@@ -55,8 +55,10 @@ def cause(error: Exception) -> Exception:
 
 def is_told(error: Exception) -> bool:
     """Whether the message of an error was written for whoever gave the input."""
+    if isinstance(error, OSError) and error.filename:
+        return True  # the system's own messages name the path
     file, line = _origin(error)
-    # The system's own messages name the path; those of asserts in the toolboxes the value.
+    # Those of asserts in the toolboxes name the value.
     told = isinstance(error, (OSError, AssertionError)) or line.startswith('raise')
     if not told or not str(error):
         return False
@@ -100,6 +102,8 @@ def _is_ours(file: str) -> bool:
 def _is_installed(file: str) -> bool:
     """Whether a file is of an installed package, or of Python."""
     folders = Path(file).parents
-    return Path(os.__file__).parent in folders or any(
-        folder.name in ('site-packages', 'dist-packages') for folder in folders
+    return (
+        file.startswith('<frozen ')
+        or Path(os.__file__).parent in folders
+        or any(folder.name in ('site-packages', 'dist-packages') for folder in folders)
     )

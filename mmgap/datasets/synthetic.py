@@ -74,7 +74,8 @@ class SyntheticDataset(BaseDataset):
         samples, _ = self._reader.read()
         kept = [sample for sample in samples if sample.kept]
         if not kept:
-            raise FileNotFoundError(f'pool={self.pool!r} has no samples in {MANIFEST}')
+            wanted = '' if self.budget is None else f', and budget={self.budget} asks for some'
+            raise FileNotFoundError(f'pool={self.pool!r} has no samples in {MANIFEST}{wanted}')
         if self.budget is not None and self.budget > len(kept):
             raise ValueError(f'budget={self.budget}, but {self.pool!r} has {len(kept)} samples')
         self.depth_unit = kept[0].depth_unit

@@ -49,6 +49,7 @@ TOLD = dict(
     type=lambda: MODELS.build(dict(type='ResNett')),
     key=lambda: TASK_UTILS.build(dict(type='mmgap.AdversarialLos')),
     image=lambda: Image.open('/no/such/file'),
+    folder=lambda: os.makedirs('/dev/null/work'),
 )
 KEPT = dict(
     own=of_own_class,
