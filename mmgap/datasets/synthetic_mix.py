@@ -143,7 +143,8 @@ class SyntheticMixDataset:
         synthetic = self._synthetic
         self._synthetic = self._redraws = None
         try:
-            if synthetic and (synthetic.pool, synthetic.budget) == (self.pool, self.budget):
+            now = (self.pool, self.budget)
+            if synthetic is not None and (synthetic.pool, synthetic.budget) == now:
                 synthetic.refresh()
             else:
                 synthetic = SyntheticDataset(self.pool, self.budget, metainfo=self._metainfo)
