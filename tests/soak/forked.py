@@ -68,6 +68,12 @@ class Training:
                 self.kill(random.Random(0))
                 raise RuntimeError(f'ended with {process.exitcode}: {said}')
 
+    def wake(self) -> None:
+        """Let the main process go on, which has stopped itself."""
+        pid = self.processes[0].pid
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        os.kill(pid, signal.SIGCONT)
+
     def kill(self, rng: random.Random) -> int:
         """SIGKILL to all processes, one a little before the others; the rank of that one."""
         ranks = list(range(len(self.processes)))

@@ -3,10 +3,11 @@
 
     python -m tests.soak.kills --out runs/soak --minutes 60
 
-Trainings run in forks of this process; SIGKILL comes from outside, at a random moment of a stage
-that the training tells through shared memory. A chain of kills and resumes is compared with the
-same training that was left alone: weights, optimiser, prompts, images, manifest and report, to the
-bit. Each chain is a line of ``kills.jsonl``; called again, the grid goes on where it stopped.
+Trainings run in forks of this process and tell their stages through shared memory. One that comes
+to a stage in which it shall be killed stops there (SIGSTOP), is woken, and gets SIGKILL from
+outside a random moment later. A chain of kills and resumes is compared with the same training that
+was left alone: weights, optimiser, prompts, images, manifest and report, to the bit. Each chain is
+a line of ``kills.jsonl``; called again, the grid goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -118,13 +119,15 @@ class Reference:
     Attributes:
         outcome: See :func:`outcome`.
         entries: How often it entered each stage.
-        pace: Seconds between two entries of each stage.
+        pace: Seconds from an entry of each stage to whatever comes next.
+        call: Seconds of an entry alone.
         last: Name of its last checkpoint.
     """
 
     outcome: dict[str, str]
     entries: dict[str, int]
     pace: dict[str, float]
+    call: dict[str, float]
     last: str
 
 
@@ -144,7 +147,8 @@ def run_reference(cell: Cell, mode: str, assets: Assets, folder: Path) -> Refere
     board = training.board
     entries = {stage: board.entries(stage) for stage in STAGES[1:]}
     pace = {stage: board.seconds(stage) / max(1, entries[stage]) for stage in STAGES[1:]}
-    made = Reference(outcome(work_dir, last), entries, pace, last)
+    call = {stage: board.seconds_of_calls(stage) / max(1, entries[stage]) for stage in STAGES[1:]}
+    made = Reference(outcome(work_dir, last), entries, pace, call, last)
     file.write_text(json.dumps(asdict(made)))
     _remove(work_dir)
     return made
@@ -162,8 +166,11 @@ def run_chain(
     config.dump(paths.folder / 'cut.py')
     training = Training(paths.folder / 'cut.py', cell.processes, paths.folder, resume=False)
     for stage in wanted:
-        entry = rng.randint(1, max(1, min(4, reference.entries[stage] // 2)))
-        delay = rng.uniform(0, max(0.002, reference.pace[stage]))
+        # A stage that is asked for again and again shall not be over before the last of them.
+        reachable = reference.entries[stage] // (1 + wanted.count(stage))
+        entry = rng.randint(1, max(1, min(4, reachable)))
+        # Between two entries is where checkpoints are written; the shortest stages need the other.
+        delay = rng.uniform(0, rng.choice((reference.pace, reference.call))[stage])
         if not _reach(training, stage, entry, delay):
             chain.outrun.append(stage)
             break
@@ -188,13 +195,15 @@ def run_chain(
 def _reach(training: Training, stage: str, entry: int, delay: float) -> bool:
     """Wait until a training is at a moment of a stage; False if it was over before."""
     deadline, board = time.monotonic() + PATIENCE, training.board
-    while board.stage != stage or board.entries(stage) < entry:
+    board.wait_in(stage, entry)
+    while not board.waits:
         if training.over:
             return False
         if time.monotonic() > deadline:
             training.kill(random.Random(0))
             raise RuntimeError(f'hangs in {board.stage}, and was to come to {stage} {entry}')
         time.sleep(0.0005)
+    training.wake()
     time.sleep(delay)
     return not training.over
 
