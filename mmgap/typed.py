@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import numbers
 import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import numpy as np
 
+T = TypeVar('T')
 NAMES: dict[Any, str] = {
     bool: 'True or False',
     int: 'a whole number',
@@ -74,6 +76,26 @@ def checked(kind: type, settings: Mapping[str, Any], *given: Any) -> dict[str, A
     except TypeError as error:
         raise TypeError(f'{kind.__name__}: {error}') from error
     return typed
+
+
+def typed(kind: type[T]) -> type[T]:
+    """Let a class check what it is made with, for those that MMEngine builds and not mmgap.
+
+    Args:
+        kind: The class; its constructor then raises a TypeError as of :func:`check_types`.
+    """
+    plain: Any = vars(kind)['__init__']
+    names = [*inspect.signature(plain).parameters][1:]
+
+    @functools.wraps(plain)
+    def check_and_make(self: Any, *args: Any, **kwargs: Any) -> None:
+        hints, name = hints_of(plain), type(self).__name__
+        given = check_types(dict(zip(names, args, strict=False)), hints, name)
+        settings = check_types(kwargs, hints, name)
+        plain(self, *given.values(), *args[len(names) :], **settings)
+
+    kind.__init__ = check_and_make  # type: ignore[method-assign]
+    return kind
 
 
 def as_typed(value: Any, hint: Any) -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 from mmgap.feedback.clip_model import ClipModel
 from mmgap.generators.gradient import GradientPolicy
-from mmgap.registry import TASK_UTILS
+from mmgap.registry import DATASETS, HOOKS, METRICS, TASK_UTILS, TRANSFORMS
 from mmgap.search import SearchSettings
 from mmgap.synthesis.selection import Keep
 from mmgap.targets import TargetModel, build_target
@@ -136,3 +136,30 @@ def test_what_a_constructor_needs_may_be_set():
         taken = inspect.signature(kind).parameters.values()
         names = {one.name for one in taken if one.kind is not one.VAR_KEYWORD}
         assert names <= parameters_of(kind)[0].keys(), kind
+
+
+@pytest.mark.parametrize(
+    'registry, config, words',
+    [
+        (HOOKS, dict(type='InjectionHook', budget='9'), 'InjectionHook budget must be a whole'),
+        (HOOKS, dict(type='InjectionHook', injection='mix'), "must be a dict or None, got 'mix'"),
+        (DATASETS, dict(type='SyntheticMixDataset', dataset={}, ratio='half'), "ber, got 'half'"),
+        (DATASETS, dict(type='SyntheticDataset', pool=None), 'pool must be text, got None'),
+        (DATASETS, dict(type='MaskedFolders', data_root='x', classes='a.txt'), 'list of texts or'),
+        (DATASETS, dict(type='Waterbirds', data_root=3, split='train'), 'data_root must be text'),
+        (TRANSFORMS, dict(type='AmplitudeMix', images='train'), "a dict, got 'train'"),
+        (TRANSFORMS, dict(type='LoadDepth', depth_rescale_factor='1e-3'), "number, got '1e-3'"),
+        (METRICS, dict(type='GroupDepth', max_depth_eval='10'), "number, got '10'"),
+    ],
+)
+def test_what_mmengine_builds_checks_itself(registry, config, words):
+    with pytest.raises(TypeError, match=words):
+        registry.build(config)
+
+
+def test_arguments_in_their_order_are_checked_too():
+    assert DATASETS.get('SyntheticDataset')('pool', 1e3, lazy_init=True).budget == 1000
+    with pytest.raises(TypeError, match='SyntheticDataset budget must be a whole number or None'):
+        DATASETS.get('SyntheticDataset')('pool', '9', lazy_init=True)
+    with pytest.raises(TypeError, match='positional arguments'):
+        DATASETS.get('SyntheticDataset')('pool', 9, 'more')

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmgap.images import read_image
 from mmgap.registry import TRANSFORMS
+from mmgap.typed import typed
 
 
 def mix_amplitude(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
@@ -35,6 +36,7 @@ def mix_amplitude(image: np.ndarray, other: np.ndarray, share: float) -> np.ndar
 
 
 @TRANSFORMS.register_module()
+@typed
 class AmplitudeMix(BaseTransform):
     """Give an image some of the style of another one, in frequency space.
 

@@ -15,6 +15,7 @@ from mmengine.fileio import exists, join_path
 
 from mmgap.files import read_text
 from mmgap.registry import DATASETS
+from mmgap.typed import typed
 
 CLASSES = ('background', 'cattle', 'elephants', 'impalas', 'zebras', 'giraffes', 'dik-diks')
 BACKGROUND = 0
@@ -34,6 +35,7 @@ def in_guidance(sequence: str, share: float) -> bool:
 
 
 @DATASETS.register_module()
+@typed
 class IWildCam(BaseDataset):
     """The seven classes of ALIA (arXiv 2305.16289) out of iWildCam in WILDS' splits.
 

@@ -12,9 +12,11 @@ from mmengine.fileio import get as read_bytes
 
 from mmgap.images import read_mask
 from mmgap.registry import TRANSFORMS
+from mmgap.typed import typed
 
 
 @TRANSFORMS.register_module()
+@typed
 class LoadDepth(BaseTransform):
     """Like MMSegmentation's ``LoadDepthAnnotation``, for depth that is not all known.
 

@@ -17,6 +17,7 @@ from mmengine.utils import is_abs
 from mmgap.datasets.mask_files import check_masks
 from mmgap.images import SUFFIXES
 from mmgap.registry import DATASETS
+from mmgap.typed import typed
 
 BESIDE = '_mask.png'  # how the name of a mask ends that lies beside its image
 
@@ -73,6 +74,7 @@ def _files(folder: str) -> Iterator[str]:
 
 
 @DATASETS.register_module()
+@typed
 class MaskedFolders(BaseDataset):
     """Images in a folder for each class, with masks of the object.
 

@@ -13,9 +13,11 @@ from PIL import Image
 
 from mmgap.images import read_image, read_mask
 from mmgap.registry import TRANSFORMS
+from mmgap.typed import typed
 
 
 @TRANSFORMS.register_module()
+@typed
 class PasteObject(BaseTransform):
     """Paste the object of an image, where it is, over an image of another class.
 

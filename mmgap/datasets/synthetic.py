@@ -11,9 +11,11 @@ from mmengine.dataset import BaseDataset, Compose
 
 from mmgap.manifest import MANIFEST, ManifestReader, Sample
 from mmgap.registry import DATASETS
+from mmgap.typed import typed
 
 
 @DATASETS.register_module()
+@typed
 class SyntheticDataset(BaseDataset):
     """The generated images of a sample pool, with their labels.
 

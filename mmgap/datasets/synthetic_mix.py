@@ -18,6 +18,7 @@ from mmgap.images import described
 from mmgap.pool import REAL
 from mmgap.registry import DATASETS
 from mmgap.seeds import derive_seed, seeded
+from mmgap.typed import typed
 from mmgap.wrappers import Distinct, innermost, parts_of
 
 MODES = ('replace', 'extend')
@@ -25,6 +26,7 @@ NEEDED = ('full_init', 'get_data_info', 'metainfo', '__len__', '__getitem__')  #
 
 
 @DATASETS.register_module()
+@typed
 class SyntheticMixDataset:
     """Mix a pool's samples into a dataset at a set ratio.
 

@@ -12,11 +12,13 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import exists, list_dir_or_file
 
 from mmgap.registry import DATASETS
+from mmgap.typed import typed
 
 _RGB = re.compile(r'(.*/)?(?P<building>[^/]+)/point_\d+_view_\d+_domain_rgb\.png')
 
 
 @DATASETS.register_module()
+@typed
 class Taskonomy(BaseDataset):
     """Images of buildings with z-buffer depth (Zamir et al., arXiv 1804.08328).
 

@@ -15,6 +15,7 @@ from mmengine.utils import is_abs
 from mmgap.datasets.mask_files import check_masks
 from mmgap.files import read_text
 from mmgap.registry import DATASETS
+from mmgap.typed import typed
 
 SPLITS = {'train': 0, 'val': 1, 'test': 2}
 NUM_PLACES = 2
@@ -23,6 +24,7 @@ REQUIRED_COLUMNS = ('img_filename', 'y', 'split', 'place')
 
 
 @DATASETS.register_module()
+@typed
 class Waterbirds(BaseDataset):
     """Waterbirds in the layout of WILDS: ``metadata.csv`` and the image folders it names.
 

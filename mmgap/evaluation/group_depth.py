@@ -10,9 +10,11 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 
 from mmgap.registry import METRICS
+from mmgap.typed import typed
 
 
 @METRICS.register_module()
+@typed
 class GroupDepth(BaseMetric):
     """MMSegmentation's ``DepthMetric`` for each group of images.
 

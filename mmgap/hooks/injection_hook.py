@@ -46,9 +46,11 @@ from mmgap.pool import SamplePool
 from mmgap.registry import HOOKS
 from mmgap.report import write_page
 from mmgap.seeds import preserved_rng
+from mmgap.typed import typed
 
 
 @HOOKS.register_module()
+@typed
 class InjectionHook(Hook):
     """Bring the images of a pool into training: mixed in, as a refit at its end, or in stages.
 

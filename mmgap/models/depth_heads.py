@@ -14,8 +14,10 @@ from mmseg.registry import MODELS as MMSEG_MODELS
 from torch import Tensor, nn
 
 from mmgap.registry import MODELS
+from mmgap.typed import typed
 
 
+@typed
 class MetricDepth(BaseDecodeHead):
     """Turns a decode head's one channel into metres and compares it with depth maps.
 

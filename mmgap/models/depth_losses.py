@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmgap.feedback import masked_l1, scale_shift_invariant_mae, silog
 from mmgap.registry import MODELS
+from mmgap.typed import typed
 
 
 class DepthLoss(nn.Module):
@@ -47,6 +48,7 @@ class DepthLoss(nn.Module):
 
 
 @MODELS.register_module()
+@typed
 class MaskedL1Loss(DepthLoss):
     """See :func:`masked_l1`."""
 
@@ -59,6 +61,7 @@ class MaskedL1Loss(DepthLoss):
 
 
 @MODELS.register_module()
+@typed
 class RobustSiLogLoss(DepthLoss):
     """See :func:`silog`.
 
@@ -80,6 +83,7 @@ class RobustSiLogLoss(DepthLoss):
 
 
 @MODELS.register_module()
+@typed
 class ScaleShiftInvariantLoss(DepthLoss):
     """See :func:`scale_shift_invariant_mae`.
 

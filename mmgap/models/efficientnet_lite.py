@@ -9,9 +9,11 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmgap.registry import MODELS
+from mmgap.typed import typed
 
 
 @MODELS.register_module()
+@typed
 class EfficientNetLite(BaseModule):
     """The EfficientNet-Lite of ``efficientnet_lite_pytorch`` as a backbone of MMPretrain.
 

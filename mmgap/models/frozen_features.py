@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmgap.files import fingerprint, weights_fingerprint
 from mmgap.registry import MODELS
+from mmgap.typed import typed
 
 # What frozen networks have said of images, by network and precision: models that come one after
 # another in a process, as the cells of a benchmark do, share it.
@@ -21,6 +22,7 @@ _MEMORIES: dict[str, OrderedDict[bytes, Tensor]] = {}
 
 
 @MODELS.register_module()
+@typed
 class FrozenFeatures(BaseModule):
     """Backbone and pooling of a classifier whose head alone is trained.
 

@@ -13,11 +13,13 @@ from mmgap.toyworld.birds import SUBTYPES
 from mmgap.toyworld.renderer import WORLD_VERSION, subtype_of
 from mmgap.toyworld.splits import GROUPS, SIZES, UNLABELLED, Record, record
 from mmgap.toyworld.vocabulary import BIRDS
+from mmgap.typed import typed
 
 SPECIES = tuple(subtype for bird in BIRDS for subtype in SUBTYPES[bird])
 
 
 @DATASETS.register_module()
+@typed
 class ToyBirds(BaseDataset):
     """Birds whose background gives them away in training, and only there.
 

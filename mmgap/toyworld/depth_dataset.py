@@ -12,6 +12,7 @@ from mmgap.registry import DATASETS
 from mmgap.toyworld.backend import ToyDepthBackend
 from mmgap.toyworld.depth_splits import DEPTH_SIZES, DEPTH_UNLABELLED, SHIFTS, shift_of
 from mmgap.toyworld.renderer import WORLD_VERSION
+from mmgap.typed import typed
 
 # Splits that are others in turn.
 IN_TURN = {
@@ -22,6 +23,7 @@ IN_TURN = {
 
 
 @DATASETS.register_module()
+@typed
 class ToyDepth(BaseDataset):
     """The places of the toy world on clear days, and at test also otherwise.
 
