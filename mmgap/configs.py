@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import dataclasses
 import difflib
 import os
 import re
@@ -15,14 +14,11 @@ import warnings
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
-from mmgap.typed import check_types, hints_of
-
-Settings = TypeVar('Settings')
 PACKAGE = Path(__file__).parent
 
 
@@ -345,37 +341,6 @@ def toolbox_of(config: Mapping[str, Any]) -> str:
     kind = (config.get('model') or {}).get('type', '')
     places = [c.__module__ for c in kind.__mro__] if isinstance(kind, type) else [str(kind)]
     return 'mmseg' if any(place.startswith('mmseg.') for place in places) else 'mmpretrain'
-
-
-def build_settings(kind: type[Settings], settings: Mapping[str, Any], name: str) -> Settings:
-    """Make a dataclass of settings from a config.
-
-    Args:
-        kind: The dataclass.
-        settings: Its fields; lists and dicts as plain ones.
-        name: What the config calls them, for messages.
-
-    Raises:
-        TypeError: If there is no such setting, one is missing, or has another type.
-        ValueError: If one is out of range.
-    """
-    if not isinstance(settings, Mapping):
-        raise TypeError(f'{name} must be a dict of settings, got {settings!r}')
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
-    known = [field.name for field in fields]
-    unknown = [key for key in settings if key not in known]
-    if unknown:
-        raise TypeError(f'{name} has no settings {unknown}; there are {known}')
-    for field in fields:
-        needed = field.default is field.default_factory is dataclasses.MISSING
-        if needed and field.name not in settings:
-            raise TypeError(f'{name} needs {field.name}, which is not given')
-    return kind(**check_types(settings, hints_of(kind), name))
-
-
-def change_settings(settings: Settings, changes: Mapping[str, Any], name: str) -> Settings:
-    """The same settings with changes; as :func:`build_settings`."""
-    return build_settings(type(settings), {**vars(settings), **changes}, name)
 
 
 def refuse_old_names(kind: type, **names: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether values of a config have the types that their settings are annotated with."""
+"""Settings out of configs: whether they exist, and have the types of their annotations."""
 
 from __future__ import annotations
 
@@ -76,6 +76,37 @@ def checked(kind: type, settings: Mapping[str, Any], *given: Any) -> dict[str, A
     except TypeError as error:
         raise TypeError(f'{kind.__name__}: {error}') from error
     return typed
+
+
+def build_settings(kind: type[T], settings: Mapping[str, Any], name: str) -> T:
+    """Make a dataclass of settings from a config.
+
+    Args:
+        kind: The dataclass.
+        settings: Its fields; lists and dicts as plain ones.
+        name: What the config calls them, for messages.
+
+    Raises:
+        TypeError: If there is no such setting, one is missing, or has another type.
+        ValueError: If one is out of range.
+    """
+    if not isinstance(settings, Mapping):
+        raise TypeError(f'{name} must be a dict of settings, got {settings!r}')
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    known = [field.name for field in fields]
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise TypeError(f'{name} has no settings {unknown}; there are {known}')
+    for field in fields:
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if needed and field.name not in settings:
+            raise TypeError(f'{name} needs {field.name}, which is not given')
+    return kind(**check_types(settings, hints_of(kind), name))
+
+
+def change_settings(settings: T, changes: Mapping[str, Any], name: str) -> T:
+    """The same settings with changes; as :func:`build_settings`."""
+    return build_settings(type(settings), {**vars(settings), **changes}, name)
 
 
 def typed(kind: type[T]) -> type[T]:

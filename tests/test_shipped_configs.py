@@ -14,10 +14,11 @@ import yaml
 from mmengine.config import Config
 
 from mmgap.benchmark import run
-from mmgap.configs import change_settings, finish_config, gap_hooks, is_old_name
+from mmgap.configs import finish_config, gap_hooks, is_old_name
 from mmgap.loop import GAPSettings
 from mmgap.loop.method import describe_method
 from mmgap.loop.parts import settings_of
+from mmgap.typed import change_settings
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'

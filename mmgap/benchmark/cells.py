@@ -20,7 +20,7 @@ from mmgap.benchmark.methods import Method, read_methods
 from mmgap.benchmark.pools import counts_of, evaluations_of
 from mmgap.benchmark.training import base_config, cell_config, inject, train_and_test
 from mmgap.compat import name_pretrained
-from mmgap.configs import build_settings, change_settings, gap_hooks, is_gap_hook
+from mmgap.configs import gap_hooks, is_gap_hook
 from mmgap.datasets import SyntheticDataset
 from mmgap.files import fingerprint, plain, read_json, write_json
 from mmgap.injection import InjectionSettings, judge_images
@@ -28,6 +28,7 @@ from mmgap.loop import GAPSettings, Loop
 from mmgap.loop.parts import settings_of
 from mmgap.pool import SamplePool
 from mmgap.sources import Sources, SourceSet
+from mmgap.typed import build_settings, change_settings
 
 # What of a config decides the base checkpoint, and so the images; the rest are helpers' names, and
 # what is tested on.

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from mmgap.benchmark.methods import Method
-from mmgap.configs import change_settings
 from mmgap.loop import GAPSettings, Loop
 from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.sources import Sources
 from mmgap.targets import TargetModel
+from mmgap.typed import change_settings
 
 
 @dataclass(frozen=True, kw_only=True)

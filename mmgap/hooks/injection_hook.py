@@ -23,7 +23,6 @@ from mmgap.compat import (
     restart_infinite_iterator,
     restart_workers,
 )
-from mmgap.configs import build_settings
 from mmgap.distributed import broadcast_object
 from mmgap.files import fingerprint, finite, plain, write_json
 from mmgap.hooks import runner_access
@@ -46,7 +45,7 @@ from mmgap.pool import SamplePool
 from mmgap.registry import HOOKS
 from mmgap.report import write_page
 from mmgap.seeds import preserved_rng
-from mmgap.typed import typed
+from mmgap.typed import build_settings, typed
 
 
 @HOOKS.register_module()

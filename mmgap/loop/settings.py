@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmgap.configs import build_settings, renamed
+from mmgap.configs import renamed
 from mmgap.injection import InjectionSettings
 from mmgap.search import SearchSettings
 from mmgap.synthesis import SynthesisSettings
+from mmgap.typed import build_settings
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mmgap.configs import build_settings
 from mmgap.synthesis.guidance import GuidanceSettings
 from mmgap.synthesis.selection import Keep
+from mmgap.typed import build_settings
 
 
 @dataclass(frozen=True)
