@@ -191,6 +191,25 @@ def no_manifest(stage: Stage) -> None:
     assert len(os.listdir(pool.folder / 'images')) == 2
 
 
+@case('a mix whose ratio is text', 'train')
+def mix_ratio_text(stage: Stage) -> None:
+    config = mixed(stage, stage.shared.pool, ratio='half')
+    stage.refuses('train', config, says=['SyntheticMixDataset ratio', 'number', "'half'"])
+
+
+@case('a mix whose budget is text', 'check')
+def mix_budget_text(stage: Stage) -> None:
+    config = mixed(stage, stage.shared.pool, budget='2')
+    stage.checks_wrong(config, says=['SyntheticMixDataset budget', 'whole number', "'2'"])
+
+
+@case('an InjectionHook whose budget is text', 'train')
+def hook_budget_text(stage: Stage) -> None:
+    hook = dict(type='mmgap.InjectionHook', pool=str(stage.shared.pool), budget='2')
+    config = stage.config(text=f'custom_hooks = [{hook!r}]\n')
+    stage.refuses('train', config, says=['InjectionHook budget', 'whole number', "'2'"])
+
+
 # What the cases share
 
 

@@ -98,7 +98,7 @@ class Shared:
         from mmgap.targets.load import load_model
 
         def make(folder: Path) -> None:
-            folder.mkdir()
+            folder.mkdir(parents=True)
             config = Config.fromfile(Stage(folder, self).config())
             set_scope(config)
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -112,7 +112,7 @@ class Shared:
         """A pool of two images that ``generate`` draws for the text 'a b'."""
 
         def make(folder: Path) -> None:
-            folder.mkdir()
+            folder.mkdir(parents=True)
             stage = Stage(folder, self)
             options = ('--text', 'a b', '--num', 2, '--out', folder / 'pool')
             run_command('mmgap', 'generate', stage.config(), *options).check()
