@@ -12,15 +12,19 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import load_checkpoint
 from torch import nn
 
+from mmgap.configs import name_of
+from mmgap.datasets import SyntheticDataset, SyntheticMixDataset
 from mmgap.datasets.masked_folders import left_out_note
-from mmgap.injection import rate_note
+from mmgap.datasets.synthetic_mix import mixes_in
+from mmgap.injection import InjectionSettings, check_refit, rate_note
+from mmgap.injection import check_classes as check_refit_classes
 from mmgap.loop import Loop
 from mmgap.loop.guards import check_classes
-from mmgap.targets import TargetModel
+from mmgap.pool import SamplePool
 from mmgap.targets.load import fitting_share, load_model
 from mmgap.weights import is_pretrained
 from mmgap.wrappers import innermost
@@ -36,6 +40,11 @@ def count(settings: Mapping[str, Any], needs_all: bool) -> tuple[Any, str]:
         ValueError: If an image does not exist, or ``needs_all`` and a class has none.
     """
     dataset = DATASETS.build(settings)
+    return dataset, counted(dataset, needs_all)
+
+
+def counted(dataset: Any, needs_all: bool = False) -> str:
+    """How many samples of each group or class a dataset has; as for :func:`count`."""
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
     missing = [info['img_path'] for info in infos[:: max(1, len(infos) // 50)] if is_gone(info)]
     if missing:
@@ -53,7 +62,7 @@ def count(settings: Mapping[str, Any], needs_all: bool) -> tuple[Any, str]:
         counted = (f'{name} {counts[number]}' for number, name in enumerate(names))
         detail += f': {", ".join(counted)}'
     others = [name for part in innermost(dataset) for name in getattr(part, 'left_out', ())]
-    return dataset, f'{detail}. NOTE: {left_out_note(others)}' if others else detail
+    return f'{detail}. NOTE: {left_out_note(others)}' if others else detail
 
 
 def compare_splits(sources: Any, others: Mapping[str, Any]) -> tuple[Any, str]:
@@ -115,17 +124,21 @@ def load_start(config: Config, start: str) -> nn.Module:
 
 
 def load_target(loop: Loop, checkpoint: str | None) -> tuple[Any, str]:
-    """The model with its weights.
+    """The model with its weights, as a target; as for :func:`load_weights`."""
+    model, detail = load_weights(loop.config, checkpoint)
+    return loop.target(model=model), detail
+
+
+def load_weights(config: Config, checkpoint: str | None) -> tuple[nn.Module, str]:
+    """The model with its weights: of a checkpoint, or those that training begins with.
 
     Raises:
         ValueError: If pretrained weights are of another architecture.
     """
-    start, model = None if checkpoint else loop.config.get('load_from'), None
-    if start:
-        model = load_start(loop.config, start)
-    target = loop.target(checkpoint, model)
+    start = None if checkpoint else config.get('load_from')
+    model = load_start(config, start) if start else load_model(config, checkpoint)
     loaded = [f'weights from {checkpoint or start}'] if checkpoint or start else []
-    for name, module in target.model.named_modules():
+    for name, module in model.named_modules():
         settings: Any = None if checkpoint or start else getattr(module, 'init_cfg', None)
         if not is_pretrained(settings):
             continue
@@ -137,22 +150,78 @@ def load_target(loop: Loop, checkpoint: str | None) -> tuple[Any, str]:
                 f'{settings["checkpoint"]!r}: they are of another architecture'
             )
         loaded.append(f'{name or "model"} {share:.0%} from {settings["checkpoint"]}')
-    number = sum(p.numel() for p in target.model.parameters()) / 1e6
-    kind = type(target.model).__name__
-    return target, f'{kind}, {number:.1f} M parameters; {", ".join(loaded) or "no weights loaded"}'
+    number = sum(p.numel() for p in model.parameters()) / 1e6
+    kind = type(model).__name__
+    return model, f'{kind}, {number:.1f} M parameters; {", ".join(loaded) or "no weights loaded"}'
 
 
-def look_at_schedule(config: Config, loop: Loop, target: TargetModel) -> tuple[None, str]:
+def look_at_refit(
+    model: nn.Module, injection: InjectionSettings, label_type: str
+) -> tuple[None, str]:
+    """See that the model can be refitted; as for :func:`mmgap.injection.check_refit`."""
+    check_refit(model, injection, label_type)
+    settings = injection.for_labels(label_type)
+    layers = 'the last layer' if settings.layers == 'last' else 'all layers'
+    return None, f'{settings.steps} steps of {layers}'
+
+
+def look_at_schedule(
+    config: Config, injection: InjectionSettings, label_type: str, model: nn.Module
+) -> tuple[None, str]:
     """Whether the learning rate falls before images come, where a refit needs that."""
     if config.get('param_scheduler'):
         return None, 'the learning rate has a schedule'
-    note = rate_note(target.model, loop.settings.injection, loop.sources.label_type, rate=1.0)
+    note = rate_note(model, injection, label_type, rate=1.0)
     detail = 'the learning rate is constant'
     return None, detail if note is None else f'{detail}. NOTE: {note}'
 
 
-def one_test_sample(config: Config, target: Any) -> tuple[None, str]:
-    """Send a test sample through the model and the metrics, which the hook asks before a round."""
+def look_at_injection(config: Config) -> tuple[Any, str]:
+    """How a pool that there is already enters training.
+
+    Raises:
+        ValueError: If there are several hooks for that.
+    """
+    found = injection_hooks(config)
+    if len(found) > 1:
+        raise ValueError(f'custom_hooks must have one mmgap.InjectionHook, it has {len(found)}')
+    if not found:
+        plain = dict(type='mmgap.InjectionHook', injection=dict(mode='mix'))
+        return HOOKS.build(plain), 'by a SyntheticMixDataset without a hook'
+    hook = HOOKS.build(found[0])
+    return hook, f'mode {hook.injection.mode!r}'
+
+
+def injection_hooks(config: Config) -> list[Any]:
+    """The configs of InjectionHook in a config."""
+    hooks = config.get('custom_hooks') or ()
+    return [hook for hook in hooks if name_of(hook.get('type')) == 'InjectionHook']
+
+
+def look_at_pool(data: Any, hook: Any) -> tuple[SyntheticDataset, str]:
+    """The images that training will take of a pool, with the pipeline of the training data.
+
+    Raises:
+        FileNotFoundError: If the pool has too few.
+        ValueError: If it is damaged, does not fit the data, or lacks a class that a refit needs.
+    """
+    mix = next(iter(mixes_in(data)), None) or SyntheticMixDataset(data)
+    pool = hook.pool or mix.pool
+    if pool is None:
+        raise ValueError('no pool is named: give InjectionHook or SyntheticMixDataset its folder')
+    mix.budget = hook.budget or mix.budget
+    mix.refresh(pool)
+    images = mix.generated
+    if hook.injection.mode == 'refit':
+        check_refit_classes(images, hook.injection)
+    images[0]  # goes through the pipeline
+    dropped = len(SamplePool(pool).samples) - len(SamplePool(pool).kept)
+    detail = f'{pool}: {counted(images)}'
+    return images, f'{detail}, and {dropped} that the critic dropped' if dropped else detail
+
+
+def one_test_sample(config: Config, model: Any) -> tuple[None, str]:
+    """Send a test sample through the model and the metrics, as at the end of training."""
     loader = config.test_dataloader
     dataset = DATASETS.build(loader.dataset)
     settings = config.test_evaluator
@@ -161,8 +230,10 @@ def one_test_sample(config: Config, target: Any) -> tuple[None, str]:
     evaluator = Evaluator(settings)
     evaluator.dataset_meta = dataset.metainfo
     batch = pseudo_collate([dataset[0]])
-    with torch.no_grad(), target.frozen():
-        outputs = target.model.test_step(batch)
+    model.eval()
+    with torch.no_grad():
+        outputs = model.test_step(batch)
+    model.train()
     evaluator.process(data_samples=outputs, data_batch=batch)
     return None, f'went through {names_of(evaluator.metrics)}'
 

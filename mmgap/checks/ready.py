@@ -5,7 +5,8 @@ Finds the data and counts it by group, looks at masks or depth maps, loads all w
 image through search and synthesis, and says from that how much memory and time the hook will take.
 ``--tiny`` takes packaged tiny weights (a Stable Diffusion 1.x of 64 pixels) instead of the
 config's, to look at data, masks and the way through search and synthesis without them; guidance,
-critic and starts are then left out. Ends with 1 if something is wrong.
+critic and starts are then left out. A config without a GAPHook that takes a pool as it is has the
+pool looked at in their place. Ends with 1 if something is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ from mmengine.logging import MMLogger
 from mmgap.checks.looks import (
     compare_splits,
     count,
+    injection_hooks,
     load_target,
+    load_weights,
+    look_at_injection,
+    look_at_pool,
+    look_at_refit,
     look_at_schedule,
     look_at_sources,
     names_of,
@@ -31,6 +37,7 @@ from mmgap.checks.looks import (
 from mmgap.checks.trials import one_image, one_step, set_up
 from mmgap.configs import Changes, gap_hooks, name_of, read_config, set_scope
 from mmgap.datasets import share_classes
+from mmgap.injection import label_type_of
 from mmgap.loop import Loop
 from mmgap.weights import without_pretrained
 
@@ -128,6 +135,63 @@ def build_loop(config: Config) -> tuple[Loop, str]:
     return loop, repr(loop.generator)
 
 
+def takes_pool(config: Config) -> bool:
+    """Whether training takes a pool that there is already, and makes none."""
+    if gap_hooks(config):
+        return False
+    named = leaves((config.get('train_dataloader') or {}).get('dataset'))
+    kinds = [name_of(value) for path, value in named if path.split('.')[-1] == 'type']
+    return bool(injection_hooks(config)) or 'SyntheticMixDataset' in kinds
+
+
+def check_pool(check: Checklist, config: Config, data: Any, checkpoint: str | None) -> None:
+    """Do the checks of a config that takes a pool as it is."""
+    hook = check('injection', lambda: look_at_injection(config))
+    images = None
+    if hook and data is not None:
+        images = check('pool', lambda: look_at_pool(data, hook))
+    model = check('model', lambda: load_weights(config, checkpoint))
+    if model and images is not None:
+        injection, label_type = hook.injection, label_type_of(images)
+        if injection.mode == 'refit':
+            check('refit', lambda: look_at_refit(model, injection, label_type))
+        check('schedule', lambda: look_at_schedule(config, injection, label_type, model))
+    if model and config.get('test_dataloader') is not None:
+        check('test sample', lambda: one_test_sample(config, model))
+
+
+def check_loop(
+    check: Checklist, config: Config, found: Mapping[str, Any], args: argparse.Namespace
+) -> None:
+    """Do the checks of a config with a GAPHook.
+
+    Args:
+        check: Does them.
+        config: The config.
+        found: Its datasets by split.
+        args: As they were typed.
+    """
+    loop = check('generator', lambda: build_loop(config))
+    if loop is not None:
+        check('sources', lambda: look_at_sources(loop.sources))
+        others = {name: found.get(name) for name in ('val', 'test')}
+        check('splits', lambda: compare_splits(loop.sources, others))
+        target = check('model', lambda: load_target(loop, args.checkpoint))
+        if target:
+            injection, model = loop.settings.injection, target.model
+            label_type = loop.sources.label_type
+            check('schedule', lambda: look_at_schedule(config, injection, label_type, model))
+        if target and config.get('test_dataloader') is not None:
+            check('test sample', lambda: one_test_sample(config, target.model))
+        terms = check('feedback', lambda: (loop.feedback, names_of(loop.feedback)))
+        critic = check('critic', lambda: (True, names_of([loop.critic])))
+        if target and terms and critic:
+            if check('search', lambda: set_up(loop, target)):
+                check('search step', lambda: one_step(loop, target, args.tiny))
+        if critic and check('synthesis', lambda: (loop.synthesizer(), 'can be set up')):
+            check('image', lambda: one_image(loop, target or None, args.tiny))
+
+
 def main() -> None:
     """Do all checks that can be done."""
     args = parse_args()
@@ -144,23 +208,10 @@ def main() -> None:
         loader = config.get(f'{name}_dataloader')
         if loader is not None:
             found[name] = check(f'{name} data', partial(count, loader.dataset, name == 'train'))
-    loop = check('generator', lambda: build_loop(config))
-    if loop is not None:
-        check('sources', lambda: look_at_sources(loop.sources))
-        others = {name: found.get(name) for name in ('val', 'test')}
-        check('splits', lambda: compare_splits(loop.sources, others))
-        target = check('model', lambda: load_target(loop, args.checkpoint))
-        if target:
-            check('schedule', lambda: look_at_schedule(config, loop, target))
-        if target and config.get('test_dataloader') is not None:
-            check('test sample', lambda: one_test_sample(config, target))
-        terms = check('feedback', lambda: (loop.feedback, names_of(loop.feedback)))
-        critic = check('critic', lambda: (True, names_of([loop.critic])))
-        if target and terms and critic:
-            if check('search', lambda: set_up(loop, target)):
-                check('search step', lambda: one_step(loop, target, args.tiny))
-        if critic and check('synthesis', lambda: (loop.synthesizer(), 'can be set up')):
-            check('image', lambda: one_image(loop, target or None, args.tiny))
+    if takes_pool(config):
+        check_pool(check, config, found.get('train'), args.checkpoint)
+    else:
+        check_loop(check, config, found, args)
     if check.failed:
         raise SystemExit(f'{check.failed} things to mend')
     print('ready')

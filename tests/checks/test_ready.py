@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +26,8 @@ from mmgap.injection import InjectionSettings
 from mmgap.sources import SourceSet
 from tests.support.commands import ROOT, Finished, run_command
 from tests.support.miniature import convert_iwildcam, draw_iwildcam, draw_taskonomy, draw_waterbirds
+from tests.support.pools import fill_pool
+from tests.support.small_config import small_config
 from tests.support.tiny import tiny_classifier
 
 WATERBIRDS = 'configs/ap_resnet50_waterbirds.py'
@@ -76,13 +77,61 @@ def test_ready(drawn):
     ],
 )
 def test_a_rate_that_does_not_fall(mode, schedule, noted):
-    loop = SimpleNamespace(
-        settings=SimpleNamespace(injection=InjectionSettings(mode=mode)),
-        sources=SimpleNamespace(label_type='classes'),
-    )
     config = Config(dict(param_scheduler=schedule))
-    _, said = look_at_schedule(config, loop, SimpleNamespace(model=tiny_classifier()))
+    injection = InjectionSettings(mode=mode)
+    _, said = look_at_schedule(config, injection, 'classes', tiny_classifier())
     assert ('NOTE: when images come, the learning rate is still 100%' in said) == noted
+
+
+def pool_config(data: Path, folder: Path, images: int = 4, **hook) -> Path:
+    """A config file that takes a pool as it is, of images of the two classes in turn."""
+    pool = fill_pool(folder / 'pool', images).folder
+    config = small_config(data, Path('none'), folder / 'run')
+    config.custom_hooks = [dict(type='mmgap.InjectionHook', pool=str(pool), **hook)]
+    config.dump(folder / 'config.py')
+    return folder / 'config.py'
+
+
+def test_a_config_that_takes_a_pool(drawn, tmp_path):
+    config = pool_config(drawn, tmp_path, injection=dict(mode='refit', steps=7))
+    said = run_command('check', config).check()
+    assert "ok     injection: mode 'refit'" in said
+    assert f'ok     pool: {tmp_path / "pool"}: 4 samples: landbird 2, waterbird 2\n' in said
+    assert 'ok     refit: 7 steps of the last layer' in said
+    assert 'test sample: went through' in said and said.endswith('ready\n')
+    assert 'generator' not in said  # and there are no weights of one
+
+    mixed = Config.fromfile(config)
+    mixed.custom_hooks = []
+    mixed.train_dataloader.dataset = dict(
+        type='mmgap.SyntheticMixDataset',
+        dataset=mixed.train_dataloader.dataset,
+        pool=str(tmp_path / 'pool'),
+        budget=3,
+    )
+    mixed.dump(tmp_path / 'mixed.py')
+    said = run_command('check', tmp_path / 'mixed.py').check()
+    assert 'by a SyntheticMixDataset without a hook' in said
+    assert f'{tmp_path / "pool"}: 3 samples: landbird 2, waterbird 1\n' in said
+
+
+@pytest.mark.parametrize(
+    'images, hook, words',
+    [
+        (4, dict(budget=5), 'WRONG  pool: .*budget=5.* has 4 samples'),
+        (0, {}, 'WRONG  pool: .*pool=.* has no samples'),
+        (1, dict(injection=dict(mode='refit')), "WRONG  pool: .*no images of .*'waterbird'"),
+        (4, dict(injection=dict(mode='refitt')), "WRONG  injection: .*mode .*'refitt'"),
+        (
+            4,
+            dict(injection=dict(mode='refit', last_layer='hed.')),
+            "WRONG  refit: .*last_layer='hed.' names no parameter",
+        ),
+    ],
+)
+def test_a_pool_that_does_not_do(images, hook, words, drawn, tmp_path):
+    done = run_command('check', pool_config(drawn, tmp_path, images, **hook))
+    assert done.code == 1 and re.search(words, done.output)
 
 
 def test_no_such_config(tmp_path):
