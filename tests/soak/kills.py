@@ -25,10 +25,8 @@ from typing import Any
 
 from tests.soak.board import STAGES
 from tests.soak.forked import PATIENCE, Training
+from tests.soak.kills_report import QUOTA, write_report
 from tests.soak.trainings import CELLS, MODES, Assets, Cell, make_assets, make_training
-
-# Kills that each stage of a cell shall have; of training, each mode of injection.
-QUOTA = 8
 
 
 @dataclass
@@ -262,7 +260,6 @@ def main() -> None:
     parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES))
     args = parser.parse_args()
     import mmgap  # noqa: F401  once, for all forks
-    from tests.soak.kills_report import write_report
 
     out = args.out.absolute()
     (out / 'work').mkdir(parents=True, exist_ok=True)

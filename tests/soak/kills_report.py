@@ -15,6 +15,9 @@ import torch
 from tests.soak.board import STAGES
 from tests.soak.trainings import MODES, Cell
 
+# Kills that each stage of a cell shall have; of training, each mode of injection.
+QUOTA = 8
+
 
 def write_report(out: Path, chains: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> None:
     """Write ``kills.md`` beside ``kills.jsonl``."""
@@ -33,7 +36,7 @@ def write_report(out: Path, chains: Sequence[dict[str, Any]], cells: Sequence[Ce
         '',
         *_stages(kills, cells),
         '',
-        *_training(kills),
+        *_training(kills, cells),
         '',
         *_resumes(kills),
     ]
@@ -61,11 +64,22 @@ def _stages(kills: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> list[str]
     return rows
 
 
-def _training(kills: Sequence[dict[str, Any]]) -> list[str]:
-    """Kills in training by the mode of injection."""
-    counts = Counter(kill['mode'] for kill in kills if kill['stage'] == 'training')
-    numbers = ', '.join(f'{mode} {counts[mode]}' for mode in MODES)
-    return [f'In training, by mode of injection: {numbers}.']
+def _training(kills: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> list[str]:
+    """Kills in training by the mode of injection, and how many combinations have enough."""
+    counts = Counter((k['cell'], k['mode']) for k in kills if k['stage'] == 'training')
+    rows = ['| in training, by mode | ' + ' | '.join(MODES) + ' |', '|---' * (1 + len(MODES)) + '|']
+    for cell in cells:
+        numbers = ' | '.join(str(counts[cell.name, mode]) for mode in MODES)
+        rows.append(f'| {cell.name} | {numbers} |')
+    stages = Counter((kill['cell'], kill['stage']) for kill in kills)
+    each = [counts[cell.name, mode] for cell in cells for mode in MODES]
+    each += [stages[c.name, s] for c in cells for s in STAGES if s not in ('start', 'training')]
+    enough = sum(number >= QUOTA for number in each)
+    verdict = (
+        f'Of {len(each)} combinations of cell and stage, training in each mode counted by itself, '
+        f'{enough} have {QUOTA} kills or more; the fewest are {min(each)}.'
+    )
+    return [*rows, '', verdict]
 
 
 def _resumes(kills: Sequence[dict[str, Any]]) -> list[str]:
