@@ -130,7 +130,11 @@ class Reference:
 
 
 def run_reference(cell: Cell, mode: str, assets: Assets, folder: Path) -> Reference:
-    """Train once from beginning to end; what was found before is read."""
+    """Train once from beginning to end; what was found before is read.
+
+    Raises:
+        RuntimeError: If the critic has dropped all images or none, so that it changes nothing.
+    """
     file = folder / 'reference.json'
     if file.exists():
         return Reference(**json.loads(file.read_text()))
@@ -140,6 +144,10 @@ def run_reference(cell: Cell, mode: str, assets: Assets, folder: Path) -> Refere
     config.dump(folder / 'whole.py')
     training = Training(folder / 'whole.py', cell.processes, folder, resume=False)
     training.wait()
+    manifest = (work_dir / 'gap' / 'pool' / 'manifest.jsonl').read_text().splitlines()
+    kept = Counter(json.loads(line)['kept'] for line in manifest)
+    if not kept[True] or bool(kept[False]) != cell.critic:
+        raise RuntimeError(f'{cell.name}: of {len(manifest)} images {kept[True]} were kept')
     if (work_dir / 'gap_refit.pth').exists():
         last = 'gap_refit.pth'
     board = training.board
