@@ -28,6 +28,9 @@ from tests.soak.forked import PATIENCE, Training
 from tests.soak.kills_report import QUOTA, write_report
 from tests.soak.trainings import CELLS, MODES, Assets, Cell, make_assets, make_training
 
+# Kills of a stage in one chain; of others one, since what is done is not done again.
+AT_ONCE = {'training': 4, 'pool reading': 2, 'refit': 3}
+
 
 @dataclass
 class Kill:
@@ -235,7 +238,7 @@ def plan(done: Counter, cell: Cell, mode: str, reference: Reference) -> list[str
             continue
         lacking = QUOTA - done[_key(cell.name, mode, stage)]
         if lacking > 0:
-            wanted += [stage] * (min(4, lacking) if stage == 'training' else 1)
+            wanted += [stage] * min(AT_ONCE.get(stage, 1), lacking)
     return wanted
 
 
