@@ -2,7 +2,7 @@
 # vocabulary, each for two of the images, one of each class. The cheapest method; images enter by a
 # refit.
 #   mmgap train random_resnet18_toybirds
-# 75 to 95 s on one core; worst group before 0.00 to 0.09, after 0.91, 0.90, 0.93, 0.90 and 0.87
+# 80 to 95 s on one core; worst group before 0.00 to 0.09, after 0.91, 0.90, 0.93, 0.90 and 0.87
 # (seeds 0 to 4, test).
 _base_ = ['ap_resnet18_toybirds.py']
 

@@ -4,8 +4,8 @@
 # command, N being 1500 for the convolutional ones, 850 for vit-tiny and swin-tiny.
 #   python tools/toyworld/train_backbone.py --zoo configs/benchmark/toybirds_zoo.py --batch 32 \
 #       --steps N --models NAME …
-#   mmgap zoo benchmark/toybirds_zoo --methods none gap real \
-#       --out runs/zoo
+#   mmgap zoo benchmark/toybirds_zoo --methods none gap real --out runs/zoo \
+#       --models resnet18 resnet50 mobilenet-v2 convnext-tiny swin-tiny vit-tiny
 # The last took 42 minutes, two seeds side by side with one thread each. Its table is in
 # docs/results/README.md#zoo-several-targets.
 _base_ = ['toybirds_resnet18.py']

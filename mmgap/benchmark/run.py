@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare methods of making training images at equal image budgets over seeds.
 
-A cell is (method, budget, seed, layers): from one base checkpoint per seed, shared by all methods,
-the same number of optimiser steps with images that enter as the hook's ``injection`` says, then the
-test metrics. ``--injections`` compares several ways of entering.
+A cell is (method, budget, seed, layers, injection): from one base checkpoint per seed, shared by
+all methods, the same number of optimiser steps with images that enter as the hook's ``injection``
+says, then the test metrics. ``--injections`` compares several ways of entering.
 Finished cells are kept under OUT/cells and never run again; after each, results.json, results.md
 and curves.png are of those that are finished. Methods are fragments in the config's
 ``benchmark.methods``.

@@ -26,12 +26,14 @@ def set_up(loop: Loop, target: Any) -> tuple[Any, str]:
 
 
 def one_step(loop: Loop, target: Any, tiny: bool) -> tuple[None, str]:
-    """A step of the search with one image and with two, and what follows from them.
+    """A step of the search with one image and with two, and what follows from them, if it searches.
 
     Raises:
         ValueError: If the batch of the config would not fit into memory.
     """
     settings = loop.settings.search
+    if not settings.steps:
+        return None, 'none: search.steps=0 draws prompts without a search'
     prompts = settings.prompts_per_class * len(loop.sources.classes)
     images_per_step = settings.images_per_prompt * prompts
     for term in loop.feedback:

@@ -58,9 +58,9 @@ class GuidanceImages:
             except ValueError as error:
                 if not skip_corrupt:
                     raise ValueError(
-                        f'target {error}; take it away, or set skip_corrupt=True'
+                        f'guidance {error}; take it away, or set skip_corrupt=True'
                     ) from error
-                MMLogger.get_current_instance().warning(f'[gap] target {error}; it is left out')
+                MMLogger.get_current_instance().warning(f'[gap] guidance {error}; it is left out')
                 continue
             self.paths.append(str(path))
             self._data.append(data)

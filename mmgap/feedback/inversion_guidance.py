@@ -21,7 +21,7 @@ from mmgap.seeds import derive_rng
 class InversionGuidance(Feedback):
     """The textual-inversion loss on guidance images (arXiv 2208.01618, equation 2).
 
-    For each image of a step one target image is drawn, noise is added to it at a random timestep,
+    For each image of a step one guidance image is drawn, noise is added to it at a random timestep,
     and the loss is the generator's error in telling that noise under the prompt. It needs no
     generated image.
 
@@ -65,7 +65,7 @@ class InversionGuidance(Feedback):
         return self._targets.paths if self._targets is not None else []
 
     def __call__(self, batch: FeedbackBatch) -> Tensor:
-        """``(B,)``: denoising error of each prompt on the target image that its seed draws."""
+        """``(B,)``: denoising error of each prompt on the guidance image that its seed draws."""
         targets, generator = prepared(self._targets), prepared(self._generator)
         chosen = [
             int(derive_rng(int(seed), 'inversion').integers(len(targets))) for seed in batch.seeds

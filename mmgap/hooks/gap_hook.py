@@ -222,7 +222,8 @@ class GAPHook(InjectionHook):
         report = self._evaluate(runner, 'val')
         if report is None or report['worst_group'] is None:
             raise ValueError(
-                'plateau needs mmgap.GroupAccuracy or mmgap.GroupDepth in val_evaluator'
+                'plateau needs mmgap.GroupAccuracy, mmgap.MacroF1 or mmgap.GroupDepth in '
+                'val_evaluator'
             )
         history = self.state['validation']
         history[self.state['rounds_done'] :] = [report['worst_group']]

@@ -21,8 +21,8 @@ from mmgap.injection.probe import separability
 from mmgap.injection.settings import InjectionSettings
 from mmgap.seeds import derive_rng, derive_seed, seeded
 
-# Held-out accuracy of the probe from which on `auto` takes `refit`. Measured for drawn images: 0.88
-# to 1.00 with three targets; for real images of another distribution: 0.62 to 0.64
+# Held-out accuracy of the probe from which on `auto` takes `refit`. Measured for drawn images: 0.85
+# to 1.00 with three targets; for real images of another distribution: 0.61 to 0.65
 # (docs/results/README.md).
 SEPARABLE = 0.8
 # Samples of each kind that the probe sees, and how many real ones are looked through for them.

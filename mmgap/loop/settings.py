@@ -38,8 +38,8 @@ class GAPSettings:
         budget: Images of all rounds together.
         max_seconds: No further round begins once searches and syntheses have taken so long.
         plateau: No further round begins once the validation's worst group has not become better for
-            so many rounds. Needs a val_dataloader and :class:`mmgap.GroupAccuracy` or
-            :class:`mmgap.GroupDepth`.
+            so many rounds. Needs a val_dataloader and :class:`mmgap.GroupAccuracy`,
+            :class:`mmgap.MacroF1` or :class:`mmgap.GroupDepth`.
         seed: Seed of every draw; the Runner's by default.
 
     Raises:

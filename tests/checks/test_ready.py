@@ -249,10 +249,11 @@ def test_faults_of_the_machine_and_the_weights(on_cpu):
     done = check(TOYBIRDS, 'custom_hooks.0.generator.device=cuda')
     assert "['custom_hooks.0.generator.device'] ask for a GPU" in done.output
     assert done.code == 1 and 'to mend' in done.output
-    faults = ['optim_wrapper.type=AmpOptimWrapper']
+    faults = ['optim_wrapper.type=AmpOptimWrapper', 'custom_hooks.0.search.steps=0']
     faults.append('test_dataloader.dataset.pipeline.1.meta_keys=()')
     done = check(TOYBIRDS, *faults)
     assert "['optim_wrapper.type'] ask for a GPU" in done.output
+    assert 'ok     search step: none: search.steps=0' in done.output
     assert 'WRONG  test sample: KeyError: GroupAccuracy: a sample has no `group`' in done.output
 
 

@@ -243,7 +243,7 @@ def test_bad_target_images(folder, tmp_path):
         GuidanceImages(str(tmp_path / 'empty'))
     broken = tmp_path / 'images' / '1.PNG'
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r'target image .*1\.PNG cannot be read'):
+    with pytest.raises(ValueError, match=r'guidance image .*1\.PNG cannot be read'):
         GuidanceImages(folder)
     assert len(GuidanceImages(folder, skip_corrupt=True)) == 4
     with pytest.raises(ValueError, match='limit must be at least 1'):

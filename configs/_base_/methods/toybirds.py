@@ -74,7 +74,7 @@ benchmark = dict(
             feedback=[text_guidance],
         ),
         inversion=dict(
-            about='textual inversion of unlabelled target images',
+            about='textual inversion of unlabelled guidance images',
             search=on_to_the_end,
             feedback=[inversion_guidance],
         ),
@@ -112,7 +112,7 @@ benchmark = dict(
                 synthesis=dict(aim=0.0),
             ),
             'gap-images': dict(
-                about='guided toward unlabelled target images instead, with an attack',
+                about='guided toward unlabelled guidance images instead, with an attack',
                 search=dict(on_to_the_end, steps=30),
                 feedback=[patient_attack, image_guidance],
                 synthesis=dict(aim=0.5),
