@@ -18,7 +18,7 @@ from mmgap.typed import fits, hints_of
 
 MANIFEST = 'manifest.jsonl'
 PARTS = ('images', 'depth')  # folders of the pool
-SOMETIMES = ('usefulness', 'useful_by', 'evaluations')
+SOMETIMES = ('source_digest', 'label_name', 'usefulness', 'useful_by', 'evaluations')
 IMAGE = re.compile(r'images/(\d{6,})\.png')
 
 
@@ -37,6 +37,7 @@ class Recipe:
     depth_unit: float | None
     generator: str
     num_inference_steps: int
+    source_digest: str | None = None
 
     def same_plan(self, other: Recipe) -> bool:
         """Whether a round planned the same image, whatever it was drawn with."""
@@ -73,6 +74,9 @@ class Sample:
         usefulness: How useful the target finds it, where more images are drawn than are kept; see
             :class:`~mmgap.synthesis.selection.Keep`. None elsewhere.
         useful_by: By which measure, and a fingerprint of target and feedback.
+        source_digest: Of the source's files, see :func:`~mmgap.sources.condition.digest_of`; None
+            where they are not known.
+        label_name: Name of the class; None in pools of older versions, and of depth.
         evaluations: Network evaluations that it cost, see
             :class:`~mmgap.generators.evaluations.Evaluations`; None where nobody counted.
         depth_file: Depth map, a 16-bit PNG relative to the pool's folder; None where labels are
@@ -101,6 +105,8 @@ class Sample:
     usefulness: float | None = None
     useful_by: str | None = None
     evaluations: float | None = None
+    source_digest: str | None = None
+    label_name: str | None = None
     depth_file: str | None = None
     depth_bytes: int | None = None
     depth_unit: float | None = None
@@ -158,6 +164,11 @@ class ManifestReader:
         self.size = self.torn = 0
         self._sum = zlib.crc32(b'')
         self._lines: dict[str, int] = {}  # of each image
+
+    @property
+    def checksum(self) -> str:
+        """Eight hex digits of the lines that were read."""
+        return f'{self._sum:08x}'
 
     def note(self, line: bytes, sample: Sample) -> None:
         """The next line is known: this process has written it."""

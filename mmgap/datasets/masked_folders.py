@@ -97,7 +97,8 @@ class MaskedFolders(BaseDataset):
 
     Raises:
         FileNotFoundError: If a folder, a class's images or a mask is missing.
-        ValueError: If a folder is none of ``classes``, or two images would have one mask.
+        ValueError: If a folder is none of ``classes``, two images would have one mask, or there is
+            a ``data_prefix``.
 
     Attributes:
         left_out: Files in the class folders that are taken for no images.
@@ -111,6 +112,13 @@ class MaskedFolders(BaseDataset):
         classes: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
+        prefix = kwargs.get('data_prefix') or {}
+        named = prefix.values() if isinstance(prefix, dict) else [prefix]
+        if any(named):
+            raise ValueError(
+                f'MaskedFolders has no data_prefix, got {prefix!r}; name the folder of the class '
+                'folders in data_root'
+            )
         self.with_masks = with_masks
         self.mask_dir = mask_dir
         if classes is not None:

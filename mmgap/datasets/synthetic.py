@@ -107,6 +107,10 @@ class SyntheticDataset(BaseDataset):
                 return
         self.full_init()
 
+    def fingerprint(self) -> str:
+        """Names what is in the pool: its images, what drew them and in which way."""
+        return self._reader.checksum
+
     def _extend(self, infos: list[dict[str, Any]]) -> None:
         """Add to what MMEngine has serialised."""
         if not infos:
@@ -123,7 +127,18 @@ class SyntheticDataset(BaseDataset):
             if sample.depth_unit != self.depth_unit:
                 units = sorted({str(sample.depth_unit), str(self.depth_unit)})
                 raise ValueError(f'pool={self.pool!r} mixes depth in units of {units}')
-            if classes and sample.depth_file is None and not 0 <= sample.label < len(classes):
+            if not classes or sample.depth_file is not None:
+                continue
+            if 0 <= sample.label < len(classes):
+                name = classes[sample.label]
+                if sample.label_name not in (None, name):
+                    raise ValueError(
+                        f'{folder}/{sample.file} was drawn as class {sample.label}, '
+                        f'{sample.label_name!r}, and class {sample.label} of the data is {name!r}: '
+                        f'its label would mean another class. Give the data the classes that '
+                        f'pool={self.pool!r} was drawn for, in their order, or draw it anew'
+                    )
+            else:
                 raise ValueError(
                     f'{folder}/{sample.file} has label {sample.label}, which is none of the '
                     f'{len(classes)} classes {list(classes[:8])}: pool={self.pool!r} was drawn for '

@@ -91,6 +91,7 @@ class SyntheticMixDataset:
         self.paired = paired
         self._redraws: dict[int, list[int]] | None = None
         self.seed: int | None = None
+        self.rank: int | None = None  # where processes may get the same samples
         self.epoch = 0
         self._metainfo = self.dataset.metainfo
         self._synthetic: SyntheticDataset | None = None
@@ -261,8 +262,24 @@ class SyntheticMixDataset:
             numbers = list(range(self._num_real))  # of a dataset without wrappers
             if parts_of(self.dataset):
                 numbers = Distinct(self.dataset).numbers
+            self._check_sources(by_source, numbers)
             self._redraws = {i: by_source.get(number, []) for i, number in enumerate(numbers)}
         return self._redraws[idx]
+
+    def _check_sources(self, by_source: dict[int, list[int]], numbers: Sequence[int]) -> None:
+        """See that images were drawn around what is here, as far as number and class tell."""
+        places = {number: place for place, number in enumerate(numbers)}
+        for number, images in by_source.items():
+            found = self.dataset.get_data_info(places[number]) if number in places else {}
+            own = self.generated.get_data_info(images[0])
+            if number not in places or own.get('gt_label') != found.get('gt_label'):
+                what = f'of class {found.get("gt_label")}' if found else 'not there'
+                raise ValueError(
+                    f'{own["img_path"]} was drawn around sample {number} of class '
+                    f'{own.get("gt_label")}, which is {what} in the training data: '
+                    f'pool={self.pool!r} was drawn for other data, or for another part or order of '
+                    'them, and cannot take the places of its sources'
+                )
 
     def _slot(self, idx: int) -> int:
         return (idx - self._num_real) % self.num_synthetic
@@ -303,5 +320,6 @@ def batch_of(mix: SyntheticMixDataset, dataset: Any, indices: Sequence[int]) -> 
     places = [idx % len(dataset) for idx in indices]
     if mix.seed is None:
         return [dataset[place] for place in places]
-    with seeded(derive_seed(mix.seed, mix.epoch, *indices)):
+    own = () if mix.rank is None else ('rank', mix.rank)
+    with seeded(derive_seed(mix.seed, mix.epoch, *indices, *own)):
         return [dataset[place] for place in places]

@@ -122,6 +122,7 @@ class ImageGuidance(Feedback):
         self.limit = limit
         self.skip_corrupt = skip_corrupt
         self._model: ClipModel | None = None
+        self.contents: str | None = None
         self._clusters: list[Tensor] | None = None
         self._paths: list[str] = []
 
@@ -141,6 +142,7 @@ class ImageGuidance(Feedback):
                 f"distance='l2' needs the variance of several images, {self.images!r} holds one"
             )
         self._paths = targets.paths
+        self.contents = targets.fingerprint()  # a setting: a search with others is another one
         self._model = ClipModel(**checked(ClipModel, self.clip))
         key = fingerprint([self._model.fingerprint(), targets.fingerprint()])
         path = cache / f'{key}.safetensors' if cache else None

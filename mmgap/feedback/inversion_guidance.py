@@ -45,6 +45,7 @@ class InversionGuidance(Feedback):
         self.images = images
         self.limit = limit
         self.skip_corrupt = skip_corrupt
+        self.contents: str | None = None
         self._targets: GuidanceImages | None = None
         self._generator: DiffusionGenerator | None = None
 
@@ -59,6 +60,7 @@ class InversionGuidance(Feedback):
         self._generator = generator
         if self._targets is None:
             self._targets = GuidanceImages(self.images, self.limit, self.skip_corrupt)
+            self.contents = self._targets.fingerprint()  # a search with others is another one
 
     def guidance_images(self) -> list[str]:
         """Paths of the guidance images."""

@@ -63,7 +63,7 @@ class InjectionHook(Hook):
 
     Args:
         pool: Folder of the pool.
-        budget: Take only the first so many images.
+        budget: Take only the first so many images; by default what the mix says, or else all.
         injection: Fields of :class:`~mmgap.injection.InjectionSettings`.
         seed: Seed of every draw; the Runner's by default.
         report: Whether to test at the end, and write ``gap/summary.json`` and ``gap/report.html``.
@@ -133,7 +133,7 @@ class InjectionHook(Hook):
                 'InjectionHook needs the pool: its own, or that of a SyntheticMixDataset in the '
                 'training data'
             )
-        images = self.budget or len(SamplePool(self.pool).kept)
+        images = self.budget or self._mix.budget or len(SamplePool(self.pool).kept)
         if not images:
             raise FileNotFoundError(f'pool={self.pool!r} has no samples')
         self._take_images(runner, images)
@@ -206,6 +206,7 @@ class InjectionHook(Hook):
         self._waiting = {}
         self._mix, named = runner_access.mix_in(runner.train_loop.dataloader)
         self._mix.seed = self.seed
+        runner_access.keep_order(runner, self._mix)
         self.injection = self.asked
         if (
             named

@@ -71,6 +71,17 @@ def mix_in(loader: Any) -> tuple[SyntheticMixDataset, bool]:
     return found[0], True
 
 
+def keep_order(runner: Runner, mix: SyntheticMixDataset) -> None:
+    """See to it that a resumed run samples as the one before, and no two processes alike."""
+    sampler = runner.train_loop.dataloader.sampler
+    shared = not runner._randomness_cfg.get('diff_rank_seed', False)
+    if runner._resume and shared and hasattr(sampler, 'seed'):
+        # MMEngine makes it before it reads the seed of the run that goes on.
+        sampler.seed = runner.seed
+    if type(sampler).__name__ == 'RepeatAugSampler':
+        mix.rank = dist.get_rank()  # it gives several processes the same samples
+
+
 def seed_training(seed: int, position: int) -> None:
     """Seed everything random in training, for one epoch or iteration of this process."""
     seed = derive_seed(seed, 'training', position, dist.get_rank())

@@ -163,6 +163,7 @@ class Refit:
         return dict(
             settings=fingerprint(settings),
             images=fingerprint([[i['img_path'], i['prompt_id']] for i in infos_of(self.images)]),
+            pool=self.images.fingerprint(),
             model=weights_fingerprint(self.model),
             seed=self.seed,
         )

@@ -34,6 +34,7 @@ from mmgap.search.settings import SearchSettings
 from mmgap.search.step import SearchStep, StepScore
 from mmgap.seeds import derive_rng, derive_seed
 from mmgap.sources import ImageSpec, Sources
+from mmgap.sources.condition import bytes_of
 from mmgap.targets import TargetModel
 from mmgap.typed import checked
 
@@ -372,10 +373,13 @@ class PromptSearch:
 
     def _identity(self, prompts: Sequence[SoftPrompt]) -> dict[str, Any]:
         """What decides the found prompts, as plain data."""
+        # Contents of all would take long; what lies in a file's place is seldom as large.
+        infos = map(self.sources.dataset.get_data_info, range(len(self.sources)))
+        files = [bytes_of(info) for info in infos]
         identity = dict(
             search=self.provenance(),
             prompts=[[p.id, p.label, p.template, p.joiner, p.turn] for p in prompts],
-            sources=fingerprint([self.sources.labels.tolist(), self.sources.unit]),
+            sources=fingerprint([self.sources.labels.tolist(), self.sources.unit, files]),
             initial=weights_fingerprint(nn.ModuleList(prompts)),
             generator=self.generator.settings(),
             target=weights_fingerprint(self.target.model),

@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import os
+import zlib
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+# What a source is read from.
+FILES = ('img_path', 'mask_path', 'depth_map_path', 'depth_mask_path')
 
 
 @dataclass
@@ -72,6 +77,36 @@ class ImageSpec:
     seed: int
 
 
+def digest_of(info: Mapping[str, Any]) -> str | None:
+    """Eight hex digits of what is in the files of a source; None where one is no local file.
+
+    They tell that another image, mask or depth map lies in a file's place, wherever the data are.
+
+    Args:
+        info: Its data info.
+    """
+    digest = 0
+    try:
+        for path in _files(info):
+            with open(path, 'rb') as file:
+                digest = zlib.crc32(file.read(), digest)
+    except OSError:  # in another storage; that it is missing is said by who reads it
+        return None
+    return f'{digest:08x}'
+
+
+def bytes_of(info: Mapping[str, Any]) -> int | None:
+    """Bytes of the files of a source together, for many of them; None as for :func:`digest_of`."""
+    try:
+        return sum(os.stat(path).st_size for path in _files(info))
+    except OSError:
+        return None
+
+
+def _files(info: Mapping[str, Any]) -> list[str]:
+    return [info[key] for key in FILES if info.get(key)]
+
+
 class Sources(Protocol):
     """Labelled samples of a dataset as conditions of a generator.
 
@@ -105,6 +140,9 @@ class Sources(Protocol):
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Begin to read sources that will be loaded, while other work goes on."""
+
+    def digest(self, index: int) -> str | None:
+        """What is in the files of a source, see :func:`digest_of`."""
 
     def stored_depth(self, condition: Condition, i: int) -> np.ndarray | None:
         """``(H, W)`` uint16 depth map of a loaded source for a pool; None without depth."""

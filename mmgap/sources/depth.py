@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from mmgap.images import UNREADABLE, described, image_loader, read_image
-from mmgap.sources.condition import Condition
+from mmgap.sources.condition import Condition, digest_of
 from mmgap.sources.memory import SourceMemory
 from mmgap.wrappers import innermost
 
@@ -86,6 +86,10 @@ class DepthSourceSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def digest(self, index: int) -> str | None:
+        """What is in the files of a source; None where one is no local file."""
+        return digest_of(self.dataset.get_data_info(index))
 
     def stored_depth(self, condition: Condition, i: int) -> np.ndarray:
         """``(H, W)`` uint16: a depth map as its source's file has it, for a pool.

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from mmgap.images import image_loader, read_image, read_mask
-from mmgap.sources.condition import Condition
+from mmgap.sources.condition import Condition, digest_of
 from mmgap.sources.memory import SourceMemory
 
 
@@ -80,6 +80,10 @@ class SourceSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def digest(self, index: int) -> str | None:
+        """What is in the files of a source; None where one is no local file."""
+        return digest_of(self.dataset.get_data_info(index))
 
     def stored_depth(self, condition: Condition, i: int) -> None:
         """A pool keeps no depth of these."""

@@ -105,6 +105,7 @@ class Drawing:
                 asdict(self.recipe(image, context)),
                 group=None,
                 source_group=self.sources.groups[image.source],
+                label_name=self._class_of(image),
                 critic=context.critic,
                 kept=self.passes(own['agreement']),
                 useful_by=context.useful_by,
@@ -114,6 +115,11 @@ class Drawing:
             depth = self.sources.stored_depth(condition, i)
             generated.append(GeneratedImage(pixels[i], depth, fields))
         return generated
+
+    def _class_of(self, image: ImageSpec) -> str | None:
+        if self.sources.label_type != 'classes':
+            return None
+        return self.sources.classes[int(self.sources.labels[image.source])]
 
     def identity(self, target: TargetModel | None) -> dict[str, Any]:
         """What decides images beside their recipes, as plain data."""
@@ -133,6 +139,7 @@ class Drawing:
             depth_unit=self.sources.unit,
             generator=context.generator,
             num_inference_steps=self.settings.num_inference_steps,
+            source_digest=self.sources.digest(image.source),
         )
 
     def passes(self, agreement: float | None) -> bool:

@@ -336,6 +336,8 @@ class Synthesizer:
             return True
         image, recipe = block[place - position], sample.recipe
         planned = self._drawing.recipe(image, context)
+        if None in (recipe.source_digest, planned.source_digest):  # of an older pool, or not known
+            recipe = replace(recipe, source_digest=planned.source_digest)
         drawn = recipe == planned or (
             sample.generator in context.accepted and recipe.same_plan(planned)
         )

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from mmgap.configs import name_of
 from mmgap.files import weights_fingerprint
 
+# Transforms that swap red and blue where a setting of theirs is True.
+SWAPS = dict(NumpyToPIL='to_rgb', PILToNumpy='to_bgr')
+
 
 class TargetOutput(Protocol):
     """What any target says of a batch.
@@ -107,6 +110,8 @@ class TargetModel:
             kind = name if isinstance(kind, type) else str(kind)
             loads = loads or name == 'LoadImageFromFile'
             order = transform.get('channel_order', order)
+            if transform.get(SWAPS.get(name, '')):
+                order = 'rgb' if order == 'bgr' else 'bgr'
             if name in ('Normalize', 'ToTensor'):
                 raise ValueError(
                     f'the test pipeline has {kind}, which feedback cannot follow; leave that to '

@@ -125,6 +125,9 @@ def test_what_is_missing_is_named(root):
         MaskedFolders(str(root))
     with pytest.raises(FileNotFoundError, match='nowhere.* does not exist'):
         MaskedFolders(str(root / 'nowhere'))
+    for prefix in ('train', dict(img_path='train')):
+        with pytest.raises(ValueError, match='no data_prefix, got .*train.*in data_root'):
+            MaskedFolders(str(root), data_prefix=prefix)
 
 
 def test_a_link_to_nothing_is_named(root):

@@ -46,6 +46,20 @@ def test_bad_input(tmp_path):
         SyntheticDataset(str(tmp_path))
 
 
+def test_a_label_means_the_class_that_was_drawn(tmp_path):
+    """Also where the data have other classes by now, or in another order."""
+    pool = SamplePool(tmp_path)
+    for label, name in ((0, 'cat'), (1, 'dog')):
+        pool.append(picture(label), **dict(ABOUT, label=label, label_name=name))
+    assert len(SyntheticDataset(str(tmp_path), metainfo=dict(classes=('cat', 'dog')))) == 2
+    assert len(SyntheticDataset(str(tmp_path))) == 2  # data without names
+    for classes in (('bear', 'cat', 'dog'), ('dog', 'cat')):
+        with pytest.raises(ValueError, match=f"drawn as class 0, 'cat', and .* is '{classes[0]}'"):
+            SyntheticDataset(str(tmp_path), metainfo=dict(classes=classes))
+    fill_pool(tmp_path / 'older', 3)  # without names
+    assert len(SyntheticDataset(str(tmp_path / 'older'), metainfo=dict(classes=('b', 'a')))) == 3
+
+
 def infos_of(dataset: SyntheticDataset) -> list[dict]:
     return [dataset.get_data_info(i) for i in range(len(dataset))]
 

@@ -285,10 +285,12 @@ def test_global_generators_are_untouched(pool):
 # In the place of their own sources
 
 
-def paired_pool(folder, sources):
+def paired_pool(folder, sources, order=range(40)):
+    """Images of the classes of their sources, which are these of the real samples."""
     pool = SamplePool(folder)
     for i, source in enumerate(sources):
-        pool.append(picture(i), **dict(ABOUT, source_index=source, seed=i))
+        about = dict(ABOUT, source_index=source, seed=i, label=order[source] % 2)
+        pool.append(picture(i), **about)
     return str(folder)
 
 
@@ -300,12 +302,13 @@ def test_paired(tmp_path, repeated):
     if repeated:  # the sources of a wrapper are its distinct samples in its own order
         config = dict(type=ConcatDataset, datasets=[real(indices=[9, 8]), real()])
         config = dict(type=RepeatDataset, times=2, dataset=config)
-    mix = SyntheticMixDataset(config, paired_pool(tmp_path, sources), ratio=1, paired=True)
+    order = [9, 8, *range(8), *range(10, 40)] if repeated else list(range(40))
+    pool = paired_pool(tmp_path, sources, order)
+    mix = SyntheticMixDataset(config, pool, ratio=1, paired=True)
     mix.seed, drawn = 0, {}
     for mix.epoch in range(30):
         for i, item in enumerate(mix.__getitems__(range(len(mix)))):
             drawn.setdefault(i, set()).add(item['path'].rpartition('/')[2])
-    order = [9, 8, *range(8), *range(10, 40)] if repeated else list(range(40))
     of_source = {}
     for number, source in enumerate(sources):
         of_source.setdefault(f'real{order[source]}', set()).add(f'{number:06d}.png')
@@ -319,8 +322,33 @@ def test_paired(tmp_path, repeated):
         made += [item['made'] for item in mix.__getitems__([i for i in drawn if len(drawn[i]) > 1])]
     assert np.mean(made) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / len(made)) ** 0.5)
     assert len(made) == 100 * sum(len(names) > 1 for names in drawn.values())
-    paired_pool(tmp_path, [5])  # goes on: real5 has an image now
+    paired_pool(tmp_path, [5], order)  # goes on: real5 has an image now
     mix.refresh()
     mix.ratio = 1.0
     place = [mix.get_data_info(i)['img_path'] for i in range(len(mix))].index(f'real{order[5]}')
     assert mix.__getitems__([place])[0]['path'].endswith('/000005.png')
+
+
+@pytest.mark.parametrize(
+    'sources, changes, words',
+    [
+        ([3, 40], {}, r'000001.png was drawn around sample 40 of class 0, which is not there in'),
+        ([3, 4], dict(label=1), r'around sample 4 of class 1, which is of class 0 in'),
+    ],
+)
+def test_images_of_other_sources_take_nobodys_place(sources, changes, words, tmp_path):
+    pool = SamplePool(tmp_path)
+    for i, source in enumerate(sources):
+        about = dict(ABOUT, source_index=source, seed=i, label=source % 2)
+        pool.append(picture(i), **{**about, **(changes if i else {})})
+    mix = SyntheticMixDataset(real(), str(tmp_path), ratio=1)
+    with pytest.raises(ValueError, match=words):
+        mix.pair()
+
+
+def test_processes_that_get_the_same_samples_draw_otherwise(pool):
+    mix = SyntheticMixDataset(real(), pool)
+    mix.seed, batches = 0, []
+    for mix.rank in (None, 0, 1, 0):
+        batches.append(mix.__getitems__([1, 2, 3]))
+    assert batches[1] == batches[3] != batches[2] != batches[0] != batches[1]

@@ -181,6 +181,9 @@ def test_image_features_are_computed_once(generator, folder, tmp_path, monkeypat
     assert torch.equal(again._clusters[0], term._clusters[0]) and len(term._clusters[0]) == 5
     with pytest.raises(pytest.fail.Exception):  # other images have another file
         other.prepare(generator, CLASSES, tmp_path / 'cache')
+    assert again.settings() == term.settings()  # which name the pictures, not the folder alone
+    other.limit = None
+    assert other.settings() != term.settings()
     assert again.guidance_images() == GuidanceImages(folder).paths and file.suffix == '.safetensors'
     image = GuidanceImages(folder).load(0)[None]
     assert term(batch(generator, ['a'], images=image)) < term(

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from torch.nn import functional
 
 from mmgap.compat import allow_checkpoint_history, restart_workers
-from mmgap.datasets import SyntheticMixDataset
+from mmgap.datasets import SyntheticMixDataset, Waterbirds
 from mmgap.injection import InjectionSettings, Refit
 from mmgap.loop import Loop
 from mmgap.pool import SamplePool
@@ -59,11 +59,13 @@ class Inside(Hook):
 
 
 @pytest.fixture(scope='module')
-def pool(tmp_path_factory) -> Path:
-    """A pool of twelve images of noise."""
+def pool(tmp_path_factory, data) -> Path:
+    """A pool of twelve images of noise, of their sources' classes."""
+    real = Waterbirds(str(data), 'train')
     made, rng = SamplePool(tmp_path_factory.mktemp('pool')), np.random.default_rng(0)
     for i, source in enumerate(SOURCES):
-        about = dict(ABOUT, label=i % 2, source_index=source, seed=i, prompt_id=f'p{i % 3}')
+        label = real.get_data_info(source)['gt_label']
+        about = dict(ABOUT, label=label, source_index=source, seed=i, prompt_id=f'p{i % 3}')
         made.append(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8), **about)
     return made.folder
 
@@ -103,6 +105,16 @@ def test_a_mix_is_that_of_the_dataset(data, tmp_path, pool):
     config = config_of(data, tmp_path, pool, mode='mix', ratio=0.4)
     config.custom_hooks[0].budget = 9
     _, inside = train(config)
+    named = config_of(data, tmp_path / 'named', None)  # the mix says what the hook does not
+    named.custom_hooks[0].update(pool=None, injection=dict(mode='mix'))
+    named.train_dataloader.dataset = dict(
+        type='mmgap.SyntheticMixDataset',
+        dataset=named.train_dataloader.dataset,
+        pool=str(pool),
+        ratio=0.4,
+        budget=9,
+    )
+    assert train(named)[1].paths == inside.paths
     batches = list(by_hand(config, 2, pool=str(pool), ratio=0.4, budget=9))
     assert len(batches) == len(inside.paths) == 6
     for batch, paths, pixels in zip(batches, inside.paths, inside.pixels, strict=True):
@@ -143,12 +155,14 @@ def test_workers_see_a_change_at_once(by_epoch, data, tmp_path, pool):
     assert inside.shares == [1] * 3 + [0] * 3
 
 
-def test_a_course_by_iterations_is_the_same_in_a_run_that_is_resumed(data, tmp_path, pool):
-    """Also where the ratio is between two values of which workers are told."""
+@pytest.mark.parametrize('seed', [3, None])
+def test_a_course_by_iterations_is_the_same_in_a_run_that_is_resumed(seed, data, tmp_path, pool):
+    """Also where the ratio is between two values of which workers are told; without a seed too."""
     insides = []
     for name in ('whole', 'resumed'):
         config = config_of(data, tmp_path / name, pool, 12, False, ratio=[(0, 0.2), (1, 0.6)])
         config.default_hooks.checkpoint.interval = 5
+        config.randomness = dict(seed=seed)
         if name == 'resumed':
             config.resume, config.load_from = True, str(tmp_path / 'whole' / 'iter_5.pth')
         insides.append(train(config)[1])

@@ -170,6 +170,9 @@ class Maps:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def fingerprint(self) -> str:
+        return 'maps'
+
     def get_data_info(self, i: int) -> dict:
         return dict(img_path=str(i), prompt_id='q' if i == 2 else 'p')
 
@@ -299,6 +302,8 @@ def test_a_checkpoint_of_another_refit_is_not_taken(images, real, tmp_path, kill
     fewer = copy.copy(images)
     fewer.budget, fewer._fully_initialized = 12, False
     fewer.full_init()
+    redrawn = copy.copy(images)
+    redrawn.fingerprint = lambda: 'of other pixels by the same names'
 
     def run(seed=SEED, some=images, shift=0.0, **changes):
         model, counter = copy.deepcopy(base), kill()
@@ -307,7 +312,13 @@ def test_a_checkpoint_of_another_refit_is_not_taken(images, real, tmp_path, kill
         Refit(model, some, real, made, seed=seed).run(path)
         return counter['steps']
 
-    for changes in (dict(seed=0), dict(some=fewer), dict(shift=1.0), dict(real=0.0)):
+    for changes in (
+        dict(seed=0),
+        dict(some=fewer),
+        dict(some=redrawn),
+        dict(shift=1.0),
+        dict(real=0.0),
+    ):
         assert [run(), run(**changes), run(**changes)] == [2, 2, 0], changes
 
 

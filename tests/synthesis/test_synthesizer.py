@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import chain
 
@@ -18,6 +19,7 @@ from mmgap.prompts import SoftPrompt
 from mmgap.search import PromptEvaluator
 from mmgap.seeds import derive_rng, derive_seed
 from mmgap.sources import SourceSet
+from mmgap.sources.memory import SourceMemory
 from mmgap.synthesis import SynthesisSettings, Synthesizer
 from mmgap.targets import TargetModel
 from tests.support.pools import EverySecond, Interrupted, contents
@@ -114,6 +116,29 @@ def test_other_settings_are_drawn_again(tmp_path, run, generator, prompts):
     assert run(pool, count=4, round=1) == 4 and run(pool, count=4, round=1) == 0
     assert [sample.round for sample in pool.samples] == [0] * 3 + [1] * 4
     assert run(pool) == 7 and contents(folder) == before  # a round drops those after it
+
+
+def test_what_has_another_source_by_now_is_drawn_again(tmp_path, run, sources, drawn):
+    pool = SamplePool(tmp_path / 'pool')
+    run(pool)
+    before, own = contents(pool.folder), pool.samples[4].source_index
+    assert [sample.label_name for sample in pool.samples[:4]] == ['a', 'b', 'a', 'b']
+    mask = np.zeros((20, 20), np.uint8)
+    mask[3:5, 3:17] = 255
+    Image.fromarray(mask).save(drawn.infos[own]['mask_path'])
+    sources._memory = SourceMemory(sources._read, len(sources))
+    around = [i for i, sample in enumerate(pool.samples) if sample.source_index == own]
+    assert run(pool) == 10 - around[0]  # the pool's order is that of the plan
+    after = contents(pool.folder)
+    changed = [i for i in range(10) if after[f'{i:06d}.png'] != before[f'{i:06d}.png']]
+    assert changed == around
+    assert run(pool) == 0
+    lines = [json.loads(line) for line in pool.manifest.read_text().splitlines()]
+    for line in lines:
+        line.pop('source_digest')
+    pool.manifest.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    pool.refresh()
+    assert run(pool) == 0  # of an older version, which did not tell
 
 
 def test_images_do_not_depend_on_the_batch_size(tmp_path, run):

@@ -196,6 +196,25 @@ def test_size_conventions(transforms, size):
     assert TargetModel.from_pipeline(tiny_classifier(), pipeline).input_size == size
 
 
+@pytest.mark.parametrize(
+    'transforms, order',
+    [
+        ([dict(type='NumpyToPIL', to_rgb=True), dict(type='PILToNumpy', to_bgr=True)], 'bgr'),
+        ([dict(type='NumpyToPIL', to_rgb=True), dict(type='PILToNumpy')], 'rgb'),
+        ([dict(type='NumpyToPIL', to_rgb=True)], 'rgb'),
+        ([dict(type='NumpyToPIL'), dict(type='PILToNumpy')], 'bgr'),
+    ],
+)
+def test_channel_order_is_what_the_pipeline_hands_over(transforms, order, tmp_path):
+    path = tmp_path / 'red.png'
+    Image.new('RGB', (8, 8), (255, 0, 0)).save(path)
+    pipeline = [dict(type='LoadImageFromFile'), *transforms, dict(type='PackInputs')]
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        packed = Compose(pipeline)(dict(img_path=str(path)))['inputs']
+    assert packed[:, 0, 0].tolist() == dict(bgr=[0, 0, 255], rgb=[255, 0, 0])[order]
+    assert TargetModel.from_pipeline(tiny_classifier(), pipeline).channel_order == order
+
+
 def test_pipeline_given_by_classes():
     from mmcv.transforms import LoadImageFromFile
     from mmpretrain.datasets.transforms import CenterCrop, ResizeEdge
