@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
 def collect_prompts(loop: Loop, path: str | None, texts: list[str]) -> list[SoftPrompt]:
     """The prompts of ``path`` and those in words, each with an id of its own."""
     encoder = loop.generator.prompts
-    prompts = load_prompts(path, encoder.width) if path is not None else []
+    prompts = load_prompts(path, encoder.width, classes=loop.sources.classes) if path else []
     for text, id in zip(texts, ids_of(texts, runs=True), strict=True):
         prompts.append(encoder.text_prompt(text, id, turn=len(prompts)))
     ids = [prompt.id for prompt in prompts]

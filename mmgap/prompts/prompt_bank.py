@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def load_prompt(
     joiner: str = ' ',
     turn: int = 0,
     id: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> SoftPrompt:
     """Read one prompt from a file.
 
@@ -40,11 +41,12 @@ def load_prompt(
             saved itself brings its own.
         turn: Its turn among the prompts, unless the file brings one.
         id: Its name, unless the file brings one; by default the file's.
+        classes: Names of the data's classes, checked against that of the file when given.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file or the provenance beside it cannot be read, holds code, no
-            embeddings, or embeddings of another width.
+            embeddings, or embeddings of another width, or it was found for another class.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,7 +73,7 @@ def load_prompt(
             known = dict(json.loads(provenance.read_text()))
     except (TypeError, ValueError) as error:
         raise ValueError(f'provenance {provenance} of a prompt is not JSON: {error}') from error
-    return SoftPrompt(
+    prompt = SoftPrompt(
         embeddings,
         id=known.get('id', id or ids_of([path.stem])[0]),
         label=known.get('label'),
@@ -80,6 +82,14 @@ def load_prompt(
         turn=known.get('turn', known.get('number', turn)),
         widths=widths,
     )
+    name = known.get('class')
+    if classes is not None and None not in (prompt.label, name):
+        if name not in classes[prompt.label :][:1]:
+            raise ValueError(
+                f'prompt file {path} was found for class {prompt.label}, {name!r}, and the data '
+                f'have the classes {[*classes]}; give them the same classes in the same order'
+            )
+    return prompt
 
 
 def _embeddings(state: Any, path: Path) -> tuple[Tensor, tuple[int, ...]]:
@@ -157,7 +167,12 @@ class PromptBank:
         return sorted(self.folder.glob('*.safetensors'))
 
 
-def load_prompts(path: str | Path, width: int | None = None, joiner: str = ' ') -> list[SoftPrompt]:
+def load_prompts(
+    path: str | Path,
+    width: int | None = None,
+    joiner: str = ' ',
+    classes: Sequence[str] | None = None,
+) -> list[SoftPrompt]:
     """Prompts of a file or of a folder of files. Arguments as in :func:`load_prompt`.
 
     Raises:
@@ -165,9 +180,12 @@ def load_prompts(path: str | Path, width: int | None = None, joiner: str = ' ') 
     """
     path = Path(path)
     if not path.is_dir():
-        return [load_prompt(path, width, joiner)]
+        return [load_prompt(path, width, joiner, classes=classes)]
     files = sorted(p for p in path.iterdir() if p.suffix in ('.safetensors', '.bin', '.pt'))
     if not files:
         raise FileNotFoundError(f'{path} holds no prompt files (*.safetensors, *.bin, *.pt)')
     ids = ids_of([file.stem for file in files])
-    return [load_prompt(file, width, joiner, place, ids[place]) for place, file in enumerate(files)]
+    return [
+        load_prompt(file, width, joiner, place, ids[place], classes)
+        for place, file in enumerate(files)
+    ]

@@ -29,6 +29,15 @@ def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
     assert load_prompt(path).turn == 2
 
 
+def test_a_prompt_is_for_the_class_that_it_was_found_for(tmp_path):
+    prompt = SoftPrompt(torch.ones(1, 4), 'a', label=1)
+    path = PromptBank(tmp_path).add(prompt, {'class': 'dog'})
+    assert load_prompt(path, classes=('cat', 'dog')).label == load_prompt(path).label == 1
+    for classes in (('dog', 'cat'), ('bear', 'cat', 'dog'), ('dog',)):
+        with pytest.raises(ValueError, match=r"a.safetensors was found for class 1, 'dog', and"):
+            load_prompts(tmp_path, classes=classes)
+
+
 def test_a_bank_is_its_folder(tmp_path):
     bank = PromptBank(tmp_path)
     assert len(bank) == 0
