@@ -13,7 +13,7 @@ import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine.fileio import get as read_bytes
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmgap.wrappers import innermost
 
@@ -57,7 +57,7 @@ def check_image(path: str, data: bytes) -> str:
             image.load()
             return image.mode
     except UNREADABLE as error:
-        raise ValueError(f'image {path} cannot be read: {error}') from error
+        raise ValueError(f'image {path} cannot be read: {reason(error)}') from error
 
 
 def read_image(
@@ -89,7 +89,7 @@ def read_image(
         try:
             pixels = mmcv.imfrombytes(data, loader.color_type, backend=loader.imdecode_backend)
         except UNREADABLE as error:
-            raise ValueError(f'image {path} cannot be read: {error}') from error
+            raise ValueError(f'image {path} cannot be read: {reason(error)}') from error
     else:
         pixels = (loader(info) or {}).get('img')
     if pixels is None:
@@ -131,6 +131,12 @@ def image_loader(dataset: Any) -> Any:
             'generated images can be like those of one only: give all parts the same loader'
         )
     return next(iter(found.values()), None)
+
+
+def reason(error: Exception) -> str:
+    """What an error of Pillow says, without the name of an object in memory."""
+    known = 'it is empty, or of no format that Pillow reads'
+    return known if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def described(transform: Any) -> str:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from mmgap.configs import Changes
 from mmgap.datasets.masked_folders import BESIDE, list_images
 from mmgap.files import write_image
-from mmgap.images import UNREADABLE, read_image, read_mask
+from mmgap.images import UNREADABLE, read_image, read_mask, reason
 from mmgap.masks.boxes import LISTED, MOST, Boxes, listed, read_boxes, why_unusable
 from mmgap.registry import TASK_UTILS
 from mmgap.seeds import derive_rng
@@ -190,7 +190,7 @@ def look(maker: Segmentations | Prompted, images: Path, names: Sequence[str]) ->
                 on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
                 fault = maker.fault(name, (height, width) if on_its_side else (width, height))
         except UNREADABLE as error:
-            fault = f'it cannot be read: {error}'
+            fault = f'it cannot be read: {reason(error)}'
         if fault is not None:
             faults[name] = fault
     return faults

@@ -151,7 +151,7 @@ def test_faults_are_listed_before_anything_is_written(masks, cub):
         (gone, f'there is no {gone}'),
         (small, f'the image is {drawn_size}, its segmentation 10x12'),
         (empty, 'its mask is empty'),
-        (broken, 'cannot identify image file'),
+        (broken, 'it is empty, or of no format that Pillow reads'),
         (deep, 'holds the values 0, 3, 7'),
         (full, 'fills 100% of the middle square'),
     ):
