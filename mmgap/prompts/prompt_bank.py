@@ -84,7 +84,8 @@ def load_prompt(
     )
     name = known.get('class')
     if classes is not None and None not in (prompt.label, name):
-        if name not in classes[prompt.label :][:1]:
+        # Data without names have their numbers in place of them.
+        if name not in (*classes[prompt.label :][:1], str(prompt.label)):
             raise ValueError(
                 f'prompt file {path} was found for class {prompt.label}, {name!r}, and the data '
                 f'have the classes {[*classes]}; give them the same classes in the same order'

@@ -117,9 +117,11 @@ class Drawing:
         return generated
 
     def _class_of(self, image: ImageSpec) -> str | None:
+        """The name that the data have for it, if they have names."""
         if self.sources.label_type != 'classes':
             return None
-        return self.sources.classes[int(self.sources.labels[image.source])]
+        names = self.sources.dataset.metainfo.get('classes')
+        return names[int(self.sources.labels[image.source])] if names else None
 
     def identity(self, target: TargetModel | None) -> dict[str, Any]:
         """What decides images beside their recipes, as plain data."""

@@ -33,6 +33,8 @@ def test_a_prompt_is_for_the_class_that_it_was_found_for(tmp_path):
     prompt = SoftPrompt(torch.ones(1, 4), 'a', label=1)
     path = PromptBank(tmp_path).add(prompt, {'class': 'dog'})
     assert load_prompt(path, classes=('cat', 'dog')).label == load_prompt(path).label == 1
+    unnamed = PromptBank(tmp_path / 'unnamed').add(prompt, {'class': '1'})
+    assert load_prompt(unnamed, classes=('cat', 'dog')).label == 1
     for classes in (('dog', 'cat'), ('bear', 'cat', 'dog'), ('dog',)):
         with pytest.raises(ValueError, match=r"a.safetensors was found for class 1, 'dog', and"):
             load_prompts(tmp_path, classes=classes)
