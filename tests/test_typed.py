@@ -154,12 +154,12 @@ def test_what_a_constructor_needs_may_be_set():
 )
 def test_what_mmengine_builds_checks_itself(registry, config, words):
     with pytest.raises(TypeError, match=words):
-        registry.build(config)
+        registry.build(dict(config, type=f'mmgap.{config["type"]}'))  # whatever the scope is
 
 
 def test_arguments_in_their_order_are_checked_too():
-    assert DATASETS.get('SyntheticDataset')('pool', 1e3, lazy_init=True).budget == 1000
+    assert DATASETS.get('mmgap.SyntheticDataset')('pool', 1e3, lazy_init=True).budget == 1000
     with pytest.raises(TypeError, match='SyntheticDataset budget must be a whole number or None'):
-        DATASETS.get('SyntheticDataset')('pool', '9', lazy_init=True)
+        DATASETS.get('mmgap.SyntheticDataset')('pool', '9', lazy_init=True)
     with pytest.raises(TypeError, match='positional arguments'):
-        DATASETS.get('SyntheticDataset')('pool', 9, 'more')
+        DATASETS.get('mmgap.SyntheticDataset')('pool', 9, 'more')
