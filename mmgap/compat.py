@@ -23,6 +23,7 @@ from mmengine.config import Config
 from mmengine.dist import init_dist
 from mmengine.logging import MMLogger
 from mmengine.model import PretrainedInit
+from mmengine.runner import checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -236,8 +237,15 @@ def restart_infinite_iterator(loop: Any, consumed: int) -> None:
     sampler = loader.sampler
     if hasattr(sampler, '_indices_of_rank'):
         samples = consumed * (loader.batch_size or loader.batch_sampler.batch_size)
-        sampler.indices = _with_passes(sampler, samples)
+        _go_to(sampler, samples)
+        # The fork's loop asks for the place where a resumed run goes on, after the hooks.
+        sampler.skip = functools.partial(_go_to, sampler)
     loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
+
+
+def _go_to(sampler: Any, samples: int) -> None:
+    """Let an InfiniteSampler go on after so many of its samples."""
+    sampler.indices = _with_passes(sampler, samples)
 
 
 def _with_passes(sampler: Any, start: int) -> Iterator[int]:
@@ -311,6 +319,18 @@ def allow_checkpoint_history() -> None:
             for name, function in (('_reconstruct', reconstruct), ('scalar', scalar))
         ]
     )
+    _refuse_code()
+
+
+def _refuse_code() -> None:
+    """Keep MMEngine from running code that is in a checkpoint.
+
+    Cause: onedl-mmengine 0.10.12 loads what is refused as weights once more, with
+    ``weights_only=False``. MMEngine itself does not. Can go when the fork leaves that to its user.
+    """
+    plain = getattr(checkpoint, '_safe_torch_load', None)
+    if plain is not None and not isinstance(plain, functools.partial):
+        checkpoint._safe_torch_load = functools.partial(plain, weights_only=True)
 
 
 def repair_last_checkpoint(work_dir: str | Path) -> None:
