@@ -59,8 +59,8 @@ def counted(dataset: Any, needs_all: bool = False) -> str:
         counts, names = labels, classes
     detail = f'{len(infos)} samples'
     if names and None not in counts:
-        counted = (f'{name} {counts[number]}' for number, name in enumerate(names))
-        detail += f': {", ".join(counted)}'
+        each = (f'{name} {counts[number]}' for number, name in enumerate(names))
+        detail += f': {", ".join(each)}'
     others = [name for part in innermost(dataset) for name in getattr(part, 'left_out', ())]
     return f'{detail}. NOTE: {left_out_note(others)}' if others else detail
 
@@ -215,7 +215,8 @@ def look_at_pool(data: Any, hook: Any) -> tuple[SyntheticDataset, str]:
     if hook.injection.mode == 'refit':
         check_refit_classes(images, hook.injection)
     images[0]  # goes through the pipeline
-    dropped = len(SamplePool(pool).samples) - len(SamplePool(pool).kept)
+    whole = SamplePool(pool)
+    dropped = len(whole) - len(whole.kept)
     detail = f'{pool}: {counted(images)}'
     return images, f'{detail}, and {dropped} that the critic dropped' if dropped else detail
 

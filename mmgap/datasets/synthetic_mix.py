@@ -272,11 +272,13 @@ class SyntheticMixDataset:
         for number, images in by_source.items():
             found = self.dataset.get_data_info(places[number]) if number in places else {}
             own = self.generated.get_data_info(images[0])
-            if number not in places or own.get('gt_label') != found.get('gt_label'):
-                what = f'of class {found.get("gt_label")}' if found else 'not there'
+            drawn, real = (np.ravel(info.get('gt_label', ())).tolist() for info in (own, found))
+            if not found or drawn != real:
+                what = f'of class {real[0]}' if real else 'not there'
+                own_class = f' of class {drawn[0]}' if drawn else ''
                 raise ValueError(
-                    f'{own["img_path"]} was drawn around sample {number} of class '
-                    f'{own.get("gt_label")}, which is {what} in the training data: '
+                    f'{own["img_path"]} was drawn around sample {number}{own_class}, which is '
+                    f'{what} in the training data: '
                     f'pool={self.pool!r} was drawn for other data, or for another part or order of '
                     'them, and cannot take the places of its sources'
                 )
