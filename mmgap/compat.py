@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.dist import init_dist
 from mmengine.logging import MMLogger
 from mmengine.model import PretrainedInit
@@ -193,6 +194,25 @@ def replace_dataset(loader: DataLoader, dataset: Any) -> None:
     if len(before) != len(dataset):
         raise ValueError(f'the loader was built for {len(before)} samples, got {len(dataset)}')
     object.__setattr__(loader, 'dataset', dataset)
+
+
+def keep_dataset_copies_apart() -> None:
+    """Let each copy of a dataset, as of its subsets, be one of that dataset alone.
+
+    Cause: ``BaseDataset._copy_without_annotation`` of MMEngine 0.10.7 keeps what it has copied in a
+    default argument, by the address of the dataset. Whatever lies at that address once the dataset
+    is gone, as a transform of another, comes out of a later copy as the earlier dataset: in
+    trainings on MMPretrain's KFoldDataset, now and then. Can go when each copy starts anew.
+    """
+    plain = BaseDataset._copy_without_annotation
+    if not any(isinstance(default, dict) for default in plain.__defaults__ or ()):
+        return
+
+    @functools.wraps(plain)
+    def copy_alone(self: BaseDataset, memo: dict[int, Any] | None = None) -> BaseDataset:
+        return plain(self, {} if memo is None else memo)
+
+    BaseDataset._copy_without_annotation = copy_alone
 
 
 def allow_nondeterministic_resize(logger: logging.Logger) -> None:

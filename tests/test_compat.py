@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from mmengine.config import Config
-from mmengine.dataset import InfiniteSampler
+from mmengine.dataset import BaseDataset, InfiniteSampler
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, Dataset
@@ -51,6 +51,24 @@ class Growing(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         return index, self.version
+
+
+class Numbers(BaseDataset):
+    def load_data_list(self) -> list[dict]:
+        return [dict(number=number) for number in range(4)]
+
+
+def test_a_copy_of_a_dataset_knows_no_earlier_one():
+    """As where a transform lies at the address of a dataset that was copied and is gone."""
+    compat.keep_dataset_copies_apart()
+    compat.keep_dataset_copies_apart()
+    first, second = Numbers(), Numbers()
+    part, second.step = first.get_subset([1]), first
+    whole = second.get_subset([0]).step
+    assert whole is not part and whole is not first and len(whole) == 4 and len(part) == 1
+    second.same = second
+    again = second.get_subset([2])
+    assert again.same is again and again[0]['number'] == 2
 
 
 def test_configs_are_left_unformatted(tmp_path, monkeypatch):
