@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -193,9 +193,14 @@ def name_of(kind: Any) -> str:
 
 def is_gap_hook(hook: Any) -> bool:
     """Whether an entry of ``custom_hooks`` is a config of GAPHook, or of a class made from it."""
+    return is_hook(hook, 'GAPHook')
+
+
+def is_hook(hook: Any, name: str) -> bool:
+    """Whether an entry of ``custom_hooks`` is of a class of that name, or of one made from it."""
     kind = hook.get('type') if isinstance(hook, Mapping) else None
     classes = kind.__mro__ if isinstance(kind, type) else [kind]
-    return 'GAPHook' in map(name_of, classes)
+    return name in map(name_of, classes)
 
 
 def gap_hooks(config: MutableMapping[str, Any]) -> list[Any]:
@@ -211,7 +216,7 @@ def one_gap_hook(config: MutableMapping[str, Any]) -> Any:
     """The config of the one GAPHook among a config's ``custom_hooks``.
 
     Raises:
-        ValueError: If there is none, or several.
+        ValueError: If there is none, or several, or an InjectionHook beside it.
     """
     found = gap_hooks(config)
     if len(found) != 1:
@@ -219,7 +224,31 @@ def one_gap_hook(config: MutableMapping[str, Any]) -> Any:
             f'custom_hooks must have one mmgap.GAPHook, {getattr(config, "filename", "it")} has '
             f'{len(found)}'
         )
+    check_one_steers(['GAPHook', *('InjectionHook' for _ in injection_hooks(config))])
     return found[0]
+
+
+def injection_hooks(config: Mapping[str, Any]) -> list[Any]:
+    """The configs of InjectionHook among a config's ``custom_hooks``."""
+    hooks = config.get('custom_hooks') or ()
+    return [hook for hook in hooks if is_hook(hook, 'InjectionHook') and not is_gap_hook(hook)]
+
+
+def check_one_steers(names: Sequence[str]) -> None:
+    """See that one hook alone brings images into a training.
+
+    Args:
+        names: Classes of the hooks that would.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    if len(names) > 1:
+        raise ValueError(
+            f'custom_hooks must have one mmgap.GAPHook or mmgap.InjectionHook, it has {len(names)} '
+            f'({", ".join(names)}), which would write to one folder; leave one: a GAPHook draws '
+            'its own pool, and more images by more rounds'
+        )
 
 
 def finish_config(config: MutableMapping[str, Any]) -> None:
@@ -247,7 +276,11 @@ def finish_config(config: MutableMapping[str, Any]) -> None:
     changes = config.get('gap_hook')
     if changes is not None:
         found = [hook for hook in config.get('custom_hooks') or () if is_gap_hook(hook)]
-        check_one_hook(len(found))
+        if len(found) != 1:
+            raise ValueError(
+                'gap_hook changes settings of the one mmgap.GAPHook in custom_hooks, which has '
+                f'{len(found)}; add or take out some, or set gap_hook=None'
+            )
         (hook,) = found
         changed = change_hook(hook, changes)
         hook.clear()
@@ -263,22 +296,6 @@ def warn_renamed(config: Mapping[str, Any]) -> None:
             f'from, is called {config["renamed"]} now; the old name goes with the next release',
             FutureWarning,
             stacklevel=3,
-        )
-
-
-def check_one_hook(count: int) -> None:
-    """See that it is clear which hook ``gap_hook`` changes.
-
-    Args:
-        count: Number of GAPHooks.
-
-    Raises:
-        ValueError: If there is not one.
-    """
-    if count != 1:
-        raise ValueError(
-            f'gap_hook changes settings of the one mmgap.GAPHook in custom_hooks, which has {count}'
-            '; add or take out some, or set gap_hook=None'
         )
 
 

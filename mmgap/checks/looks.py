@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from mmgap.configs import name_of
+from mmgap.configs import check_one_steers, injection_hooks
 from mmgap.datasets import SyntheticDataset, SyntheticMixDataset
 from mmgap.datasets.masked_folders import left_out_note
 from mmgap.datasets.synthetic_mix import mixes_in
@@ -183,19 +183,12 @@ def look_at_injection(config: Config) -> tuple[Any, str]:
         ValueError: If there are several hooks for that.
     """
     found = injection_hooks(config)
-    if len(found) > 1:
-        raise ValueError(f'custom_hooks must have one mmgap.InjectionHook, it has {len(found)}')
+    check_one_steers(['InjectionHook' for _ in found])
     if not found:
         plain = dict(type='mmgap.InjectionHook', injection=dict(mode='mix'))
         return HOOKS.build(plain), 'by a SyntheticMixDataset without a hook'
     hook = HOOKS.build(found[0])
     return hook, f'mode {hook.injection.mode!r}'
-
-
-def injection_hooks(config: Config) -> list[Any]:
-    """The configs of InjectionHook in a config."""
-    hooks = config.get('custom_hooks') or ()
-    return [hook for hook in hooks if name_of(hook.get('type')) == 'InjectionHook']
 
 
 def look_at_pool(data: Any, hook: Any) -> tuple[SyntheticDataset, str]:

@@ -23,7 +23,6 @@ from mmengine.logging import MMLogger
 from mmgap.checks.looks import (
     compare_splits,
     count,
-    injection_hooks,
     load_target,
     load_weights,
     look_at_injection,
@@ -35,7 +34,7 @@ from mmgap.checks.looks import (
     one_test_sample,
 )
 from mmgap.checks.trials import one_image, one_step, set_up
-from mmgap.configs import Changes, gap_hooks, name_of, read_config, set_scope
+from mmgap.configs import Changes, gap_hooks, injection_hooks, name_of, read_config, set_scope
 from mmgap.datasets import share_classes
 from mmgap.injection import label_type_of
 from mmgap.loop import Loop

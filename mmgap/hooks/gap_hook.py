@@ -11,7 +11,7 @@ from mmengine import dist
 from mmengine.runner import Runner
 
 from mmgap.compat import allow_nondeterministic_resize, restart_infinite_iterator
-from mmgap.configs import change_hook, check_one_hook, warn_renamed
+from mmgap.configs import change_hook, warn_renamed
 from mmgap.distributed import broadcast_object, raise_on_all_ranks, rank0_buffers
 from mmgap.hooks import runner_access
 from mmgap.hooks.injection_hook import InjectionHook
@@ -69,20 +69,13 @@ class GAPHook(InjectionHook):
 
     def before_run(self, runner: Runner) -> None:
         """Take the changes of the config's ``gap_hook``, before anything is built."""
+        super().before_run(runner)
         warn_renamed(runner.cfg)
-        count = sum(isinstance(hook, GAPHook) for hook in runner.hooks)
-        if count > 1:
-            raise ValueError(
-                f'custom_hooks must have one mmgap.GAPHook, it has {count}, which would write to '
-                'one folder; leave one, and give it more rounds'
-            )
         changes = runner.cfg.get('gap_hook')
         if changes is not None:
-            check_one_hook(count)
             self.settings = GAPSettings.from_config(change_hook(self._config, changes))
             self.asked = self.injection = self.settings.injection
             self.given_seed = self.settings.seed
-        super().before_run(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Wrap the training data, check the plan, and set up the loop."""

@@ -23,6 +23,7 @@ from mmgap.compat import (
     restart_infinite_iterator,
     restart_workers,
 )
+from mmgap.configs import check_one_steers
 from mmgap.distributed import broadcast_object
 from mmgap.files import fingerprint, finite, plain, write_json
 from mmgap.hooks import runner_access
@@ -105,7 +106,9 @@ class InjectionHook(Hook):
     # MMEngine's points
 
     def before_run(self, runner: Runner) -> None:
-        """Let the Runner resume its own checkpoints."""
+        """See that no other hook injects too, and let the Runner resume its own checkpoints."""
+        found = [hook for hook in runner.hooks if isinstance(hook, InjectionHook)]
+        check_one_steers([type(hook).__name__ for hook in found])
         allow_checkpoint_history()
         if dist.is_main_process():
             repair_last_checkpoint(runner.work_dir)

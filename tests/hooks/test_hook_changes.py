@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmgap.configs import change_hook, finish_config, gap_hooks
-from mmgap.hooks import GAPHook
+from mmgap.hooks import GAPHook, InjectionHook
 from mmgap.injection import InjectionSettings
 from mmgap.loop import Loop
 from mmgap.loop.parts import settings_of
@@ -141,8 +141,10 @@ def test_the_hook_takes_them_from_the_run():
         plain = GAPHook(**own)
         plain.before_run(run(plain, **keys))
         assert plain.settings == settings_of(HOOK)
-    with pytest.raises(ValueError, match='it has 2, which would write to one folder'):
-        hook.before_run(run(hook, GAPHook(**own), gap_hook=changes))
+    for other in (GAPHook(**own), InjectionHook()):
+        both = f'it has 2 .GAPHook, {type(other).__name__}., which would write to one folder'
+        with pytest.raises(ValueError, match=both):
+            hook.before_run(run(hook, other, gap_hook=changes))
     with pytest.warns(FutureWarning, match='it, or one that it inherits from, is called new now'):
         hook.before_run(run(hook, renamed='new'))
 

@@ -76,8 +76,7 @@ def test_the_same_sources_in_the_hook_and_in_the_tools(name, data, tmp_path, mon
     monkeypatch.setattr(loop_module.TASK_UTILS, 'build', lambda config: generator)
     config = small_config(data, 'none', tmp_path)
     init_default_scope('mmpretrain')
-    plain = dict(config.train_dataloader.dataset, serialize_data=False)  # which collects garbage
-    dataset = wrapped(name, plain)
+    dataset = wrapped(name, config.train_dataloader.dataset)
     config.train_dataloader.dataset = dataset
     built = DATASETS.build(dataset)
     shown = [built.get_data_info(i)['img_path'] for i in range(len(built))]

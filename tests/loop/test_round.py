@@ -43,6 +43,9 @@ def test_a_config_must_have_one_hook(count):
     config = Config(dict(custom_hooks=[dict(type='mmgap.GAPHook', generator={})] * count))
     with pytest.raises(ValueError, match=f'must have one mmgap.GAPHook, None has {count}'):
         Loop.from_config(config)
+    hooks = [dict(type=name) for name in ('mmgap.GAPHook', 'mmgap.InjectionHook')]
+    with pytest.raises(ValueError, match='it has 2 .GAPHook, InjectionHook.'):
+        Loop.from_config(Config(dict(custom_hooks=hooks)))
 
 
 def test_variants_share_what_they_do_not_change(monkeypatch):

@@ -81,6 +81,18 @@ def two_hooks_search(stage: Stage) -> None:
     stage.refuses('search', path, says=['GAPHook', '2'])
 
 
+@case('a GAPHook and an InjectionHook', 'train')
+def hooks_of_two_kinds(stage: Stage) -> None:
+    path = stage.config(text="custom_hooks += [dict(type='mmgap.InjectionHook', pool='pool')]\n")
+    stage.refuses('train', path, says=['GAPHook', 'InjectionHook', 'leave one'])
+
+
+@case('a GAPHook and an InjectionHook', 'check')
+def check_hooks_of_two_kinds(stage: Stage) -> None:
+    path = stage.config(text="custom_hooks += [dict(type='mmgap.InjectionHook', pool='pool')]\n")
+    stage.checks_wrong(path, says=['GAPHook', 'InjectionHook', 'leave one'])
+
+
 # Settings of the hook by their path, values that they cannot have, and what must be said of them;
 # by default the setting's name and the value.
 NAN = float('nan')
