@@ -23,7 +23,7 @@ from mmgap.generators.denoising import denoising_loss
 from mmgap.generators.evaluations import Evaluations
 from mmgap.generators.gradient import GradientPolicy
 from mmgap.generators.loading import device_of, dtype_of
-from mmgap.generators.lora import merge_lora
+from mmgap.generators.lora import LoRA, merge_lora
 from mmgap.generators.patching import patched
 from mmgap.generators.posterior_cache import PosteriorCache
 from mmgap.generators.schedulers import (
@@ -122,8 +122,8 @@ class DiffusionGenerator:
         keep_device_known(pipe)
         self._dtype = pipe.unet.dtype  # finding it takes a walk through all modules
         self._set_scheduler(scheduler)
-        for one in [lora] if isinstance(lora, (str, dict)) else lora or []:
-            merge_lora(pipe, **(dict(path=one) if isinstance(one, str) else one))
+        for one in LoRA.named(lora):
+            merge_lora(pipe, one)
         for network in self._networks():
             network.requires_grad_(False).eval()
         for network in (*self._denoisers(), pipe.vae):
@@ -153,7 +153,12 @@ class DiffusionGenerator:
 
     @staticmethod
     def check_settings(
-        strength: float, eta: float, dtype: str, autocast: str | None = None, **others: Any
+        strength: float,
+        eta: float,
+        dtype: str,
+        autocast: str | None = None,
+        lora: Any = None,
+        **others: Any,
     ) -> torch.dtype:
         """Before anything is loaded.
 
@@ -161,8 +166,10 @@ class DiffusionGenerator:
             The dtype of that name.
 
         Raises:
+            TypeError: If ``lora`` is not made as it must be.
             ValueError: If a setting is out of range, or no dtype; lists those there are.
         """
+        LoRA.named(lora)
         if autocast:
             dtype_of(autocast, 'autocast')
         if not 0 < strength <= 1:

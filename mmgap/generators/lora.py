@@ -6,12 +6,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from mmgap.typed import build_settings
 
 # Of each layout the endings of a layer's keys: kohya-ss, PEFT, PEFT with an adapter's name, and
 # diffusers' newer and older ones.
@@ -54,25 +57,47 @@ LDM_PARTS = dict(
 SAFE = '.safetensors'
 
 
-def merge_lora(
-    pipeline: Any, path: str, scale: float = 1.0, weight_name: str | None = None
-) -> None:
-    """Add LoRA weights to those of a pipeline: ``scale * alpha / rank * up @ down`` each.
+@dataclass(frozen=True)
+class LoRA:
+    """LoRA weights that a config names.
 
     Args:
-        pipeline: A diffusers pipeline, changed in place.
         path: Folder, file or hub id of LoRA weights as kohya-ss, diffusers or PEFT save them, of
             linear layers or convolutions.
         scale: Factor of the change.
         weight_name: The file, where the folder has several, or the hub's another than
             ``pytorch_lora_weights.safetensors``.
+    """
+
+    path: str
+    scale: float = 1.0
+    weight_name: str | None = None
+
+    @classmethod
+    def named(cls, lora: Any) -> list[LoRA]:
+        """Those of a generator's setting: None, a path, a dict, or a list of such.
+
+        Raises:
+            TypeError: If one has no such setting, lacks its path, or one has another type.
+        """
+        parts = [lora] if isinstance(lora, (str, Mapping)) else lora or ()
+        dicts = [dict(path=part) if isinstance(part, str) else part for part in parts]
+        return [build_settings(cls, part, 'lora') for part in dicts]
+
+
+def merge_lora(pipeline: Any, lora: LoRA) -> None:
+    """Add LoRA weights to those of a pipeline: ``scale * alpha / rank * up @ down`` each.
+
+    Args:
+        pipeline: A diffusers pipeline, changed in place.
+        lora: The weights.
 
     Raises:
         FileNotFoundError: If there are none.
         ValueError: If one of them belongs to no layer of the model or is no LoRA (DoRA, LoHa,
             LoKr), or the file cannot be read, or holds code.
     """
-    file = find_lora(path, weight_name)
+    file = find_lora(lora.path, lora.weight_name)
     state, stored = read_lora(file)
     networks = {
         name: getattr(pipeline, name)
@@ -90,12 +115,12 @@ def merge_lora(
     with torch.no_grad():
         for weight, parts, factor in changes:  # one after the other: together they would be large
             up, down = (parts[part].double().flatten(1) for part in ('up', 'down'))
-            change = scale * factor * (up @ down).reshape(weight.shape)
+            change = lora.scale * factor * (up @ down).reshape(weight.shape)
             weight += change.to(weight.device, weight.dtype)
 
 
 def find_lora(path: str, weight_name: str | None = None) -> Path:
-    """The file of LoRA weights that a setting means. Arguments as in :func:`merge_lora`.
+    """The file of LoRA weights that a setting means. Arguments as of :class:`LoRA`.
 
     Raises:
         FileNotFoundError: If there is none, or several and none was chosen.

@@ -10,7 +10,8 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 from safetensors.torch import save_file
 
-from mmgap.generators.lora import merge_lora
+from mmgap.generators import InpaintingGenerator
+from mmgap.generators.lora import LoRA, merge_lora
 from tests.support.hostile import Hostile
 
 RANK, ALPHA = 2, 1.0
@@ -102,7 +103,7 @@ def distance(pipe, plain, layers, factors):
 
 def merged(folder, path, kind=StableDiffusionInpaintPipeline, **settings):
     pipe = pipeline(folder, kind)
-    merge_lora(pipe, str(path), **settings)
+    merge_lora(pipe, LoRA(str(path), **settings))
     return pipe
 
 
@@ -205,17 +206,31 @@ def test_what_cannot_be_merged_is_refused_whole(layers, tiny_sd, tmp_path):
     for number, (words, change) in enumerate(cases.items()):
         path = save(good | change, tmp_path / f'{number}.safetensors')
         with pytest.raises(ValueError, match=words):
-            merge_lora(pipe, str(path))
+            merge_lora(pipe, LoRA(str(path)))
     half = {name: value for name, value in good.items() if name != f'{key}.lora_up.weight'}
     with pytest.raises(ValueError, match='a LoRA has down and up'):
-        merge_lora(pipe, str(save(half, tmp_path / 'half.safetensors')))
+        merge_lora(pipe, LoRA(str(save(half, tmp_path / 'half.safetensors'))))
     torch.save(dict(good, extra=Hostile(tmp_path / 'ran')), tmp_path / 'hostile.bin')
     with pytest.raises(ValueError, match='hostile.bin. cannot be read'):
-        merge_lora(pipe, str(tmp_path / 'hostile.bin'))
+        merge_lora(pipe, LoRA(str(tmp_path / 'hostile.bin')))
     assert not (tmp_path / 'ran').exists()
     (tmp_path / 'torn.safetensors').write_bytes(b'x' * 20)
     with pytest.raises(ValueError, match='is damaged'):
-        merge_lora(pipe, str(tmp_path / 'torn.safetensors'))
+        merge_lora(pipe, LoRA(str(tmp_path / 'torn.safetensors')))
     with pytest.raises(FileNotFoundError, match='must hold one file .* or weight_name'):
-        merge_lora(pipe, str(tmp_path))
+        merge_lora(pipe, LoRA(str(tmp_path)))
     assert all(torch.equal(value, before[n]) for n, value in pipe.unet.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    'lora, says',
+    [
+        (dict(pth='a'), r"lora has no settings \['pth'\]; there are \['path', 'scale'"),
+        (dict(scale=0.5), 'lora needs path, which is not given'),
+        ([dict(path='a', scale='half')], "lora scale must be a number, got 'half'"),
+        ([7], 'lora must be a dict of settings, got 7'),
+    ],
+)
+def test_settings_are_checked_before_the_model_is_loaded(lora, says):
+    with pytest.raises(TypeError, match=says):
+        InpaintingGenerator('no such model', lora=lora)
