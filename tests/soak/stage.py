@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +37,7 @@ SHORT = {
     'custom_hooks.0.synthesis.num_inference_steps': 1,
 }
 Act = Callable[['Stage'], None]
+REPOSITORY = Path(__file__).parents[2]
 TRACEBACK = 'Traceback (most recent call last)'
 
 
@@ -281,12 +283,19 @@ def run_case(one: Case, folder: Path, shared: Shared) -> Mapping[str, Any]:
         name=one.name,
         input=one.input,
         command=one.command,
-        says=stage.said.replace(str(folder), '…'),
+        says=without_places(stage.said, folder, folder.parent.parent, REPOSITORY),
         litter=stage.litter,
         fault=fault,
         cpu_seconds=round(time.process_time() - began, 2),
         seconds=round(time.time() - started, 2),
     )
+
+
+def without_places(text: str, *folders: Path) -> str:
+    """A message without the folders of the machine that it was said on; inner ones come first."""
+    for place in (*map(str, folders), sys.prefix, sys.base_prefix):
+        text = text.replace(place, '…')
+    return text
 
 
 def _dotted(name: str) -> str:
