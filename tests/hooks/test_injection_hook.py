@@ -155,6 +155,7 @@ def test_workers_see_a_change_at_once(by_epoch, data, tmp_path, pool):
     assert inside.shares == [1] * 3 + [0] * 3
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize('seed', [3, None])
 def test_a_course_by_iterations_is_the_same_in_a_run_that_is_resumed(seed, data, tmp_path, pool):
     """Also where the ratio is between two values of which workers are told; without a seed too."""

@@ -101,6 +101,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.skipif(torch.cuda.is_initialized(), reason='CUDA does not work in forked processes')
 def test_killed_and_resumed_equals_uninterrupted(whole_run, as_whole_run, data, tiny_sd, tmp_path):
     config = small_config(data, tiny_sd, tmp_path / 'cut', workers=2)

@@ -104,6 +104,7 @@ def test_a_wrapper_that_does_not_tell_is_refused(data, tmp_path):
         build_sources(SyntheticMixDataset(dataset), None)
 
 
+@pytest.mark.smoke
 def test_training_on_folds(data, tiny_sd, tmp_path, monkeypatch):
     """The hook mixes around the wrapper, and no image of the fold held out is a source."""
     seen = []
