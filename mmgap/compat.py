@@ -202,7 +202,8 @@ def keep_dataset_copies_apart() -> None:
     Cause: ``BaseDataset._copy_without_annotation`` of MMEngine 0.10.7 keeps what it has copied in a
     default argument, by the address of the dataset. Whatever lies at that address once the dataset
     is gone, as a transform of another, comes out of a later copy as the earlier dataset: in
-    trainings on MMPretrain's KFoldDataset, now and then. Can go when each copy starts anew.
+    trainings on MMPretrain's KFoldDataset, now and then. Can go when each copy starts anew, as in
+    onedl-mmengine.
     """
     plain = BaseDataset._copy_without_annotation
     if not any(isinstance(default, dict) for default in plain.__defaults__ or ()):
