@@ -106,6 +106,11 @@ class AdversarialLoss(Feedback):
             raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
         if mode == 'targeted' and target_class is None:
             raise ValueError("mode='targeted' needs target_class, the class to aim at")
+        if mode != 'targeted' and target_class is not None:
+            raise ValueError(
+                f"target_class={target_class} has no use with mode={mode!r}; set mode='targeted', "
+                'or leave it out'
+            )
         if logit_scale <= 0:
             raise ValueError(f'logit_scale must be positive, got {logit_scale}')
         if mode == 'untargeted' and floor is not None and floor >= 0:

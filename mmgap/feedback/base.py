@@ -186,5 +186,7 @@ def total_feedback(
         total = total + term.weight * counted
         if term.needs == 'target':
             attack = more
-        means[type(term).__name__] = counted.detach().sum() / sum(counts)
+        name = type(term).__name__
+        same = sum(known.partition(' ')[0] == name for known in means)
+        means[f'{name} {same + 1}' if same else name] = counted.detach().sum() / sum(counts)
     return Total(total, attack, means)

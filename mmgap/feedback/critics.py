@@ -17,7 +17,7 @@ from torch import Tensor
 from mmgap.configs import refuse_old_names, renamed
 from mmgap.feedback.base import prepared
 from mmgap.feedback.clip_model import ClipModel
-from mmgap.files import fingerprint, weights_fingerprint
+from mmgap.files import fingerprint
 from mmgap.registry import TASK_UTILS
 from mmgap.targets import TargetModel, build_target, load_model
 from mmgap.typed import checked
@@ -167,8 +167,8 @@ class ModelCritic(Critic):
         config: Config file of the classifier; its test pipeline says size and channel order.
         checkpoint: Its weights.
         threshold: As for :class:`Critic`.
-        input: Arguments of :class:`~mmgap.targets.TargetModel` that say size and channel order
-            instead of the pipeline.
+        input: Arguments of :class:`~mmgap.targets.TargetModel` that hold instead of what the
+            pipeline says.
         target: The old name of ``input``.
     """
 
@@ -214,9 +214,7 @@ class ModelCritic(Critic):
 
     def fingerprint(self) -> str:
         """Names weights and input."""
-        target = prepared(self._target)
-        parts = [weights_fingerprint(target.model), target.input_size, target.channel_order]
-        return fingerprint(parts)
+        return fingerprint(prepared(self._target).identity())
 
     @torch.no_grad()
     def __call__(self, images: Tensor, masks: Tensor, labels: Tensor) -> Tensor:

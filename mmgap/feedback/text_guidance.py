@@ -99,6 +99,11 @@ class TextGuidance(Feedback):
                 "space='clip' needs clip=dict(model=…) and distance='cosine', got "
                 f'clip={clip!r} and distance={distance!r}'
             )
+        if space != 'clip' and clip is not None:
+            raise ValueError(
+                f"clip={clip!r} has no use with space={space!r}; set space='clip' and "
+                "distance='cosine', or clip=None"
+            )
         if isinstance(descriptions, str):
             descriptions = read_sentences(descriptions)
         lists = [descriptions]

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from mmgap.compat import (
@@ -49,7 +51,7 @@ class DiffusionGenerator:
         size: Height and width in pixels, an int for both. By default the model's own.
         guidance_scale: Weight of classifier-free guidance; 1 or less switches it off.
         strength: In (0, 1]; below 1 the source shines through.
-        eta: DDIM's noise, 0 to 1.
+        eta: DDIM's noise, 0 to 1; schedulers that take none draw without, and a warning says so.
         negative_prompt: What classifier-free guidance leads away from. None leaves that to the
             model: zeros for most of Stable Diffusion XL (``force_zeros_for_empty_prompt``),
             otherwise the empty sentence.
@@ -126,6 +128,9 @@ class DiffusionGenerator:
             merge_lora(pipe, one)
         for network in self._networks():
             network.requires_grad_(False).eval()
+        if self.autocast is not None:
+            # Else the VAE of XL goes back to float32 where it encodes, as one in float16 must.
+            pipe.vae.register_to_config(force_upcast=False)
         for network in (*self._denoisers(), pipe.vae):
             if pipe.unet.dtype != torch.float64:
                 network.to(memory_format=torch.channels_last)
@@ -363,6 +368,11 @@ class DiffusionGenerator:
         scheduler = build_scheduler(current, config or {})
         keep_ddim_finite(scheduler, self.eta)
         check_scheduler(scheduler, self._schedule, self.strength, self.eta)
+        if self.eta > 0 and 'eta' not in inspect.signature(scheduler.step).parameters:
+            MMLogger.get_current_instance().warning(
+                f'[gap] {type(scheduler).__name__} takes no eta: eta={self.eta} of the generator '
+                "does nothing; take scheduler=dict(type='DDIMScheduler') for it, or eta=0"
+            )
         keep_timesteps_on_cpu(scheduler, self._denoisers())
         self.pipeline.scheduler = scheduler
 

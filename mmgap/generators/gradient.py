@@ -39,8 +39,8 @@ class GradientPolicy:
             either, for about half more time.
 
     Raises:
-        ValueError: If ``mode`` or ``checkpoint`` is unknown, ``k`` is not positive or ``step`` is
-            negative.
+        ValueError: If ``mode`` or ``checkpoint`` is unknown, ``k`` is not positive, ``step`` is
+            negative, or one of them is given without the mode that it is for.
     """
 
     def __init__(
@@ -52,6 +52,12 @@ class GradientPolicy:
             raise ValueError(f'gradient k must be at least 1, got {k}')
         if step < 0:
             raise ValueError(f'gradient step must not be negative, got {step}')
+        for name, value, plain, needed in (('k', k, 1, 'last_k'), ('step', step, 0, 'shortcut')):
+            if value != plain and mode != needed:
+                raise ValueError(
+                    f'gradient {name}={value} has no use with mode={mode!r}; set '
+                    f'mode={needed!r}, or leave it out'
+                )
         if checkpoint not in CHECKPOINTS:
             raise ValueError(
                 f'gradient checkpoint must be one of {CHECKPOINTS}, got {checkpoint!r}'
@@ -60,6 +66,10 @@ class GradientPolicy:
         self.k = k
         self.step = step
         self.checkpoint = 'steps' if checkpoint is True else checkpoint
+
+    def identity(self) -> list[Any]:
+        """What decides a gradient, as plain data; checkpoints change time and memory alone."""
+        return [self.mode, self.k, self.step]
 
     def prepare(self, networks: Sequence[Any]) -> None:
         """Set up models of diffusers, once and for all: without gradient it changes nothing.

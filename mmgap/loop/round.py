@@ -250,6 +250,7 @@ class Loop:
             self.settings.search,
             seed=derive_seed(self.seed, 'round', round_index),
             critic=self.critic,
+            split_seed=derive_seed(self.seed, 'round', 0),
         )
 
     def initial_prompts(

@@ -24,10 +24,13 @@ from mmgap.targets import TargetModel, TargetOutput
 class SourceSplit:
     """Splits sources into those that are searched with and those held out.
 
+    What a class holds out, prompts of no class are not searched with either, and are evaluated on.
+
     Args:
         sources: Labelled samples.
-        holdout: How many of each class are held out, or of all for prompts of no class; a third at
-            most. Where that is none, prompts are evaluated on all; with 0 on none.
+        holdout: How many of each class are held out, a third at most; prompts of no class are
+            evaluated on as many of all these. Where that is none, prompts are evaluated on all;
+            with 0 on none.
         seed: Seed of the split.
     """
 
@@ -46,20 +49,37 @@ class SourceSplit:
         return self._split(label)[1]
 
     def _split(self, label: int | None) -> tuple[np.ndarray, list[int]]:
+        if self.holdout == 0:
+            return self.sources.of_class(label), []
         if label not in self._parts:
-            every = self.sources.of_class(label)
-            if self.holdout == 0:
-                return every, []
-            order = derive_rng(self.seed, 'holdout', str(label)).permutation(every)
-            count = min(self.holdout, len(order) // 3)
-            if count == 0:
-                MMLogger.get_current_instance().info(
-                    f'[gap] class {label} has {len(order)} sources: prompts are searched with and '
-                    'evaluated on the same ones'
-                )
-            held_out = order[:count] if count else order
-            self._parts[label] = order[count:], held_out.tolist()
+            apart = self._of_all_classes() if label is None else []
+            self._parts[label] = self._without(apart) if apart else self._halves(label)
         return self._parts[label]
+
+    def _halves(self, label: int | None) -> tuple[np.ndarray, list[int]]:
+        order, count = self._order(label)
+        if count == 0:
+            MMLogger.get_current_instance().info(
+                f'[gap] class {label} has {len(order)} sources: prompts are searched with and '
+                'evaluated on the same ones'
+            )
+        return order[count:], order[: count or None].tolist()
+
+    def _order(self, label: int | None) -> tuple[np.ndarray, int]:
+        """Sources in the order of the split, and how many of the first are held out."""
+        every = self.sources.of_class(label)
+        order = derive_rng(self.seed, 'holdout', str(label)).permutation(every)
+        return order, min(self.holdout, len(order) // 3)
+
+    def _of_all_classes(self) -> list[int]:
+        """What all classes hold out together; of those that have too few sources nothing."""
+        orders = map(self._order, range(len(self.sources.classes)))
+        return [source for order, count in orders for source in order[:count].tolist()]
+
+    def _without(self, apart: list[int]) -> tuple[np.ndarray, list[int]]:
+        searched = np.setdiff1d(self.sources.of_class(None), apart)
+        order = derive_rng(self.seed, 'holdout', 'None').permutation(apart)
+        return searched, order[: self.holdout].tolist()
 
 
 class PromptEvaluator:

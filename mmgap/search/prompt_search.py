@@ -56,6 +56,8 @@ class PromptSearch:
         settings: How to search.
         seed: Seed of every draw.
         critic: Prepared critic for the alignment alarm.
+        split_seed: Seed of the split into searched and held-out sources, one for all rounds of a
+            run, so that what one holds out no other has searched with; ``seed`` by default.
 
     Attributes:
         split: Sources to search with and held-out ones.
@@ -75,6 +77,7 @@ class PromptSearch:
         settings: SearchSettings,
         seed: int = 0,
         critic: Critic | None = None,
+        split_seed: int | None = None,
     ) -> None:
         for step in {0, *(term.end for term in feedback if term.end is not None)}:
             if step < settings.steps and not any(term.active(step) for term in feedback):
@@ -97,12 +100,15 @@ class PromptSearch:
         if settings.alarm is not None:
             alarm = checked(AlignmentAlarm, settings.alarm, critic)
             self.alarm = AlignmentAlarm(critic, **alarm)
-        self.split = SourceSplit(sources, settings.holdout, seed)
+        self.split = SourceSplit(
+            sources, settings.holdout, seed if split_seed is None else split_seed
+        )
         drawing = dict(
             num_inference_steps=settings.num_inference_steps, batch_size=settings.batch_size
         )
         self.evaluator = PromptEvaluator(generator, target, sources, **drawing, seed=seed)
         self._score = SearchStep(generator, target, self.feedback, sources, **drawing)
+        self._clip: dict[str, Any] = {}  # of the gradient of each prompt
         self._ahead: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
         self._before: dict[str, int] | None = {}  # of an interrupted run
         self._began = generator.evaluations.counts()
@@ -216,7 +222,15 @@ class PromptSearch:
             words = self.generator.prompts.vocabulary().float()
             deviation = float(words.std(dim=0).square().mean().sqrt())
             config['optimizer']['lr'] = self.settings.rate * deviation
+        if config.get('accumulative_counts', 1) != 1:
+            raise ValueError(
+                f'search optim_wrapper accumulative_counts={config["accumulative_counts"]} has no '
+                'use: every step moves the prompts; take more images_per_prompt'
+            )
         optimizer = build_optimizer(nn.ModuleList(prompts), config, 'search')
+        # Each prompt's gradient is clipped by itself: together they would influence each other.
+        self._clip = optimizer.clip_grad_kwargs or {}
+        optimizer.clip_grad_kwargs = None
         return RunningSearch(
             [
                 PromptProgress(
@@ -289,6 +303,8 @@ class PromptSearch:
             self._restart(progress, optimizer)
         else:
             progress.prompt.embeddings.grad = score.gradient
+            if self._clip:
+                optimizer.clip_func([progress.prompt.embeddings], **self._clip)
             progress.done = len(progress.losses) >= self.settings.steps
 
     def _reached(self, progress: PromptProgress) -> bool:
@@ -382,7 +398,8 @@ class PromptSearch:
             sources=fingerprint([self.sources.labels.tolist(), self.sources.unit, files]),
             initial=weights_fingerprint(nn.ModuleList(prompts)),
             generator=self.generator.settings(),
-            target=weights_fingerprint(self.target.model),
+            gradient=self.generator.gradient.identity(),
+            target=self.target.identity(),
         )
         return plain(identity)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -190,11 +191,16 @@ class Planner:
         return rates
 
     def _fitting(self, prompts: Sequence[SoftPrompt]) -> list[list[int]]:
-        """The prompts that each class may be drawn with."""
-        fitting = [
-            [i for i, p in enumerate(prompts) if self.settings.cross or p.label in (label, None)]
-            for label in range(len(self.sources.classes))
-        ]
+        """The prompts that each class may be drawn with, in the order of its turns."""
+        classes = len(self.sources.classes)
+        if self.settings.cross:
+            order = _alternating(prompts)
+            fitting = [_rotated(order, label, classes) for label in range(classes)]
+        else:
+            fitting = [
+                [i for i, p in enumerate(prompts) if p.label in (label, None)]
+                for label in range(classes)
+            ]
         for label, usable in enumerate(fitting):
             if not usable:
                 raise ValueError(
@@ -202,3 +208,23 @@ class Planner:
                     'class needs one'
                 )
         return fitting
+
+
+def _alternating(prompts: Sequence[SoftPrompt]) -> list[int]:
+    """Indices of prompts: the first of each class, the second of each, and so on."""
+    seen: Counter[int | None] = Counter()
+    ranks = []
+    for prompt in prompts:
+        ranks.append(seen[prompt.label])
+        seen[prompt.label] += 1
+    return sorted(range(len(prompts)), key=ranks.__getitem__)
+
+
+def _rotated(order: list[int], label: int, classes: int) -> list[int]:
+    """An order from a place of the class's own on.
+
+    Otherwise all classes would draw with the first prompts, and few images with these alone. Half
+    a turn of the classes away from its own prompts, whose look would tell the class.
+    """
+    first = (label * len(order) // classes + classes // 2) % max(1, len(order))
+    return order[first:] + order[:first]

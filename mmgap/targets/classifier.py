@@ -13,11 +13,8 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel, is_model_wrapper
 from torch import Tensor, nn
 
-from mmgap.configs import name_of
-from mmgap.files import weights_fingerprint
-
-# Transforms that swap red and blue where a setting of theirs is True.
-SWAPS = dict(NumpyToPIL='to_rgb', PILToNumpy='to_bgr')
+from mmgap.files import plain, weights_fingerprint
+from mmgap.targets.pipelines import read_pipeline
 
 
 class TargetOutput(Protocol):
@@ -94,53 +91,36 @@ class TargetModel:
         self.channel_order = channel_order
 
     @classmethod
-    def from_pipeline(cls, model: nn.Module, pipeline: Sequence[Mapping[str, Any]]) -> TargetModel:
+    def from_pipeline(
+        cls, model: nn.Module, pipeline: Sequence[Mapping[str, Any]], **given: Any
+    ) -> TargetModel:
         """Read size and channel order from the configs of a test pipeline.
 
-        The last resize or centre crop says the size; where there is none, images stay as they are.
+        Args:
+            model: A model of MMPretrain.
+            pipeline: Configs of its transforms, see :func:`mmgap.targets.pipelines.read_pipeline`.
+            **given: Arguments that hold instead of what it says; with both it is not read.
 
         Raises:
-            ValueError: If the pipeline does not start from an image file, gives images no fixed
-                size, or normalises them.
+            ValueError: If the pipeline cannot be followed.
         """
-        size, ratio, order, loads = None, None, 'bgr', False
-        for transform in pipeline:
-            kind = transform.get('type', '')
-            name = name_of(kind)
-            kind = name if isinstance(kind, type) else str(kind)
-            loads = loads or name == 'LoadImageFromFile'
-            order = transform.get('channel_order', order)
-            if transform.get(SWAPS.get(name, '')):
-                order = 'rgb' if order == 'bgr' else 'bgr'
-            if name in ('Normalize', 'ToTensor'):
-                raise ValueError(
-                    f'the test pipeline has {kind}, which feedback cannot follow; leave that to '
-                    'mean and std of the data_preprocessor, as MMPretrain does'
-                )
-            if not (name.startswith('Resize') or name.endswith('CenterCrop')):
-                continue
-            if kind.startswith('torchvision/'):  # (height, width), where mmcv has (width, height)
-                value = transform.get('size')
-                value = value if isinstance(value, int) else value and tuple(value)[::-1]
-            else:
-                value = transform.get('crop_size') or transform.get('scale')
-            # A crop after it would fix the size again.
-            edge = name == 'ResizeEdge' or (kind == 'torchvision/Resize' and isinstance(value, int))
-            ratio = value if transform.get('keep_ratio') or edge else None
-            if value:
-                size = (value, value) if isinstance(value, int) else tuple(value)[::-1]
-        if not loads:
-            raise ValueError('the test pipeline loads no image; give input=dict(input_size=…)')
-        if ratio is not None:
-            raise ValueError(
-                f'the test pipeline resizes to {ratio} and keeps the ratio, which gives images no '
-                'fixed size; give input=dict(input_size=(height, width))'
-            )
-        return cls(model, size, order)
+        if not {'input_size', 'channel_order'} <= set(given):
+            size, order = read_pipeline(pipeline, sized='input_size' in given)
+            given = dict(input_size=size, channel_order=order) | given
+        return cls(model, **given)
 
     def identity(self) -> list[Any]:
         """What decides what it says of an image, as plain data."""
-        return [weights_fingerprint(self.model), self.input_size, self.channel_order]
+        weights = weights_fingerprint(self.model)
+        return plain([weights, self._preprocessing(), self.input_size, self.channel_order])
+
+    def _preprocessing(self) -> dict[str, Any]:
+        """Settings of the data preprocessor, whose mean and std are no weights."""
+        part = self.model.data_preprocessor
+        kinds = (bool, int, float, str, tuple, list)
+        settings = {k: v for k, v in vars(part).items() if isinstance(v, kinds) and k != 'training'}
+        buffers = {name: buffer.tolist() for name, buffer in part.named_buffers()}
+        return dict(settings, **buffers, type=type(part).__name__)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -148,21 +148,22 @@ def build_target(
     Args:
         model: A classifier of MMPretrain or a depth model of MMSegmentation.
         config: Its config, whose test or val pipeline says size and channel order.
-        input: Arguments of :class:`TargetModel` that say them instead.
+        input: Arguments of :class:`TargetModel` that hold instead of what the pipeline says.
         label_type: ``'classes'`` or ``'depth'``.
 
     Raises:
         ValueError: If neither says them.
     """
     kind = DepthTarget if label_type == 'depth' else TargetModel
-    if input is not None:
-        return kind(model, **checked(kind, input, model))
+    given = checked(kind, input or {}, model)
     for name in ('test_dataloader', 'val_dataloader'):
         dataset = (config.get(name) or {}).get('dataset')
         while isinstance(dataset, Mapping) and 'pipeline' not in dataset:
             dataset = dataset.get('dataset') or next(iter(dataset.get('datasets') or ()), None)
         if dataset is not None:
-            return kind.from_pipeline(model, dataset['pipeline'])
+            return kind.from_pipeline(model, dataset['pipeline'], **given)
+    if 'input_size' in given:
+        return kind(model, **given)
     raise ValueError(
         'the config has no test or val pipeline to read the input size from; give '
         'input=dict(input_size=(height, width))'

@@ -87,6 +87,8 @@ def test_bad_settings():
         AdversarialLoss('sideways')
     with pytest.raises(ValueError, match='needs target_class'):
         AdversarialLoss('targeted')
+    with pytest.raises(ValueError, match="target_class=3 has no use with mode='untargeted'"):
+        AdversarialLoss(target_class=3)
     with pytest.raises(ValueError, match='got 0'):
         AdversarialLoss(logit_scale=0)
     with pytest.raises(ValueError, match='floor=0.05 would switch'):

@@ -275,6 +275,8 @@ def test_bad_settings(generator):
         TextGuidance(['a'], distance='l1')
     with pytest.raises(ValueError, match='needs clip='):
         TextGuidance(['a'], space='clip', distance='cosine')
+    with pytest.raises(ValueError, match="has no use with space='text_encoder'"):
+        TextGuidance(['a'], clip=dict(model='mmgap://toybirds-clip'))
     with pytest.raises(FileNotFoundError, match="'a sentence' is no text file"):
         TextGuidance('a sentence')
     for nothing in ([], dict(a=[])):

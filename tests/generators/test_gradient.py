@@ -215,3 +215,7 @@ def test_bad_settings():
         GradientPolicy(mode='last_k', k=0)
     with pytest.raises(ValueError, match='layers'):
         GradientPolicy(checkpoint='layers')
+    with pytest.raises(ValueError, match="gradient k=2 has no use with mode='full'"):
+        GradientPolicy(k=2)
+    with pytest.raises(ValueError, match="gradient step=1 has no use with mode='last_k'"):
+        GradientPolicy('last_k', step=1)

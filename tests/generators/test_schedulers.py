@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from diffusers.configuration_utils import FrozenDict
+from mmengine.logging import MMLogger
 
 from mmgap.compat import keep_ddim_finite
 from mmgap.generators import InpaintingGenerator
@@ -141,6 +142,14 @@ def test_numbers_of_steps_that_a_scheduler_cannot_do():
 def test_generators_refuse_what_cannot_draw(tiny_sd):
     with pytest.raises(SchedulerError, match='EDMEulerScheduler.*; these can: .*DDIMScheduler'):
         InpaintingGenerator(str(tiny_sd), scheduler=dict(type='EDMEulerScheduler'))
+
+
+def test_an_eta_that_does_nothing_is_told(tiny_sd, monkeypatch):
+    said = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'warning', said.append)
+    for kind, eta in (('PNDMScheduler', 1.0), ('PNDMScheduler', 0.0), ('DDIMScheduler', 1.0)):
+        InpaintingGenerator(str(tiny_sd), scheduler=dict(type=kind), eta=eta)
+    assert len(said) == 1 and 'PNDMScheduler takes no eta: eta=1.0' in said[0]
 
 
 @pytest.fixture(scope='module')

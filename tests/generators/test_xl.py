@@ -288,6 +288,20 @@ def test_a_search(tiny_xl, drawn, tmp_path):
     assert set(load_file(bank.add(again, {}))) == {'clip_l', 'clip_g'}
 
 
+def test_drawing_under_autocast_leaves_the_weights(tiny_xl, drawn):
+    """The stock pipeline takes the VAE back to float32 where it encodes."""
+    generator = InpaintingGenerator(str(tiny_xl), autocast='bfloat16')
+    before = generator.fingerprint()
+    condition = generator.sources(drawn).load([0, 1])
+    prompt = generator.prompts.random_prompt(2, seed=1, id='a')
+    with torch.no_grad():
+        generator(condition, generator.prompts.encode([prompt] * 2), SEEDS, STEPS)
+    assert generator.fingerprint() == before
+    assert {p.dtype for p in generator.pipeline.vae.decoder.conv_in.parameters()} == {
+        torch.bfloat16
+    }
+
+
 def test_fingerprint_names_both_text_encoders(tiny_xl):
     generator = InpaintingGenerator(str(tiny_xl))
     first = generator.fingerprint()

@@ -3,16 +3,27 @@ from __future__ import annotations
 
 import json
 from itertools import repeat
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mmgap.feedback import AdversarialLoss, TextGuidance
 from mmgap.generators import InpaintingGenerator
+from mmgap.generators.gradient import GradientPolicy
+from mmgap.loop import GAPSettings, Loop
 from mmgap.prompts import PromptBank, load_prompt
-from mmgap.search import NonFiniteLossError, PromptSearch, SearchSettings, initial_prompts
+from mmgap.search import (
+    NonFiniteLossError,
+    PromptSearch,
+    SearchSettings,
+    SourceSplit,
+    initial_prompts,
+)
 from mmgap.search.progress import PromptProgress
 from mmgap.search.step import StepScore
 from mmgap.sources import SourceSet
@@ -127,11 +138,19 @@ def test_batch_size_does_not_matter(generator, sources):
 
 
 def test_prompts_do_not_influence_each_other(generator, sources):
-    search, prompts = make(generator, sources)
+    """Nor where gradients are clipped, of which one is far larger than the other here."""
+    sgd = dict(optimizer=dict(type='SGD', lr=1.0), clip_grad=dict(max_norm=1e-3))
+    for settings in ({}, dict(optim_wrapper=sgd)):
+        search, prompts = make(generator, sources, **settings)
+        search.run(prompts)
+        alone, again = make(generator, sources, **settings)
+        alone.run(again[1:])
+        assert_same(embeddings(prompts[1:]), embeddings(again[1:]), atol=1e-4)
+    search, prompts = make(generator, sources, steps=1, optim_wrapper=sgd)
+    before = embeddings(prompts)
     search.run(prompts)
-    alone, again = make(generator, sources)
-    alone.run(again[1:])
-    assert_same(embeddings(prompts[1:]), embeddings(again[1:]), atol=1e-4)
+    for prompt, start in zip(prompts, before, strict=True):
+        assert 9e-4 < float((prompt.embeddings.detach() - start).norm()) < 1.01e-3
 
 
 def test_no_steps_take_prompts_as_they_start(generator, sources, tmp_path):
@@ -257,7 +276,9 @@ def _count_steps(monkeypatch, step):
     return counted
 
 
-@pytest.mark.parametrize('other', ['settings', 'prompts', 'target', 'truncated', 'garbage'])
+@pytest.mark.parametrize(
+    'other', ['settings', 'prompts', 'target', 'input', 'gradient', 'truncated', 'garbage']
+)
 def test_checkpoint_of_another_search_is_ignored(other, generator, sources, tmp_path, monkeypatch):
     file = tmp_path / 'search.safetensors'
     search, prompts = make(generator, sources, steps=2)
@@ -267,6 +288,11 @@ def test_checkpoint_of_another_search_is_ignored(other, generator, sources, tmp_
         model = tiny_classifier()
         model.head.fc.bias.data += 0.1
         settings['target'] = TargetModel(model, input_size=(16, 16))
+    if other == 'input':
+        settings['target'] = TargetModel(tiny_classifier(), input_size=(16, 16))
+        settings['target'].model.data_preprocessor.mean += 1
+    if other == 'gradient':
+        monkeypatch.setattr(generator, 'gradient', GradientPolicy('last_k'))
     if other == 'truncated':
         file.write_bytes(file.read_bytes()[:-30])
     if other == 'garbage':
@@ -492,6 +518,31 @@ def test_fresh_sources_and_seeds_and_none_held_out(scope, generator, sources, mo
     assert labels == ({0} if scope == 'class' else {0, 1})
 
 
+@pytest.mark.parametrize('counts, all_held_out', [((30, 9, 40), 5), ((30, 2, 1), 5), ((2, 2), 1)])
+def test_what_is_held_out_no_search_of_a_run_has_seen(counts, all_held_out):
+    """Neither that of a class nor that of all; a class of too few has none of its own."""
+    labels = np.repeat(range(len(counts)), counts)
+    sources = SimpleNamespace(
+        classes=range(len(counts)),
+        of_class=lambda label: np.flatnonzero((labels == label) | (label is None)),
+    )
+    split = SourceSplit(sources, 5, seed=1)
+    searched, held_out = set(split.searched(None).tolist()), split.held_out(None)
+    assert len(set(held_out)) == len(held_out) == all_held_out and not searched & set(held_out)
+    for label, count in enumerate(counts):
+        own = split.held_out(label)
+        assert len(own) == min(5, count // 3) or (count < 3 and len(own) == count)
+        if count >= 3:
+            assert not (searched | set(split.searched(label).tolist())) & set(own)
+
+
+def test_rounds_hold_out_the_same_sources(generator, sources):
+    loop = Loop(GAPSettings(generator={}, search=SearchSettings()), generator, sources, Config())
+    first, second = (loop.prompt_search(TargetModel(tiny_classifier()), i) for i in (0, 1))
+    assert first.seed != second.seed
+    assert [first.split.held_out(i) for i in (0, 1)] == [second.split.held_out(i) for i in (0, 1)]
+
+
 def test_found_prompts_go_to_the_bank(generator, sources, tmp_path):
     optim_wrapper = dict(optimizer=dict(type=torch.optim.SGD, lr=1.0))
     search, prompts = make(generator, sources, steps=1, optim_wrapper=optim_wrapper)
@@ -518,6 +569,10 @@ def test_bad_settings(generator, sources):
     search, prompts = make(generator, sources)
     with pytest.raises(ValueError, match='different ids'):
         search.run([prompts[0], prompts[0]])
+    optimizer = dict(optimizer=dict(type='SGD', lr=1.0), accumulative_counts=4)
+    search, prompts = make(generator, sources, optim_wrapper=optimizer)
+    with pytest.raises(ValueError, match='accumulative_counts=4 has no use'):
+        search.run(prompts)
 
 
 @pytest.mark.parametrize('fresh', [True, False])

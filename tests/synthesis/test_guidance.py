@@ -229,7 +229,7 @@ def test_a_config_says_what_guides(sources):
     assert own.guidance.feedback == own.guidance.feedback  # prepared once
     assert own.synthesizer()._drawing.guidance.feedback == own.guidance.feedback
     dumped = json.loads(json.dumps(own.guidance.identity(TargetModel(tiny_classifier()))))
-    assert dumped['feedback'][0]['mode'] == 'uniform' and dumped['target'][1:] == [None, 'bgr']
+    assert dumped['feedback'][0]['mode'] == 'uniform' and dumped['target'][2:] == [None, 'bgr']
 
 
 def test_terms_for_other_labels_do_not_guide(sources):

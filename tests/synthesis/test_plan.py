@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +54,26 @@ def test_classes_prompts_and_sources_take_turns(sources, count):
         if len(own) >= 3 * deck:
             first, second = ([d.source for d in own[i * deck :][:deck]] for i in (0, 1))
             assert first != second
+
+
+@pytest.mark.parametrize(
+    'classes, each, count', [(2, 4, 8), (10, 4, 100), (182, 1, 400), (2, 20, 50), (3, 2, 7)]
+)
+def test_few_images_are_of_all_prompts(classes, each, count):
+    """And those of a class are of prompts of as many classes as can be."""
+    data = SimpleNamespace(
+        classes=range(classes), labels=np.arange(classes), of_class=lambda label: np.array([label])
+    )
+    labels = [label for label in range(classes) for _ in range(each)]
+    plan = planner(data).plan(blank(*labels), count)
+    used = Counter(image.prompt_index for image in plan)
+    assert len(used) == min(count, len(labels))
+    assert max(used.values()) - min(used.get(i, 0) for i in range(len(labels))) <= 1
+    for label in range(classes):
+        own = [labels[image.prompt_index] for image in plan if image.source == label]
+        assert len(set(own)) == min(len(own), classes)
+    if each == 1:
+        assert not any(labels[image.prompt_index] == image.source for image in plan)
 
 
 def test_crossed_or_not(sources):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import mmpretrain
@@ -16,7 +17,7 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 from torch import nn
 
-from mmgap.targets import TargetModel
+from mmgap.targets import TargetModel, build_target
 from tests.support.tiny import tiny_classifier
 
 pytestmark = pytest.mark.smoke
@@ -203,6 +204,8 @@ def test_size_conventions(transforms, size):
         ([dict(type='NumpyToPIL', to_rgb=True), dict(type='PILToNumpy')], 'rgb'),
         ([dict(type='NumpyToPIL', to_rgb=True)], 'rgb'),
         ([dict(type='NumpyToPIL'), dict(type='PILToNumpy')], 'bgr'),
+        ([dict(type='ToPIL', to_rgb=True)], 'rgb'),
+        ([dict(type='ToPIL', to_rgb=True), dict(type='ToNumpy', to_bgr=True)], 'bgr'),
     ],
 )
 def test_channel_order_is_what_the_pipeline_hands_over(transforms, order, tmp_path):
@@ -213,6 +216,65 @@ def test_channel_order_is_what_the_pipeline_hands_over(transforms, order, tmp_pa
         packed = Compose(pipeline)(dict(img_path=str(path)))['inputs']
     assert packed[:, 0, 0].tolist() == dict(bgr=[0, 0, 255], rgb=[255, 0, 0])[order]
     assert TargetModel.from_pipeline(tiny_classifier(), pipeline).channel_order == order
+
+
+@pytest.mark.parametrize(
+    'transforms, says',
+    [
+        (
+            [
+                dict(type='Resize', scale=(2048, 512), keep_ratio=True),
+                dict(type='ResizeToMultiple', size_divisor=32),
+            ],
+            'has ResizeToMultiple, whose size depends',
+        ),
+        ([dict(type='ResizeShortestEdge', scale=(480, 640), max_size=2560)], 'whose size depends'),
+        ([dict(type='Resize', scale_factor=0.5)], 'resizes by scale_factor=0.5'),
+        ([dict(type='Resize', scale=224), dict(type='Pad', size=(256, 256))], 'has Pad'),
+        ([dict(type='Albumentations', transforms=[])], 'Albumentations, which .* cannot follow'),
+        ([dict(type='torchvision/Grayscale', num_output_channels=3)], 'torchvision/Grayscale'),
+        ([dict(type='Rgb2Gray'), dict(type='Resize', scale=224)], 'Rgb2Gray, which .* cannot'),
+    ],
+)
+def test_what_is_not_followed_is_refused(transforms, says):
+    pipeline = [dict(type='LoadImageFromFile'), *transforms, dict(type='PackInputs')]
+    with pytest.raises(ValueError, match=says):
+        TargetModel.from_pipeline(tiny_classifier(), pipeline)
+    given = dict(input_size=(32, 40), channel_order='rgb')
+    target = TargetModel.from_pipeline(tiny_classifier(), pipeline, **given)
+    assert (target.input_size, target.channel_order) == ((32, 40), 'rgb')
+
+
+def test_what_input_does_not_say_the_pipeline_says():
+    resize = dict(type='torchvision/Resize', size=256)
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='NumpyToPIL', to_rgb=True), resize]
+    config = Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    target = build_target(tiny_classifier(), config, dict(input_size=(256, 256)))
+    assert (target.input_size, target.channel_order) == ((256, 256), 'rgb')
+    pipeline[2] = dict(type='Resize', scale=224)
+    config = Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    target = build_target(tiny_classifier(), config, dict(channel_order='bgr'))
+    assert (target.input_size, target.channel_order) == ((224, 224), 'bgr')
+    target = build_target(tiny_classifier(), Config(), dict(input_size=(64, 64)))
+    assert (target.input_size, target.channel_order) == ((64, 64), 'bgr')
+    with pytest.raises(ValueError, match='no test or val pipeline'):
+        build_target(tiny_classifier(), Config(), dict(channel_order='rgb'))
+
+
+@pytest.mark.parametrize('change', ['mean', 'std', 'order', 'size', 'swap'])
+def test_identity_is_all_that_decides_what_it_says(change):
+    target, other = TargetModel(tiny_classifier()), TargetModel(tiny_classifier())
+    assert target.identity() == other.identity()
+    if change in ('mean', 'std'):
+        getattr(other.model.data_preprocessor, change).add_(1)
+    elif change == 'swap':
+        other.model.data_preprocessor.to_rgb = not other.model.data_preprocessor.to_rgb
+    elif change == 'order':
+        other.channel_order = 'rgb'
+    else:
+        other.input_size = (20, 20)
+    assert target.identity() != other.identity()
+    json.dumps(target.identity())
 
 
 def test_pipeline_given_by_classes():
