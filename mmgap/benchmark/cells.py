@@ -16,11 +16,11 @@ from mmengine.registry import DATASETS
 
 from mmgap.benchmark.coverage import Coverage
 from mmgap.benchmark.images import Folders, draw_images, put_real
-from mmgap.benchmark.methods import Method, read_methods
+from mmgap.benchmark.methods import Method, check_train, read_methods
 from mmgap.benchmark.pools import counts_of, evaluations_of
 from mmgap.benchmark.training import base_config, cell_config, inject, train_and_test
 from mmgap.compat import name_pretrained
-from mmgap.configs import gap_hooks, is_gap_hook
+from mmgap.configs import gap_hooks, is_gap_hook, name_of
 from mmgap.datasets import SyntheticDataset
 from mmgap.files import fingerprint, plain, read_json, write_json
 from mmgap.injection import InjectionSettings, judge_images
@@ -43,6 +43,7 @@ TRAINING = (
     'train_cfg',
     'train_dataloader',
 )
+SAMPLERS = ('DefaultSampler', 'InfiniteSampler')
 # What of ``benchmark`` decides no cell, or is in the key of each.
 UNRELATED = ('methods', 'compare', 'injections', 'coverage', 'evaluate_prompts')
 
@@ -74,6 +75,13 @@ class Benchmark:
         name_pretrained(config.model)
         self.config = config
         self.settings = config.benchmark
+        check_train(self.settings.get('train') or {}, 'benchmark.train')
+        sampler = name_of((config.train_dataloader.get('sampler') or {}).get('type', SAMPLERS[0]))
+        if sampler not in SAMPLERS:
+            raise ValueError(
+                f'train_dataloader.sampler is a {sampler}; cells draw all images alike, with '
+                f'InfiniteSampler, and their base checkpoint must too: take one of {SAMPLERS}'
+            )
         self.methods = read_methods(self.settings.methods)
         compared = self.settings.get('compare') or []
         self.compare = [compared] if isinstance(compared, str) else list(compared)
@@ -97,6 +105,7 @@ class Benchmark:
         cells = whole['benchmark']
         for unrelated in UNRELATED:
             cells.pop(unrelated, None)
+        cells['test_evaluator'] = whole.get('test_evaluator')
         cells['test'] = shared['test_dataloader']['dataset'].pop('split', None)
         for hook in gap_hooks(shared):
             hook.pop('injection', None)
@@ -127,7 +136,13 @@ class Benchmark:
         # Its rounds train in between, as cells do.
         if own.rounds > 1:
             between = plain(self.injections[None].counted)
-            return own.key(fingerprint([self._shared, self._cells, between]))
+            if len(self.budgets) > 1:
+                raise ValueError(
+                    f'method {method!r} has rounds={own.rounds}, each of a part of the budget: '
+                    f'give one budget, not {self.budgets}, and another --out for the next'
+                )
+            parts = [self._shared, self._cells, between, self.budgets]
+            return own.key(fingerprint(parts))
         return own.key(self._shared)
 
     def cell_key(self, method: str, injection: str | None = None) -> str:
@@ -165,6 +180,7 @@ class Benchmark:
             pool, images = self.images(method, seed, budget)
             evaluations = evaluations_of(pool, images)
             images, dropped = counts_of(pool, images)
+        self.base(seed)  # which is of no cell
         began = time.monotonic()
         config = self.training(method, seed, layers, pool, images, injection)
         report, others = train_and_test(config, evaluate=self.settings.get('evaluate') or {})

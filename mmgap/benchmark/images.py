@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.logging import MMLogger
 
 from mmgap.benchmark.methods import Method
 from mmgap.loop import GAPSettings, Loop
+from mmgap.loop.guards import same_path
 from mmgap.pool import SamplePool
 from mmgap.prompts import PromptBank, SoftPrompt
 from mmgap.sources import Sources
@@ -68,10 +70,10 @@ def put_real(
 
 
 def _check_leak(method: str, dataset: Any, evaluation: Sequence[Any]) -> None:
-    own = {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
+    own = {same_path(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))}
     for other in evaluation:
         for i in range(len(other)):
-            if other.get_data_info(i)['img_path'] in own:
+            if same_path(other.get_data_info(i)['img_path']) in own:
                 raise ValueError(
                     f'method {method!r} would train on images that the benchmark evaluates on, '
                     f'among them {other.get_data_info(i)["img_path"]}'
@@ -207,8 +209,14 @@ def _find_prompts(
     texts = method.sentences()
     if not texts:
         return prompts, cost
+    room = count - len(prompts)
+    if len(texts) > room:
+        MMLogger.get_current_instance().warning(
+            f'[gap] method {method.name!r} draws the first {room} of its {len(texts)} texts: '
+            f'prompts are {count} (search.prompts_per_class times the classes)'
+        )
     sentences = [
         loop.generator.prompts.text_prompt(texts[i % len(texts)], f'{method.name}-{i}')
-        for i in range(count - len(prompts))
+        for i in range(room)
     ]
     return prompts + sentences, cost

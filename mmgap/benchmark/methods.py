@@ -12,7 +12,16 @@ from mmgap.feedback import read_sentences
 from mmgap.files import fingerprint
 
 # What a cell sets itself; a method that changed it would not be compared on equal terms.
-FIXED = ('train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks', 'load_from', 'randomness')
+FIXED = (
+    'custom_hooks',
+    'load_from',
+    'optim_wrapper',
+    'param_scheduler',
+    'randomness',
+    'resume',
+    'train_cfg',
+    'train_dataloader.sampler',
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +93,8 @@ class Method:
         unknown = sorted(set(fragment) - set(KEYS))
         if unknown:
             raise ValueError(f'method {name!r} has unknown keys {unknown}; there are {KEYS}')
-        fixed = [key for key in fragment.get('train', {}) if key.split('.')[0] in FIXED]
-        if fixed:
-            raise ValueError(f'method {name!r} must not change {fixed}: all are trained alike')
+        check_train(fragment.get('train') or {}, f'method {name!r}')
+        cls._check_useful(name, fragment)
         rounds = fragment.get('rounds', 1)
         if rounds < 1 or (rounds > 1 and 'search' not in fragment):
             raise ValueError(
@@ -114,6 +122,25 @@ class Method:
             )
         cost_of = None if paid is None else (others or {})[paid]
         return cls(name=name, fragment=fragment, prompts_of=prompts_of, cost_of=cost_of, **settings)
+
+    @staticmethod
+    def _check_useful(name: str, fragment: Mapping[str, Any]) -> None:
+        """See that no key of a fragment is without use beside the others."""
+        if fragment.get('prompts_of') is not None:
+            beside, useless = 'prompts_of', {'search', 'initial', 'texts', 'feedback', 'rounds'}
+            drawn = set(fragment.get('generator') or {}) - {'scheduler', 'eta'}
+            if drawn:  # the search that finds the prompts would be another one
+                raise ValueError(
+                    f'method {name!r} has prompts_of and changes {sorted(drawn)} of the generator, '
+                    'for which prompts are found anew; only its scheduler and eta may change'
+                )
+        elif 'search' in fragment:
+            beside, useless = 'search', {'initial'}
+        else:
+            beside, useless = 'no search', {'feedback'}
+        found = sorted(useless & set(fragment))
+        if found:
+            raise ValueError(f'method {name!r} has {found}, which has no use with {beside}')
 
     @property
     def makes_images(self) -> bool:
@@ -165,6 +192,34 @@ class Method:
             fragment['texts'] = self.sentences()
         parts = [shared, fragment, self.prompts_of and self.prompts_of.key(shared)]
         return fingerprint(parts + ([self.cost_of.key(shared)] if self.cost_of else []))
+
+
+def check_train(changes: Mapping[str, Any], name: str) -> None:
+    """See that changes to the training leave alone what a cell sets itself.
+
+    Args:
+        changes: As the config has them, dicts or keys with dots.
+        name: Whose they are, for messages.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    fixed = [
+        path
+        for path in _paths(changes)
+        if any(path == part or path.startswith(f'{part}.') for part in FIXED)
+    ]
+    if fixed:
+        raise ValueError(f'{name} must not change {fixed}: all are trained alike')
+
+
+def _paths(settings: Mapping[str, Any]) -> list[str]:
+    """All keys of a fragment with those above them, by dots."""
+    found = []
+    for key, value in settings.items():
+        inner = _paths(value) if isinstance(value, Mapping) else []
+        found += [key, *(f'{key}.{path}' for path in inner)]
+    return found
 
 
 # Methods of the shipped configs whose names have changed, for one release.

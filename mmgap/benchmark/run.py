@@ -222,6 +222,8 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
         if rank:
             wait_for(args.out / 'base' / 'key.json')
         benchmark = Benchmark(config, args.out, args.budgets)
+        for name in args.methods:
+            benchmark.key(name)  # what cannot be run together is refused before anything is
         methods = {name: benchmark.methods[name].about for name in args.methods}
         cells = cells_of(benchmark, args, args.seeds)
         own = cells_of(benchmark, args, args.seeds[rank::world])

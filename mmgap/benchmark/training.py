@@ -93,6 +93,7 @@ def seeded_config(config: Config, seed: int) -> Config:
     config.pop('benchmark')
     config.randomness = dict(seed=seed)
     config.custom_hooks = []
+    config.resume = False  # it would go on from the base checkpoint's last iteration
     config.val_dataloader = config.val_cfg = config.val_evaluator = None
     config.default_hooks.checkpoint = None
     config.log_level = 'WARNING'

@@ -138,7 +138,7 @@ class Zoo:
         """
         args, row, column = self.args, self.benchmarks[images_of], self.benchmarks[model]
         path = self.transfer_path(images_of, model, seed)
-        key = fingerprint([row.key(args.transfer), column.key(args.transfer)])
+        key = fingerprint([row.key(args.transfer), column.cell_key(args.transfer)])
         if path.exists():
             cell = read_json(path)
             if cell.pop('key') != key:

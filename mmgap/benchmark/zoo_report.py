@@ -10,10 +10,17 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mmgap.benchmark.figures import measured
 from mmgap.benchmark.report import incomplete, spread
 from mmgap.files import write_bytes, write_json
 
 Cell = Mapping[str, Any]
+# What the worst group and the mean are called, by what the cells measure.
+METRICS = dict(
+    accuracy=('Worst-group accuracy', 'Mean of group accuracies'),
+    f1=('Worst F1 of a class', 'Macro F1'),
+    abs_rel=('AbsRel of the worst group', 'Mean AbsRel of groups'),
+)
 
 
 def write_report(
@@ -42,7 +49,7 @@ def write_report(
         '',
         f'`{meta["command"]}`',
         '',
-        f'Seeds: {seeds}. Accuracies in percent on {meta["test"]}, {network} fine-tuned from each '
+        f'Seeds: {seeds}. {measured(cells)} on {meta["test"]}, {network} fine-tuned from each '
         "target's own base checkpoint: mean over seeds ± standard deviation.",
         *incomplete(len(cells) + len(transfers), total),
         '',
@@ -105,9 +112,10 @@ def _entry(cells: Sequence[Cell], meta: Mapping[str, Any], model: str) -> dict[s
     """One model as MMPretrain's metafiles have them."""
     data = meta['data']
     own = _select(cells, model, meta['method'])
+    worst, mean = METRICS[own[0].get('measure', 'accuracy')]
     metrics = {
-        'Worst-group accuracy': 100 * float(np.mean([c['worst_group'] for c in own])),
-        'Mean of group accuracies': 100 * float(np.mean([c['mean'] for c in own])),
+        worst: 100 * float(np.mean([c['worst_group'] for c in own])),
+        mean: 100 * float(np.mean([c['mean'] for c in own])),
     }
     return {
         'Name': f'{meta["method"]}_{model}_{data.lower()}',

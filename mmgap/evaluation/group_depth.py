@@ -125,5 +125,5 @@ class GroupDepth(BaseMetric):
         if not errors:
             raise ValueError('GroupDepth: there are no images with known depth to evaluate')
         found.update({f'group/{name}': error for name, error in errors.items()})
-        mean = float(np.mean(list(errors.values())))
-        return dict(found, worst_group=max(errors.values()), mean=mean)
+        every = list(errors.values())  # NaN of one group is that of both
+        return dict(found, worst_group=float(np.max(every)), mean=float(np.mean(every)))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,7 +87,12 @@ class MacroF1(BaseMetric):
             raise ValueError('MacroF1: there are no samples to evaluate')
         predicted, labels = np.array(results).T
         scores = f1_per_class(predicted, labels)
-        names = (self.dataset_meta or {}).get('classes') or {label: str(label) for label in scores}
+        classes = (self.dataset_meta or {}).get('classes')
+        names = {label: classes[label] if classes else str(label) for label in scores}
+        for name, count in Counter(names.values()).items():
+            if count > 1:  # as ImageNet's two classes `crane`
+                same = [label for label in names if names[label] == name]
+                names.update({label: f'{name} ({label})' for label in same})
         return dict(
             f1_macro=float(np.mean(list(scores.values()))),
             accuracy=float(np.mean(predicted == labels)),

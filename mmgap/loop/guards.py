@@ -76,18 +76,19 @@ def check_guidance_images(feedback: Sequence[Feedback], evaluation: Sequence[Any
     Raises:
         ValueError: If one does.
     """
-    guiding = {_same_path(path) for term in feedback for path in term.guidance_images()}
+    guiding = {same_path(path) for term in feedback for path in term.guidance_images()}
     if not guiding:
         return
     for dataset in evaluation:
         for i in range(len(dataset)):
             path = dataset.get_data_info(i).get('img_path')
-            if path and _same_path(path) in guiding:
+            if path and same_path(path) in guiding:
                 raise ValueError(
                     f'guidance image {path} is also an image of {type(dataset).__name__}, which '
                     'the run is evaluated on; take other images for guidance'
                 )
 
 
-def _same_path(path: str) -> str:
+def same_path(path: str) -> str:
+    """One spelling of a path for all that lead to a file; addresses stay as they are."""
     return path if '://' in path else os.path.realpath(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from mmgap.pool import SamplePool
 
 # By the metric that shows that it is there.
 MEASURES = dict(abs_rel='abs_rel', f1='f1_macro')
+# The metric of a group or class, whose name may have slashes too.
+GROUP = re.compile(r'(?:.*?/)??(?P<kind>group|f1)/(?P<name>.+)')
 TITLES = dict(
     accuracy='accuracy on test', abs_rel='AbsRel on test (lower is better)', f1='F1 on test'
 )
@@ -47,15 +50,14 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError, RuntimeError):  # a list for each class, a confusion matrix
             continue
         plain[name] = value if math.isfinite(value) else None
-        parts = name.split('/')
-        if parts[-1] in ('worst_group', 'mean', 'adjusted'):
-            report[parts[-1]] = plain[name]
-        elif len(parts) > 1 and parts[-2] == 'group':
-            report['groups'][parts[-1]] = plain[name]
-        elif parts[-1] == 'f1_macro' and report['measure'] == 'f1':
+        of_group, part = GROUP.fullmatch(name), name.rpartition('/')[2]
+        if of_group is not None:
+            if of_group['kind'] == 'group' or report['measure'] == 'f1':
+                report['groups'][of_group['name']] = plain[name]
+        elif part in ('worst_group', 'mean', 'adjusted'):
+            report[part] = plain[name]
+        elif part == 'f1_macro' and report['measure'] == 'f1':
             report['mean'] = plain[name]
-        elif len(parts) > 1 and parts[-2] == 'f1' and report['measure'] == 'f1':
-            report['groups'][parts[-1]] = plain[name]
     if report['measure'] == 'f1':
         report['worst_group'] = min(report['groups'].values())
     return dict(report, metrics=plain)

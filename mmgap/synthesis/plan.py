@@ -221,10 +221,11 @@ def _alternating(prompts: Sequence[SoftPrompt]) -> list[int]:
 
 
 def _rotated(order: list[int], label: int, classes: int) -> list[int]:
-    """An order from a place of the class's own on.
+    """An order from another place on for every two classes.
 
-    Otherwise all classes would draw with the first prompts, and few images with these alone. Half
-    a turn of the classes away from its own prompts, whose look would tell the class.
+    If all began alike, few images of many classes would be of the first few prompts. Two draw with
+    the same ones, also at the beginning, so that no look tells the class.
     """
-    first = (label * len(order) // classes + classes // 2) % max(1, len(order))
+    pairs = max(1, classes // 2)
+    first = min(label // 2, pairs - 1) * len(order) // pairs
     return order[first:] + order[:first]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -41,6 +43,12 @@ def test_no_image_is_evaluated_on_and_there_are_enough(tmp_path, drawn):
     with pytest.raises(ValueError, match="the dataset of 'mine' has 12 images, 13 are asked for"):
         put_real(pool, sources, method='mine', count=13, evaluation=[other])
     other.infos.append(drawn.infos[7])
-    with pytest.raises(ValueError, match=r"'mine' would train on images .* evaluates on.*7\.png"):
-        put_real(pool, sources, method='mine', count=2, evaluation=[other])
+    (tmp_path / 'link').symlink_to(Path(drawn.infos[7]['img_path']).parent)
+    path = tmp_path / 'link' / Path(drawn.infos[7]['img_path']).name
+    linked = dict(drawn.infos[7], img_path=str(path))
+    for leaked in (drawn.infos[7], linked):
+        other.infos[-1] = leaked
+        words = r"'mine' would train on images .* evaluates on.*7\.png"
+        with pytest.raises(ValueError, match=words):
+            put_real(pool, sources, method='mine', count=2, evaluation=[other])
     assert len(pool) == 0

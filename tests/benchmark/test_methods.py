@@ -12,6 +12,21 @@ from mmgap.files import fingerprint
     [
         (dict(m=dict(rate=1)), r"method 'm' has unknown keys \['rate'\]; there are \('about', "),
         (dict(m=dict(train={'optim_wrapper.lr': 1})), r"must not change \['optim_wrapper.lr'\]"),
+        (
+            dict(m=dict(train={'train_dataloader': {'sampler': {'type': 'x'}}})),
+            r"must not change \['train_dataloader.sampler', 'train_dataloader.sampler.type'\]",
+        ),
+        (dict(m=dict(train={'resume': True})), r"must not change \['resume'\]"),
+        (
+            dict(m=dict(prompts_of='n', search={}, texts=['a']), n=dict(search={})),
+            r"'m' has \['search', 'texts'\], which has no use with prompts_of",
+        ),
+        (
+            dict(m=dict(prompts_of='n', generator=dict(guidance_scale=3)), n=dict(search={})),
+            r"changes \['guidance_scale'\] of the generator, for which prompts are found anew",
+        ),
+        (dict(m=dict(search={}, initial={})), r"\['initial'\], which has no use with search"),
+        (dict(m=dict(texts=['a'], feedback=[])), r"\['feedback'\], which has no use with no sea"),
         (dict(m=dict(search={}, rounds=0)), 'has rounds=0; there must be one at least'),
         (dict(m=dict(texts=['a'], rounds=2)), 'has rounds=2; .*several need a search of its own'),
         (dict(m=dict(prompts_of='n')), "takes the prompts of 'n', which finds none"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmgap.benchmark.cells import Benchmark
 from mmgap.benchmark.report import write_report
 from mmgap.benchmark.run import Cells, check_config, run_cells
 from mmgap.files import write_json
@@ -179,7 +180,7 @@ def test_a_method_may_have_more_prompts_and_none_is_evaluated(tmp_path):
     assert len(about['prompts']) == 6 and 'judged' not in about
     drawn = [json.loads(line)['prompt_id'] for line in (file.parent / 'manifest.jsonl').open()]
     drawn = {id.split('@')[0] for id in drawn}  # each around a source of either class
-    assert drawn < set(about['prompts']) and len(drawn) == 3
+    assert drawn == {'r0-landbird-0', 'r0-waterbird-0', 'r0-landbird-1'} < set(about['prompts'])
     row = next(r for r in (tmp_path / 'results.md').read_text().splitlines() if 'the starting' in r)
     assert row.split(' | ')[2:5] == ['', '', '']
 
@@ -251,6 +252,43 @@ def test_what_cannot_be_compared_is_named(change, words, birds):
     birds.merge_from_dict(change)
     with pytest.raises(SystemExit, match=words):
         check_config('toy.py', birds, None, 100)
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (
+            {'benchmark.train': {'train_dataloader': {'sampler': dict(type='GroupBalanced')}}},
+            r"benchmark.train must not change \['train_dataloader.sampler', ",
+        ),
+        (
+            {'train_dataloader.sampler': dict(type='RepeatAugSampler')},
+            'train_dataloader.sampler is a RepeatAugSampler; cells draw all images alike',
+        ),
+    ],
+)
+def test_samplers_that_cells_would_not_have(change, words, birds, tmp_path):
+    birds.merge_from_dict(change)
+    with pytest.raises(ValueError, match=words):
+        Benchmark(birds, tmp_path, [8])
+    assert not list(tmp_path.iterdir())
+
+
+def test_rounds_need_one_budget(birds, tmp_path):
+    birds.merge_from_dict({'benchmark.methods.ap.rounds': 2})
+    keys = [Benchmark(birds, tmp_path, [budget]).key('ap') for budget in (8, 16)]
+    assert keys[0] != keys[1]
+    both = Benchmark(birds, tmp_path, [16, 8])
+    assert both.key('none') == Benchmark(birds, tmp_path, [8]).key('none')
+    with pytest.raises(ValueError, match=r"'ap' has rounds=2, each of a part .*not \[8, 16\]"):
+        both.key('ap')
+
+
+def test_cells_depend_on_how_they_are_measured(birds, tmp_path):
+    before = Benchmark(birds, tmp_path, [8])
+    birds.test_evaluator[0].prefix = 'other'
+    after = Benchmark(birds, tmp_path, [8])
+    assert after.cell_key('none') != before.cell_key('none') and after.key('ap') == before.key('ap')
 
 
 def test_configs_that_are_no_benchmarks(tmp_path):

@@ -33,6 +33,11 @@ def test_report_and_metafile_say_what_was_measured(tmp_path):
     assert first['Name'] == 'gap_a_toybirds' and second['In Collection'] == 'GAP'
     (result,) = second['Results']
     assert result['Metrics']['Worst-group accuracy'] == 75.0
+    of_classes = [dict(cell, measure='f1') for cell in cells]
+    write_report(tmp_path, of_classes, transfers, meta, 16)
+    assert 'F1 of classes in percent on test' in (tmp_path / 'results.md').read_text()
+    (first, _) = yaml.safe_load((tmp_path / 'metafile.yml').read_text())['Models']
+    assert set(first['Results'][0]['Metrics']) == {'Worst F1 of a class', 'Macro F1'}
     write_report(tmp_path, cells[:5], transfers[:1], meta, 16)  # up to the first of model b
     text = (tmp_path / 'results.md').read_text()
     assert '**Incomplete: 6 of 16 cells.**' in text

@@ -54,6 +54,18 @@ def test_groups_are_upstreams_metric_on_their_own():
             assert found[f'{name}/{metric}'] == pytest.approx(value, rel=1e-6)
 
 
+def test_nan_of_one_group_is_the_worst():
+    broken = [dict(sample) for sample in images()]
+    last = max(sample['group'] for sample in broken)
+    for sample in broken:
+        if sample['group'] == last:
+            data = torch.full_like(sample['pred_depth_map']['data'], float('nan'))
+            sample['pred_depth_map'] = dict(data=data)
+    found = evaluate(broken)
+    assert np.isnan(found['worst_group']) and np.isnan(found['mean'])
+    assert np.isfinite(found[f'group/{GROUPS[0]}'])
+
+
 def test_images_without_known_depth_are_left_out():
     unknown = next(images(1))
     unknown['gt_depth_map']['data'].zero_()

@@ -10,6 +10,7 @@ from mmengine.evaluator import Evaluator
 from mmpretrain.structures import DataSample
 
 from mmgap.evaluation import MacroF1
+from mmgap.loop import group_report
 
 CLASSES = ('background', 'cattle', 'elephants', 'zebras', 'giraffes')
 
@@ -47,6 +48,20 @@ def test_macro_f1_over_present_classes(as_score):
     assert found == pytest.approx(expected)
     assert metrics['f1_macro'] == pytest.approx(np.mean(list(expected.values())))
     assert metrics['accuracy'] == pytest.approx(np.mean(np.array(predicted) == labels))
+
+
+def test_classes_of_one_name_are_told_apart():
+    """As MMPretrain's names of ImageNet, which have `crane` and `maillot` twice."""
+    metric = MacroF1()
+    metric.dataset_meta = dict(classes=('crane', 'bag/case', 'crane'))
+    found = metric.compute_metrics([(1, 0), (1, 1), (2, 2)])
+    assert found['f1/crane (0)'] == 0 and found['f1/crane (2)'] == 1
+    report = group_report(found)
+    assert report['worst_group'] == 0 and list(report['groups']) == [
+        'crane (0)',
+        'bag/case',
+        'crane (2)',
+    ]
 
 
 def test_agrees_with_wilds():

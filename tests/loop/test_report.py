@@ -16,6 +16,8 @@ def test_report_and_table():
     metrics = {'worst_group': 0.1, 'mean': 0.5, 'group/a-b': 0.1, 'group/c-d': float('nan')}
     report = group_report(metrics)
     assert report['groups'] == {'a-b': 0.1, 'c-d': None} and report['adjusted'] is None
+    slashes = group_report({'waterbirds/group/day/rain': 0.1, 'group/mean': 0.2, 'mean': 0.3})
+    assert slashes['groups'] == {'day/rain': 0.1, 'mean': 0.2} and slashes['mean'] == 0.3
     other = group_report({'accuracy/top1': 91.0})
     assert other['metrics'] == {'accuracy/top1': 91.0} and other['groups'] == {}
     stock = {'single-label/recall_classwise': [1.0, 2.0], 'confusion_matrix/result': torch.eye(2)}

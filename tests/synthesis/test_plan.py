@@ -57,23 +57,31 @@ def test_classes_prompts_and_sources_take_turns(sources, count):
 
 
 @pytest.mark.parametrize(
-    'classes, each, count', [(2, 4, 8), (10, 4, 100), (182, 1, 400), (2, 20, 50), (3, 2, 7)]
+    'classes, each, count, distinct',
+    [
+        (2, 4, 8, 4),
+        (10, 4, 100, 40),
+        (182, 1, 400, 182),
+        (2, 20, 50, 25),
+        (7, 3, 50, 21),
+        (1, 3, 3, 3),
+    ],
 )
-def test_few_images_are_of_all_prompts(classes, each, count):
-    """And those of a class are of prompts of as many classes as can be."""
+def test_few_images_are_of_many_prompts(classes, each, count, distinct):
+    """Of several classes, and each prompt is drawn for two classes at least."""
     data = SimpleNamespace(
         classes=range(classes), labels=np.arange(classes), of_class=lambda label: np.array([label])
     )
     labels = [label for label in range(classes) for _ in range(each)]
     plan = planner(data).plan(blank(*labels), count)
     used = Counter(image.prompt_index for image in plan)
-    assert len(used) == min(count, len(labels))
-    assert max(used.values()) - min(used.get(i, 0) for i in range(len(labels))) <= 1
+    assert len(used) == distinct and max(used.values()) <= 2 + 2 * min(used.values())
+    drawn_for = {(image.prompt_index, image.source) for image in plan}
+    owners = Counter(prompt for prompt, _ in drawn_for)
+    assert min(owners.values()) >= min(2, classes)
     for label in range(classes):
         own = [labels[image.prompt_index] for image in plan if image.source == label]
         assert len(set(own)) == min(len(own), classes)
-    if each == 1:
-        assert not any(labels[image.prompt_index] == image.source for image in plan)
 
 
 def test_crossed_or_not(sources):
