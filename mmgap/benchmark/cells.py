@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS
 
 from mmgap.benchmark.coverage import Coverage
 from mmgap.benchmark.images import Folders, draw_images, put_real
-from mmgap.benchmark.methods import Method, check_train, read_methods
+from mmgap.benchmark.methods import Method, check_train, contents_of, read_methods
 from mmgap.benchmark.pools import counts_of, evaluations_of
 from mmgap.benchmark.training import base_config, cell_config, inject, train_and_test
 from mmgap.compat import name_pretrained
@@ -111,7 +111,8 @@ class Benchmark:
             hook.pop('injection', None)
         loop = self.loop(0)
         world = loop.sources.dataset.metainfo.get('world_version')
-        self._shared = fingerprint([shared, loop.generator.fingerprint(), world])
+        parts = [shared, loop.generator.fingerprint(), world, *contents_of(shared)]
+        self._shared = fingerprint(parts)
         self.injections = {
             name: injection.for_labels(loop.sources.label_type)
             for name, injection in self.injections.items()
@@ -316,7 +317,8 @@ class Benchmark:
         facts = self._fill(SamplePool(folder), method, seed, count, overdraw)
         facts.update(method=method, seed=seed, images=count, key=self.key(method))
         facts.update(self._covered(folder))
-        write_json(file, dict(facts, seconds=time.monotonic() - began))
+        seconds = known.get('seconds', 0.0) + time.monotonic() - began  # of a smaller budget's too
+        write_json(file, dict(facts, seconds=seconds))
         return folder
 
     def _fill(
@@ -362,7 +364,7 @@ class Benchmark:
     def _covering(self) -> str | None:
         """Name what coverage is measured of; None for nothing."""
         settings = self.settings.get('coverage')
-        return None if settings is None else fingerprint(plain(settings))
+        return None if settings is None else fingerprint([plain(settings), max(self.budgets)])
 
     def _covered(self, pool: Path) -> dict[str, Any]:
         """Density and coverage of a pool, where ``benchmark.coverage`` says of what."""
@@ -372,7 +374,7 @@ class Benchmark:
         if self._coverage is None:
             test, size = self.config.test_dataloader.dataset, self.loop(0).generator.size
             self._coverage = Coverage(**self.settings.coverage, test=test, size=size)
-        return {**found, **self._coverage(SamplePool(pool))}
+        return {**found, **self._coverage(SamplePool(pool), max(self.budgets))}
 
     def _checkpoint(self, method: str, seed: int, round_index: int, pool: Path) -> Path:
         """What a round searches against: later ones a model trained with the images so far."""

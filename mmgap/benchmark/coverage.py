@@ -43,9 +43,9 @@ class Coverage:
             read_image(dataset.get_data_info(i)) for i in range(len(dataset))
         )
 
-    def __call__(self, pool: SamplePool) -> dict[str, float]:
-        """``density`` and ``coverage`` of the kept images."""
-        pictures = (np.array(Image.open(pool.path(sample))) for sample in pool.kept)
+    def __call__(self, pool: SamplePool, count: int) -> dict[str, float]:
+        """``density`` and ``coverage`` of the first so many kept images, on which both depend."""
+        pictures = (np.array(Image.open(pool.path(sample))) for sample in pool.kept[:count])
         density, coverage = density_and_coverage(self.real, self._features(pictures))
         return dict(density=density, coverage=coverage)
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from mmgap.feedback import read_sentences
@@ -22,6 +24,10 @@ FIXED = (
     'train_cfg',
     'train_dataloader.sampler',
 )
+
+
+# Files whose content decides results, not their name.
+CONTENTS = ('.txt', '.safetensors', '.pth', '.pt', '.bin')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +197,33 @@ class Method:
         if 'texts' in fragment:
             fragment['texts'] = self.sentences()
         parts = [shared, fragment, self.prompts_of and self.prompts_of.key(shared)]
-        return fingerprint(parts + ([self.cost_of.key(shared)] if self.cost_of else []))
+        parts += [self.cost_of.key(shared)] if self.cost_of else []
+        return fingerprint(parts + contents_of(fragment))
+
+
+def contents_of(settings: Any) -> list[list[Any]]:
+    """What is in the files that settings name: sentences, prompts, weights, pictures to guide by.
+
+    Args:
+        settings: Plain data.
+
+    Returns:
+        Name and digest of each file, of each folder of ``images`` the names and sizes in it; empty
+        where none is named.
+    """
+    found: list[list[Any]] = []
+    parts = settings.items() if isinstance(settings, Mapping) else enumerate(settings)
+    for key, value in parts:
+        if isinstance(value, (Mapping, list, tuple)):
+            found += contents_of(value)
+        elif isinstance(value, str) and value.endswith(CONTENTS) and Path(value).is_file():
+            with open(value, 'rb') as file:
+                found.append([value, hashlib.file_digest(file, 'sha256').hexdigest()[:16]])
+        elif key == 'images' and isinstance(value, str) and Path(value).is_dir():
+            files = sorted(path for path in Path(value).rglob('*') if path.is_file())
+            sizes = [[str(path.relative_to(value)), path.stat().st_size] for path in files]
+            found.append([value, fingerprint(sizes)])
+    return found
 
 
 def check_train(changes: Mapping[str, Any], name: str) -> None:

@@ -64,7 +64,7 @@ def write_report(
         lines += _paired(cells, methods, own)
     lines += _groups(cells, methods) + _other_splits(cells, methods)
     lines += _chosen(cells, methods)
-    lines += ['', '## The images', '', *_images(out, cells, methods), '']
+    lines += ['', '## The images', '', *_images(out, cells, methods, meta), '']
     write_bytes(folder / 'results.md', '\n'.join(lines).encode())
     # A figure takes 0.2 to 0.4 s on one core, and the first of a process one more: too much for
     # each of many short cells.
@@ -277,7 +277,9 @@ def spread(
     return mean if len(values) == 1 else f'{mean} ± {format(half(values), form.lstrip("+"))}'
 
 
-def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> list[str]:
+def _images(
+    out: Path, cells: Sequence[Cell], methods: Mapping[str, str], meta: Mapping[str, Any]
+) -> list[str]:
     """Per method: how the target fares on its images before any fine-tuning."""
     lines = [
         'Loss and accuracy of the base model on images of each prompt around held-out sources, one '
@@ -297,8 +299,9 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
         '|---|---|---|---|---|---|---|---|',
     ]
     seeds = sorted({c['seed'] for c in cells})
+    keys = meta.get('keys') or {}
     for method, text in methods.items():
-        facts = [one for seed in seeds for one in _latest(out, method, seed)]
+        facts = [one for seed in seeds for one in _latest(out, method, seed, keys.get(method))]
         covered = [(f['coverage'], f['density']) for f in facts if f.get('coverage') is not None]
         spreads = ', '.join(spread(values, '.2f') for values in zip(*covered, strict=True))
         drawn = [f for f in facts if 'prompts' in f]
@@ -321,9 +324,13 @@ def _images(out: Path, cells: Sequence[Cell], methods: Mapping[str, str]) -> lis
     return lines
 
 
-def _latest(out: Path, method: str, seed: int) -> list[dict[str, Any]]:
-    """What is known of a method's pool of a seed: of several the largest, and then the latest."""
+def _latest(out: Path, method: str, seed: int, key: str | None) -> list[dict[str, Any]]:
+    """What is known of a method's pool of a seed: of several the largest, and then the latest.
+
+    With a key, of those alone that were made with these settings of the method.
+    """
     files = out.glob(f'pools/{method}-{seed}-*/about.json')
     facts = [(read_json(file), file.stat().st_mtime_ns) for file in files]
     own = [(one.get('images', 0), time, one) for one, time in facts if one['method'] == method]
+    own = [entry for entry in own if key in (None, entry[2].get('key'))]
     return [max(own, key=lambda entry: entry[:2])[2]] if own else []

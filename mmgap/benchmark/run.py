@@ -222,14 +222,14 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
         if rank:
             wait_for(args.out / 'base' / 'key.json')
         benchmark = Benchmark(config, args.out, args.budgets)
-        for name in args.methods:
-            benchmark.key(name)  # what cannot be run together is refused before anything is
         methods = {name: benchmark.methods[name].about for name in args.methods}
+        # What cannot be run together is refused before anything is.
+        keys = {name: benchmark.key(name) for name in args.methods}
         cells = cells_of(benchmark, args, args.seeds)
         own = cells_of(benchmark, args, args.seeds[rank::world])
         if rank:
             return run_cells(cells, own, line)
-        meta = describe(benchmark, args)
+        meta = dict(describe(benchmark, args), keys=keys)
         write_json(folder / 'meta.json', json.loads(json.dumps(meta, default=str)))
 
         def report(finished: list[dict[str, Any]]) -> None:

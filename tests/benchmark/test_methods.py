@@ -3,7 +3,14 @@ from __future__ import annotations
 
 import pytest
 
-from mmgap.benchmark.methods import FIXED, KEYS, Method, current_names, read_methods
+from mmgap.benchmark.methods import (
+    FIXED,
+    KEYS,
+    Method,
+    contents_of,
+    current_names,
+    read_methods,
+)
 from mmgap.files import fingerprint
 
 
@@ -130,6 +137,21 @@ def test_the_key_names_what_decides(tmp_path):
     assert after['w'] == before['w'] and after['own'] != before['own']
     (tmp_path / 'words.txt').write_text('b\n')
     assert keys()['w'] != before['w']
+
+
+def test_the_key_names_what_is_in_files(tmp_path):
+    """Sentences, pictures and prompts by what they are, wherever a fragment names them."""
+    (tmp_path / 'pictures' / 'a').mkdir(parents=True)
+    places, prompt = tmp_path / 'places.txt', tmp_path / 'prompt.safetensors'
+    picture = tmp_path / 'pictures' / 'a' / 'one.png'
+    terms = [dict(descriptions=str(places)), dict(images=str(tmp_path / 'pictures'))]
+    fragment = dict(search=dict(init=str(prompt)), feedback=terms)
+    seen = []
+    for file in (places, prompt, picture, places, prompt, picture):
+        file.write_text('x' * (len(seen) + 1))
+        seen.append(read_methods(dict(m=fragment))['m'].key('s'))
+    assert len(set(seen)) == len(seen)
+    assert contents_of(dict(a=[1, None, 'no.txt'], images='nowhere')) == []
 
 
 def test_keys_are_explained():

@@ -9,7 +9,7 @@ import math
 import pytest
 
 from mmgap.benchmark.figures import interval, on_split
-from mmgap.benchmark.report import spread, write_report
+from mmgap.benchmark.report import _latest, spread, write_report
 from mmgap.files import write_json
 
 # AbsRel by method and seed.
@@ -88,3 +88,13 @@ def test_intervals():
     assert math.isnan(interval([1.0]))
     assert interval([1.0, 2.0, 4.0]) == pytest.approx(3.7946, abs=1e-3)  # 4.3027 * 1.5275 / sqrt 3
     assert spread([0.5]) == '0.5' and spread([1, 2], '.2f') == '1.50 ± 0.71'
+
+
+def test_the_images_are_those_of_this_run(tmp_path):
+    """Not those of a larger pool that was drawn with other settings of the method."""
+    for name, images, key in (('a', 100, 'before'), ('b', 8, 'now'), ('c', 4, 'now')):
+        about = dict(method='gap', images=images, key=key)
+        write_json(tmp_path / 'pools' / f'gap-0-{name}' / 'about.json', about)
+    assert [one['images'] for one in _latest(tmp_path, 'gap', 0, 'now')] == [8]
+    assert [one['images'] for one in _latest(tmp_path, 'gap', 0, None)] == [100]
+    assert _latest(tmp_path, 'gap', 0, 'other') == []
