@@ -137,13 +137,8 @@ class Benchmark:
         # Its rounds train in between, as cells do.
         if own.rounds > 1:
             between = plain(self.injections[None].counted)
-            if len(self.budgets) > 1:
-                raise ValueError(
-                    f'method {method!r} has rounds={own.rounds}, each of a part of the budget: '
-                    f'give one budget, not {self.budgets}, and another --out for the next'
-                )
-            parts = [self._shared, self._cells, between, self.budgets]
-            return own.key(fingerprint(parts))
+            # Each round has its part of the budget.
+            return own.key(fingerprint([self._shared, self._cells, between, self.budgets]))
         return own.key(self._shared)
 
     def cell_key(self, method: str, injection: str | None = None) -> str:
@@ -310,7 +305,7 @@ class Benchmark:
         count, file = count or max(self.budgets), folder / 'about.json'
         known = read_json(file) if file.exists() else {}
         if known.get('images', 0) >= count:
-            if known.get('coverage_of') != self._covering:
+            if known.get('coverage_of') != self.covering:
                 write_json(file, {**known, **self._covered(folder)})
             return folder
         began = time.monotonic()
@@ -361,15 +356,15 @@ class Benchmark:
         )
 
     @property
-    def _covering(self) -> str | None:
+    def covering(self) -> str | None:
         """Name what coverage is measured of; None for nothing."""
         settings = self.settings.get('coverage')
         return None if settings is None else fingerprint([plain(settings), max(self.budgets)])
 
     def _covered(self, pool: Path) -> dict[str, Any]:
         """Density and coverage of a pool, where ``benchmark.coverage`` says of what."""
-        found: dict[str, Any] = dict(coverage=None, density=None, coverage_of=self._covering)
-        if self._covering is None:
+        found: dict[str, Any] = dict(coverage=None, density=None, coverage_of=self.covering)
+        if self.covering is None:
             return found
         if self._coverage is None:
             test, size = self.config.test_dataloader.dataset, self.loop(0).generator.size

@@ -26,6 +26,8 @@ FIXED = (
 )
 
 
+# What of a generator may change where the prompts of a search are to stay.
+SAME_PROMPTS = {'scheduler', 'eta', 'compile', 'device'}
 # Files whose content decides results, not their name.
 CONTENTS = ('.txt', '.safetensors', '.pth', '.pt', '.bin')
 
@@ -100,7 +102,7 @@ class Method:
         if unknown:
             raise ValueError(f'method {name!r} has unknown keys {unknown}; there are {KEYS}')
         check_train(fragment.get('train') or {}, f'method {name!r}')
-        cls._check_useful(name, fragment)
+        cls._check_useful(name, fragment, finders)
         rounds = fragment.get('rounds', 1)
         if rounds < 1 or (rounds > 1 and 'search' not in fragment):
             raise ValueError(
@@ -130,21 +132,26 @@ class Method:
         return cls(name=name, fragment=fragment, prompts_of=prompts_of, cost_of=cost_of, **settings)
 
     @staticmethod
-    def _check_useful(name: str, fragment: Mapping[str, Any]) -> None:
+    def _check_useful(
+        name: str, fragment: Mapping[str, Any], finders: Mapping[str, Method]
+    ) -> None:
         """See that no key of a fragment is without use beside the others."""
-        if fragment.get('prompts_of') is not None:
+        given = {key for key, value in fragment.items() if value is not None} - {'about'}
+        given -= {'rounds'} if fragment.get('rounds') == 1 else set()
+        if 'prompts_of' in given:
             beside, useless = 'prompts_of', {'search', 'initial', 'texts', 'feedback', 'rounds'}
-            drawn = set(fragment.get('generator') or {}) - {'scheduler', 'eta'}
-            if drawn:  # the search that finds the prompts would be another one
+            finder = finders.get(fragment['prompts_of'])
+            drawn = sorted(set(fragment.get('generator') or {}) - SAME_PROMPTS)
+            if drawn and finder is not None and finder.search is not None:
                 raise ValueError(
-                    f'method {name!r} has prompts_of and changes {sorted(drawn)} of the generator, '
-                    'for which prompts are found anew; only its scheduler and eta may change'
+                    f'method {name!r} has prompts_of and changes {drawn} of the generator, for '
+                    f'which prompts are found anew; only {sorted(SAME_PROMPTS)} may change'
                 )
-        elif 'search' in fragment:
+        elif 'search' in given:
             beside, useless = 'search', {'initial'}
         else:
             beside, useless = 'no search', {'feedback'}
-        found = sorted(useless & set(fragment))
+        found = sorted(useless & given)
         if found:
             raise ValueError(f'method {name!r} has {found}, which has no use with {beside}')
 
@@ -163,6 +170,11 @@ class Method:
     def selects(self) -> bool:
         """Whether it keeps some of the images that it draws."""
         return 'keep' in (self.synthesis or {})
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether its images, or those whose cost it gets, are drawn in several rounds."""
+        return self.rounds > 1 or (self.cost_of is not None and self.cost_of.rounds > 1)
 
     @property
     def finder(self) -> Method:

@@ -302,7 +302,9 @@ def _images(
     keys = meta.get('keys') or {}
     for method, text in methods.items():
         facts = [one for seed in seeds for one in _latest(out, method, seed, keys.get(method))]
-        covered = [(f['coverage'], f['density']) for f in facts if f.get('coverage') is not None]
+        asked = meta.get('coverage_of')
+        alike = [f for f in facts if asked in (None, f.get('coverage_of'))]
+        covered = [(f['coverage'], f['density']) for f in alike if f.get('coverage') is not None]
         spreads = ', '.join(spread(values, '.2f') for values in zip(*covered, strict=True))
         drawn = [f for f in facts if 'prompts' in f]
         facts = [f for f in drawn if 'held_out' in f]

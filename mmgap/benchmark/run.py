@@ -129,7 +129,7 @@ def load_config(args: argparse.Namespace) -> Config:
             check_weights(args.model, config)
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(str(error)) from error
-    args.methods = check_config(args.config, config, args.methods, min(args.budgets))
+    args.methods = check_config(args.config, config, args.methods, args.budgets)
     ways = list(config.benchmark.get('injections') or {})
     unknown = [name for name in args.injections if name not in (None, *ways)]
     if unknown:
@@ -140,14 +140,17 @@ def load_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget: int) -> list[str]:
+def check_config(
+    path: str, config: Config, chosen: Sequence[str] | None, budgets: Sequence[int]
+) -> list[str]:
     """End with what is wrong where a config cannot be compared on.
 
     Args:
         path: Its file, for messages.
         config: The config.
-        chosen: Methods; None for all that it has.
-        budget: The smallest number of images.
+        chosen: Methods; None for all that it has, but those that need one budget if there are
+            several.
+        budgets: Numbers of images.
 
     Returns:
         Names of the methods.
@@ -167,6 +170,17 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
     unknown = [name for name in chosen if name not in methods]
     if unknown:
         raise SystemExit(f'unknown methods {unknown}; {path} has:\n{known}')
+    # Of a smaller budget they would have the images of the first round alone.
+    single = [name for name, method in methods.items() if len(budgets) > 1 and method.in_rounds]
+    if set(single) & set(chosen):
+        raise SystemExit(
+            f'methods {sorted(set(single) & set(chosen))} have rounds, each with a part of the '
+            f'budget: give one of the --budgets {sorted(budgets)} at a time, or leave them out of '
+            '--methods'
+        )
+    if single and not chosen:
+        print(f'without {single}, which have rounds and need a run for each budget', flush=True)
+        methods = {name: method for name, method in methods.items() if name not in single}
     hooks = gap_hooks(config)
     if len(hooks) != 1:
         raise SystemExit(f'{path} must have one mmgap.GAPHook, it has {len(hooks)}')
@@ -189,9 +203,9 @@ def check_config(path: str, config: Config, chosen: Sequence[str] | None, budget
     # Depth models have no classes; all their sources are of one.
     classes = (config.model.get('head') or {}).get('num_classes', 1)
     prompts = settings_of(hooks[0]).search.prompts_per_class * classes
-    if budget < prompts:
+    if min(budgets) < prompts:
         raise SystemExit(
-            f'budget {budget} is below the number of prompts ({prompts}): some would '
+            f'budget {min(budgets)} is below the number of prompts ({prompts}): some would '
             'not be drawn at all'
         )
     return list(chosen or methods)
@@ -223,13 +237,12 @@ def work(args: argparse.Namespace, rank: int, world: int) -> None:
             wait_for(args.out / 'base' / 'key.json')
         benchmark = Benchmark(config, args.out, args.budgets)
         methods = {name: benchmark.methods[name].about for name in args.methods}
-        # What cannot be run together is refused before anything is.
         keys = {name: benchmark.key(name) for name in args.methods}
         cells = cells_of(benchmark, args, args.seeds)
         own = cells_of(benchmark, args, args.seeds[rank::world])
         if rank:
             return run_cells(cells, own, line)
-        meta = dict(describe(benchmark, args), keys=keys)
+        meta = dict(describe(benchmark, args), keys=keys, coverage_of=benchmark.covering)
         write_json(folder / 'meta.json', json.loads(json.dumps(meta, default=str)))
 
         def report(finished: list[dict[str, Any]]) -> None:

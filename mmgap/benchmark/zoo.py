@@ -67,7 +67,7 @@ def load_config(args: argparse.Namespace) -> Config:
     config = prepare_config(args)
     if args.transfer not in args.methods:
         args.methods.append(args.transfer)
-    check_config(args.config, config, args.methods, args.budget)
+    check_config(args.config, config, args.methods, [args.budget])
     if 'num_classes' not in (config.model.get('head') or {}):
         raise SystemExit(f'{args.config} has no classifier: its model has no head.num_classes')
     args.models = args.models or list(config.get('zoo') or ())

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +17,6 @@ from mmgap.pool import SamplePool
 
 # By the metric that shows that it is there.
 MEASURES = dict(abs_rel='abs_rel', f1='f1_macro')
-# The metric of a group or class, whose name may have slashes too.
-GROUP = re.compile(r'(?:.*?/)??(?P<kind>group|f1)/(?P<name>.+)')
 TITLES = dict(
     accuracy='accuracy on test', abs_rel='AbsRel on test (lower is better)', f1='F1 on test'
 )
@@ -43,6 +40,10 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
     if 'worst_group' in last:  # classes are groups only where there are no others
         last.discard('f1_macro')
     report['measure'] = next((m for m, key in MEASURES.items() if key in last), 'accuracy')
+    # Before the name of a group or class, which may have slashes too.
+    total, kind = ('f1_macro', 'f1') if report['measure'] == 'f1' else ('worst_group', 'group')
+    ends = [name for name in metrics if name.rpartition('/')[2] == total]
+    starts = [f'{name.removesuffix(total)}{kind}/' for name in ends]
     plain = {}
     for name, value in metrics.items():
         try:
@@ -50,10 +51,10 @@ def group_report(metrics: Mapping[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError, RuntimeError):  # a list for each class, a confusion matrix
             continue
         plain[name] = value if math.isfinite(value) else None
-        of_group, part = GROUP.fullmatch(name), name.rpartition('/')[2]
-        if of_group is not None:
-            if of_group['kind'] == 'group' or report['measure'] == 'f1':
-                report['groups'][of_group['name']] = plain[name]
+        group = next((name.removeprefix(start) for start in starts if name.startswith(start)), None)
+        part = name.rpartition('/')[2]
+        if group is not None:
+            report['groups'][group] = plain[name]
         elif part in ('worst_group', 'mean', 'adjusted'):
             report[part] = plain[name]
         elif part == 'f1_macro' and report['measure'] == 'f1':

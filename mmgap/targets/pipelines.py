@@ -15,8 +15,13 @@ FIXED = ('Resize', 'ResizeEdge', 'CenterCrop', 'EfficientNetCenterCrop')
 # Those that change the size to one that depends on the image.
 SIZED = re.compile('Resize|Pad')
 # Those that leave an image as it is, or show it mirrored.
-HARMLESS = re.compile('Load|Pack|RandomFlip|RandomHorizontalFlip|PILToTensor')
-INSTEAD = "give input=dict(input_size=(height, width), channel_order='bgr')"
+HARMLESS = re.compile(
+    'Load|Pack|Collect|KeyMapper|RandomFlip|RandomHorizontalFlip|PILToTensor|ToHalf'
+)
+INSTEAD = (
+    'give input=dict(input_size=(height, width), channel_order=…), which is '
+    "'bgr' for images that OpenCV reads and 'rgb' for others"
+)
 
 
 def read_pipeline(
@@ -46,6 +51,8 @@ def read_pipeline(
         loads = loads or name == 'LoadImageFromFile'
         order = transform.get('channel_order', order)
         if name in FIXED:
+            if transform.get('scale_factor') in (1, (1, 1)):
+                continue
             value, fixed = _size(transform, kind, name)
             if value is not None:
                 size = (value, value) if isinstance(value, int) else value
@@ -56,6 +63,8 @@ def read_pipeline(
         elif name in SWAPS:
             if transform.get(SWAPS[name]):
                 order = 'rgb' if order == 'bgr' else 'bgr'
+        elif name == 'Pad' and unfixed is None and _same(transform.get('size'), size):
+            continue
         elif SIZED.match(name):
             unfixed = f'has {kind}, whose size depends on the image or is not followed'
         elif name in ('Normalize', 'ToTensor'):
@@ -76,6 +85,12 @@ def read_pipeline(
             'input=dict(input_size=(height, width))'
         )
     return size, order
+
+
+def _same(value: Any, size: tuple[int, int] | None) -> bool:
+    """Whether a setting of mmcv, ``(width, height)`` or one side, is a ``(height, width)``."""
+    value = (value, value) if isinstance(value, int) else value
+    return value is not None and tuple(value)[::-1] == size
 
 
 def _size(

@@ -62,6 +62,18 @@ def test_bad_fragments(fragments, words):
         read_methods(fragments)
 
 
+def test_what_changes_nothing_is_allowed():
+    """What a child config has switched off, and prompts that no search found."""
+    read_methods(
+        dict(
+            r=dict(initial={}),
+            a=dict(prompts_of='r', generator=dict(strength=0.6)),
+            ap=dict(search={}, initial=None, texts=None),
+            b=dict(prompts_of='ap', texts=None, rounds=1, generator=dict(compile=True, eta=0.5)),
+        )
+    )
+
+
 def test_every_fixed_setting_is_refused():
     for name in FIXED:
         with pytest.raises(ValueError, match='all are trained alike'):

@@ -251,7 +251,7 @@ def test_bad_arguments(options, words, tmp_path):
 def test_what_cannot_be_compared_is_named(change, words, birds):
     birds.merge_from_dict(change)
     with pytest.raises(SystemExit, match=words):
-        check_config('toy.py', birds, None, 100)
+        check_config('toy.py', birds, None, [100])
 
 
 @pytest.mark.parametrize(
@@ -274,14 +274,24 @@ def test_samplers_that_cells_would_not_have(change, words, birds, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_rounds_need_one_budget(birds, tmp_path):
+def test_rounds_need_one_budget(birds, tmp_path, capsys):
+    """Also for a method that gets the cost of one with rounds, but not for one with its prompts."""
     birds.merge_from_dict({'benchmark.methods.ap.rounds': 2})
+    birds.benchmark.methods.paid = dict(texts=['forest'], cost_of='ap')
+    birds.benchmark.methods.own = dict(prompts_of='ap', synthesis=dict(cross=False))
     keys = [Benchmark(birds, tmp_path, [budget]).key('ap') for budget in (8, 16)]
     assert keys[0] != keys[1]
-    both = Benchmark(birds, tmp_path, [16, 8])
-    assert both.key('none') == Benchmark(birds, tmp_path, [8]).key('none')
-    with pytest.raises(ValueError, match=r"'ap' has rounds=2, each of a part .*not \[8, 16\]"):
-        both.key('ap')
+    for name in ('ap', 'paid'):
+        assert check_config('toy.py', birds, ['none', name], [8]) == ['none', name]
+        with pytest.raises(SystemExit, match=f"methods .'{name}'. have rounds, each with a part"):
+            check_config('toy.py', birds, ['none', name], [16, 8])
+    assert check_config('toy.py', birds, ['own'], [16, 8]) == ['own']
+    assert Benchmark(birds, tmp_path, [16, 8]).key('own')
+    birds.benchmark.methods = {
+        name: birds.benchmark.methods[name] for name in ('none', 'ap', 'paid', 'own')
+    }
+    assert check_config('toy.py', birds, None, [16, 8]) == ['none', 'own']
+    assert "without ['ap', 'paid'], which have rounds" in capsys.readouterr().out
 
 
 def test_cells_depend_on_how_they_are_measured(birds, tmp_path):

@@ -16,8 +16,15 @@ def test_report_and_table():
     metrics = {'worst_group': 0.1, 'mean': 0.5, 'group/a-b': 0.1, 'group/c-d': float('nan')}
     report = group_report(metrics)
     assert report['groups'] == {'a-b': 0.1, 'c-d': None} and report['adjusted'] is None
-    slashes = group_report({'waterbirds/group/day/rain': 0.1, 'group/mean': 0.2, 'mean': 0.3})
-    assert slashes['groups'] == {'day/rain': 0.1, 'mean': 0.2} and slashes['mean'] == 0.3
+    for prefix in ('', 'waterbirds/', 'group/', 'a/f1/'):
+        names = {'group/day/rain': 0.1, 'group/mean': 0.2, 'mean': 0.3, 'worst_group': 0.1}
+        slashes = group_report({prefix + name: value for name, value in names.items()})
+        assert slashes['groups'] == {'day/rain': 0.1, 'mean': 0.2}
+        assert (slashes['worst_group'], slashes['mean']) == (0.1, 0.3)
+        names = {'f1/cat': 0.4, 'f1/a/dog': 0.8, 'f1_macro': 0.6, 'accuracy': 0.1}
+        classes = group_report({prefix + name: value for name, value in names.items()})
+        assert classes['groups'] == {'cat': 0.4, 'a/dog': 0.8}
+        assert (classes['worst_group'], classes['mean']) == (0.4, 0.6)
     other = group_report({'accuracy/top1': 91.0})
     assert other['metrics'] == {'accuracy/top1': 91.0} and other['groups'] == {}
     stock = {'single-label/recall_classwise': [1.0, 2.0], 'confusion_matrix/result': torch.eye(2)}

@@ -190,6 +190,8 @@ def test_size_of_stock_test_pipelines(name, size):
         ([dict(type='Resize', scale=50), dict(type='CenterCrop', crop_size=(40, 30))], (30, 40)),
         ([dict(type='torchvision/Resize', size=(30, 40))], (30, 40)),  # (height, width)
         ([dict(type='RandomFlip')], None),
+        ([dict(type='Resize', scale=(40, 30)), dict(type='Pad', size=(40, 30))], (30, 40)),
+        ([dict(type='Resize', scale=50), dict(type='Resize', scale_factor=1.0)], (50, 50)),
     ],
 )
 def test_size_conventions(transforms, size):
