@@ -194,7 +194,8 @@ class Planner:
         """The prompts that each class may be drawn with, in the order of its turns."""
         classes = len(self.sources.classes)
         if self.settings.cross:
-            order = _alternating(prompts)
+            # Two classes take turns in the order of the list, as in all tables so far.
+            order = _alternating(prompts) if classes > 2 else [*range(len(prompts))]
             fitting = [_rotated(order, label, classes) for label in range(classes)]
         else:
             fitting = [

@@ -180,7 +180,7 @@ def test_a_method_may_have_more_prompts_and_none_is_evaluated(tmp_path):
     assert len(about['prompts']) == 6 and 'judged' not in about
     drawn = [json.loads(line)['prompt_id'] for line in (file.parent / 'manifest.jsonl').open()]
     drawn = {id.split('@')[0] for id in drawn}  # each around a source of either class
-    assert drawn == {'r0-landbird-0', 'r0-waterbird-0', 'r0-landbird-1'} < set(about['prompts'])
+    assert drawn < set(about['prompts']) and len(drawn) == 3
     row = next(r for r in (tmp_path / 'results.md').read_text().splitlines() if 'the starting' in r)
     assert row.split(' | ')[2:5] == ['', '', '']
 
