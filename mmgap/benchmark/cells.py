@@ -67,8 +67,8 @@ class Benchmark:
         budgets: Image budgets, the smallest first.
 
     Raises:
-        ValueError: If the fragment of a method is not valid, or ``out`` holds the results of
-            another config, generator or world.
+        ValueError: If the fragment of a method, ``benchmark.train`` or the sampler of the training
+            data is not valid, or ``out`` holds the results of another config, generator or world.
     """
 
     def __init__(self, config: Config, out: Path, budgets: Sequence[int]) -> None:

@@ -24,8 +24,6 @@ FIXED = (
     'train_cfg',
     'train_dataloader.sampler',
 )
-
-
 # What of a generator may change where the prompts of a search are to stay.
 SAME_PROMPTS = {'scheduler', 'eta', 'compile', 'device'}
 # Files whose content decides results, not their name.

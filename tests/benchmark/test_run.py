@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from mmgap.benchmark.cells import Benchmark
 from mmgap.benchmark.report import write_report
 from mmgap.benchmark.run import Cells, check_config, run_cells
-from mmgap.files import write_json
+from mmgap.files import read_json, write_json
 from tests.support.benchmarks import BIRDS, QUICK, ROOT, run_benchmark
 
 METHODS = 'none style real gap'.split()
@@ -292,6 +292,24 @@ def test_rounds_need_one_budget(birds, tmp_path, capsys):
     }
     assert check_config('toy.py', birds, None, [16, 8]) == ['none', 'own']
     assert "without ['ap', 'paid'], which have rounds" in capsys.readouterr().out
+
+
+def test_seconds_are_those_of_all_that_was_done(birds, tmp_path, monkeypatch):
+    """Those of a pool with what it had before it grew; a cell's without its base checkpoint."""
+    clock = iter(range(1000))
+    monkeypatch.setattr('mmgap.benchmark.cells.time.monotonic', lambda: next(clock))
+    monkeypatch.setattr(Benchmark, '_fill', lambda self, *_: {})
+    monkeypatch.setattr(Benchmark, '_covered', lambda self, _: {})
+    for budget, seconds in ((8, 1), (16, 2), (8, 2), (32, 3)):
+        folder = Benchmark(birds, tmp_path, [budget]).pool('ap', 0)
+        assert read_json(folder / 'about.json')['seconds'] == seconds
+    benchmark, passed = Benchmark(birds, tmp_path, [8]), []
+    monkeypatch.setattr(benchmark, 'base', lambda _: passed or passed.append(next(clock)))
+    monkeypatch.setattr(benchmark, 'training', lambda *_: benchmark.base(0))
+    report = dict(metrics={}, worst_group=0.5)
+    monkeypatch.setattr('mmgap.benchmark.cells.train_and_test', lambda *_, **__: (report, {}))
+    cell = benchmark.cell('none', 0, 0, 'last')
+    assert len(passed) == 1 and cell['seconds'] == 1
 
 
 def test_cells_depend_on_how_they_are_measured(birds, tmp_path):

@@ -70,10 +70,11 @@ def test_precision_and_layout():
 )
 def test_base_models_count_as_their_config_does(train_cfg, by_epoch, birds):
     assert is_by_epoch(train_cfg) == by_epoch
-    birds.train_cfg = train_cfg
+    birds.train_cfg, birds.resume = train_cfg, True
     base = base_config(birds, seed=3, length=5)
     assert base.train_cfg == {'by_epoch': by_epoch, 'max_epochs' if by_epoch else 'max_iters': 5}
     assert base.randomness.seed == 3 and not base.custom_hooks and 'benchmark' not in base
+    assert not base.resume and birds.resume  # else a cell would go on from its base's last step
     assert base.val_cfg is None and 'benchmark' in birds and birds.train_cfg == train_cfg
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmgap.feedback import AdversarialLoss, FeedbackBatch, adversarial_loss
+from mmgap.feedback.base import total_feedback
 from mmgap.targets import ClassOutput
 
 
@@ -93,3 +94,13 @@ def test_bad_settings():
         AdversarialLoss(logit_scale=0)
     with pytest.raises(ValueError, match='floor=0.05 would switch'):
         AdversarialLoss('untargeted', floor=0.05)
+
+
+def test_terms_of_one_class_are_told_apart_in_the_log():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    seen = batch(logits, torch.tensor([0, 1]))
+    terms = [AdversarialLoss('flip'), AdversarialLoss('uniform'), AdversarialLoss('untargeted')]
+    means = total_feedback(terms, seen).means
+    assert list(means) == ['AdversarialLoss', 'AdversarialLoss 2', 'AdversarialLoss 3']
+    for term, mean in zip(terms, means.values(), strict=True):
+        assert float(mean) == pytest.approx(float(term(seen).mean()))
