@@ -14,9 +14,11 @@ SWAPS = dict(NumpyToPIL='to_rgb', ToPIL='to_rgb', PILToNumpy='to_bgr', ToNumpy='
 FIXED = ('Resize', 'ResizeEdge', 'CenterCrop', 'EfficientNetCenterCrop')
 # Those that change the size to one that depends on the image.
 SIZED = re.compile('Resize|Pad')
-# Those that leave an image as it is, or show it mirrored.
+# Those that leave an image as it is, show it mirrored, or change its colours a little at random, as
+# where a fold of the training data is tested on with their pipeline.
 HARMLESS = re.compile(
-    'Load|Pack|Collect|KeyMapper|RandomFlip|RandomHorizontalFlip|PILToTensor|ToHalf'
+    'Load|Pack|Collect|KeyMapper|ToHalf|PILToTensor|RandomFlip|RandomHorizontalFlip|ColorJitter|'
+    'Lighting|PhotoMetricDistortion'
 )
 INSTEAD = (
     'give input=dict(input_size=(height, width), channel_order=…), which is '

@@ -190,6 +190,7 @@ def test_size_of_stock_test_pipelines(name, size):
         ([dict(type='Resize', scale=50), dict(type='CenterCrop', crop_size=(40, 30))], (30, 40)),
         ([dict(type='torchvision/Resize', size=(30, 40))], (30, 40)),  # (height, width)
         ([dict(type='RandomFlip')], None),
+        ([dict(type='Resize', scale=50), dict(type='ColorJitter', brightness=0.4)], (50, 50)),
         ([dict(type='Resize', scale=(40, 30)), dict(type='Pad', size=(40, 30))], (30, 40)),
         ([dict(type='Resize', scale=50), dict(type='Resize', scale_factor=1.0)], (50, 50)),
     ],
@@ -233,6 +234,7 @@ def test_channel_order_is_what_the_pipeline_hands_over(transforms, order, tmp_pa
         ([dict(type='ResizeShortestEdge', scale=(480, 640), max_size=2560)], 'whose size depends'),
         ([dict(type='Resize', scale_factor=0.5)], 'resizes by scale_factor=0.5'),
         ([dict(type='Resize', scale=224), dict(type='Pad', size=(256, 256))], 'has Pad'),
+        ([dict(type='RandomResizedCrop', scale=32)], 'RandomResizedCrop, which .* cannot follow'),
         ([dict(type='Albumentations', transforms=[])], 'Albumentations, which .* cannot follow'),
         ([dict(type='torchvision/Grayscale', num_output_channels=3)], 'torchvision/Grayscale'),
         ([dict(type='Rgb2Gray'), dict(type='Resize', scale=224)], 'Rgb2Gray, which .* cannot'),
